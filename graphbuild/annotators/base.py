@@ -1,0 +1,168 @@
+"""What an annotator is: a frozen value that reads kinds and makes kinds."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from graphbuild.codecs import Node, Value
+from graphbuild.contracts import Item
+from graphbuild.kinds import Kind, kind_of
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """A need met once per variant of the parent: child variant v is made from parent variant v."""
+
+    kind: str
+
+
+def each(kind: str) -> Each:
+    """Ask for every variant of `kind`, one child each; two `each` needs advance together."""
+    return Each(kind)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one actor of an annotator asks of the cluster, and how many requests it takes at once."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One (item, variant) to annotate. `seed` (0 <= seed < 2**63) is the only source of randomness."""
+
+    item: Item
+    inputs: Mapping[str, Node]
+    variant: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What was made for one request: kind -> array (uint8), text or JSON; an optional score and facts."""
+
+    nodes: Mapping[str, Value]
+    score: float | None = None
+    attrs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """There is nothing to make here, and why: one snake_case word, such as `no_person`."""
+
+    reason: str
+
+
+def parameter(default: Any, *, output: bool = True, added: bool = False) -> Any:
+    """An annotator field with a role in its version.
+
+    Args:
+        default: the default value.
+        output: False for settings that cannot change a pixel (device, URL, number of variants).
+        added: True for a parameter that came after the first release: while it has its default it is
+            left out of the version, so that existing graphs do not rerun.
+    """
+    return field(default=default, metadata={"output": output, "added": added})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotator(ABC):
+    """Subclass, name what it `needs` and `makes`, and write `annotate`. The fields are the configuration.
+
+    Class variables:
+        needs: kinds read; a plain name is its variant 0, `each(kind)` every variant.
+        makes: kinds written, by name, or as a `Kind` of your own.
+        code_version: bump it when the pixels change.
+        resources: what an actor needs.
+        deterministic: equal inputs give equal bytes in one environment.
+    """
+
+    needs: ClassVar[tuple[str | Each, ...]] = ("image",)
+    makes: ClassVar[tuple[str | Kind, ...]]
+    code_version: ClassVar[int] = 1
+    resources: ClassVar[Resources] = Resources()
+    deterministic: ClassVar[bool] = True
+
+    @abstractmethod
+    def annotate(self, batch: Sequence[Request], model: Any) -> Sequence[Derived | Skip]:
+        """One result per request, in order. An exception fails the rows of the batch, retried one by one."""
+
+    def load(self, device: str) -> Any:
+        """The model, loaded once per actor on its worker; annotators without weights return None."""
+        return None
+
+    def identity(self) -> str | None:
+        """What pins the model: a hub commit or a digest of local files; None without weights."""
+        return None
+
+    def codec(self, kind: Kind) -> str:
+        """The codec a made kind is stored with; the kind's own unless overridden."""
+        assert kind.codec is not None
+        return kind.codec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition(Annotator):
+    """An annotator that describes one picture: `of="edit_local"` makes `edit_local.canny` and so on."""
+
+    of: str = parameter("image", added=True)
+
+
+def name_of(annotator: Annotator | type[Annotator]) -> str:
+    """The class name in snake case: `DepthAnything` is `depth_anything`."""
+    cls = annotator if isinstance(annotator, type) else type(annotator)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def use_of(annotator: Annotator) -> str:
+    """`module:Class`, how a later process finds the class again."""
+    return f"{type(annotator).__module__}:{type(annotator).__qualname__}"
+
+
+def needs_of(annotator: Annotator) -> dict[str, str | Each]:
+    """Name inside the annotator -> the graph kind it stands for, after `of`."""
+    needs = {need.kind if isinstance(need, Each) else need: need for need in annotator.needs}
+    of = getattr(annotator, "of", "image")
+    if of != "image":
+        needs["image"] = each(of)
+    return needs
+
+
+def makes_of(annotator: Annotator) -> dict[str, Kind]:
+    """Name inside the annotator -> the graph kind it makes, after `of`."""
+    of = getattr(annotator, "of", "image")
+    made = {kind if isinstance(kind, str) else kind.name: kind for kind in annotator.makes}
+    prefix = "" if of == "image" else f"{of}."
+    return {name: kind_of(prefix + kind) if isinstance(kind, str) else kind for name, kind in made.items()}
+
+
+def variants_of(annotator: Annotator) -> int:
+    """How many variants it makes from one parent: its `variants` field, else 1."""
+    return int(getattr(annotator, "variants", 1))
+
+
+def config_of(annotator: Annotator) -> dict[str, Any]:
+    """Every field and its value, JSON-ready."""
+    return {f.name: _plain(getattr(annotator, f.name)) for f in fields(annotator)}
+
+
+def params_of(annotator: Annotator) -> dict[str, Any]:
+    """The fields that belong in the version."""
+    return {
+        f.name: _plain(getattr(annotator, f.name))
+        for f in fields(annotator)
+        if f.name != "variants"
+        and f.metadata.get("output", True)
+        and not (f.metadata.get("added", False) and getattr(annotator, f.name) == f.default)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,61 @@
+"""A foreground mask without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphbuild.annotators.base import Condition, Derived, Request
+from graphbuild.codecs import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grabcut(Condition):
+    """Foreground mask, white on black, from a centre prior (C. Rother et al., "GrabCut", SIGGRAPH 2004).
+
+    The picture is reduced to `resolution`, everything outside a centred rectangle is taken for background, and the
+    segmentation is enlarged again. Always a mask: the score is its share of the picture (0..1), so that empty and
+    full masks can be filtered out.
+
+    Args:
+        margin: width of the certain background on each side, as a fraction of that side.
+        iterations: of graph cuts.
+        resolution: long side in pixels at which the cut is computed.
+    """
+
+    makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
+    margin: float = 0.1
+    iterations: int = 5
+    resolution: int = 256
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [self._mask(request.inputs["image"].array(), request.seed) for request in batch]
+
+    def _mask(self, picture: Pixels, seed: int) -> Derived:
+        import cv2
+
+        height, width = picture.shape[:2]
+        scale = min(1.0, self.resolution / max(height, width))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        cut = self._cut(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), seed)
+        smooth = cv2.resize(cut.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        mask = smooth >= 0.5
+        return Derived({"foreground_mask": mask}, score=float(mask.mean()))
+
+    def _cut(self, small: Any, seed: int) -> Any:
+        import cv2
+
+        height, width = small.shape[:2]
+        left, top = round(width * self.margin), round(height * self.margin)
+        labels = np.full((height, width), cv2.GC_BGD, np.uint8)
+        labels[top : height - top, left : width - left] = cv2.GC_PR_FGD
+        if left == 0 or top == 0:
+            return np.zeros((height, width), bool)  # too thin to have a background to learn from
+        # Its k-means draws from OpenCV's global generator.
+        cv2.setRNGSeed(seed & 0x7FFFFFFF)
+        background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(small, labels, None, background, foreground, self.iterations, cv2.GC_INIT_WITH_MASK)
+        return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)

@@ -1,0 +1,1 @@
+"""From a source and annotators to committed units: plan, unit, executors, report."""

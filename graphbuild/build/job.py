@@ -1,0 +1,118 @@
+"""What one worker does at a time: the units of one shard side by side, so that they share one decode of their parents."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from graphbuild.build.ingest import ReplanNeeded, SourceTask, run_source_unit
+from graphbuild.build.unit import AnnotatorBroken, Nodes, Task, UnitReport, Work
+from graphbuild.contracts import GraphError, Shard
+from graphbuild.store.publish import Files, Workspace
+
+Progress = Callable[[int, int], None]
+"""Called with (rows finished, of which failed)."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Units of one shard for one worker; `pool` says whose worker may take it, `cpus` and `gpus` what it needs."""
+
+    pool: str
+    shard: Shard
+    tasks: tuple[Task | SourceTask, ...]
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class Worker:
+    """Runs jobs in this process; models are loaded on first use and kept."""
+
+    def __init__(self, url: str, workspace: str, flush_s: float, device: str = "cpu") -> None:
+        import cv2
+
+        # One thread per worker: the pool is the parallelism, and results must not depend on thread counts.
+        cv2.setNumThreads(1)
+        self.files = Files(url)
+        self.workspace = Workspace(self.files, workspace)
+        self.flush_s, self.device = flush_s, device
+        self._models: dict[str, Any] = {}
+
+    def run(self, job: Job, progress: Progress) -> list[UnitReport]:
+        """One report per unit; what goes wrong in one unit does not stop the others."""
+        running = [_Running(self, task, progress) for task in job.tasks]
+        for run in running:
+            run.open()
+        items = next((run.work.items for run in running if run.work is not None), [])
+        size = max((run.batch_size for run in running), default=1)
+        for start in range(0, len(items), size):
+            nodes: Nodes = {}
+            for run in running:
+                run.advance(items[start : start + size], nodes)
+        for run in running:
+            run.commit()
+        return [run.report for run in running]
+
+    def model(self, task: Task) -> Any:
+        if task.maker.version not in self._models:
+            self._models[task.maker.version] = task.annotator.load(self.device)
+        return self._models[task.maker.version]
+
+
+class _Running:
+    """One unit inside a job; its errors end in its report."""
+
+    def __init__(self, worker: Worker, task: Task | SourceTask, progress: Progress) -> None:
+        self.worker, self.task, self.progress = worker, task, progress
+        self.report = UnitReport(unit=task.unit, revision=task.revision)
+        self.work: Work | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.task.annotator.resources.batch_size if isinstance(self.task, Task) else 1
+
+    def open(self) -> None:
+        with self._timed(), _recorded(self.report):
+            if isinstance(self.task, SourceTask):
+                self.report = run_source_unit(self.task, self.worker.files, self.worker.workspace, self.progress)
+            else:
+                self.work = Work(self.task, self.worker.files, self.worker.workspace, self.worker.flush_s)
+                self.report = self.work.report
+
+    def advance(self, items: Sequence[Any], nodes: Nodes) -> None:
+        if self.work is None or self.report.error is not None:
+            return
+        before, failed = self.work.tally.done, self.work.tally.failed
+        with self._timed(), _recorded(self.report):
+            self.work.advance(items, nodes, lambda: self.worker.model(self.work.task))  # type: ignore[union-attr]
+        self.progress(self.work.tally.done - before, self.work.tally.failed - failed)
+
+    def commit(self) -> None:
+        if self.work is not None and self.report.error is None:
+            with self._timed(), _recorded(self.report):
+                self.work.commit()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.report.seconds += time.perf_counter() - started
+
+
+@contextmanager
+def _recorded(report: UnitReport) -> Iterator[None]:
+    try:
+        yield
+    except ReplanNeeded:
+        report.status = "replan"
+    except Exception as error:  # noqa: BLE001 - whatever stops a unit is reported by the driver, never swallowed
+        report.status = "failed"
+        report.error = f"{report.unit}: {type(error).__name__}: {error}"
+        report.broken = isinstance(error, AnnotatorBroken)
+        report.final = isinstance(error, GraphError) or getattr(error, "errno", None) in FULL

@@ -1,0 +1,371 @@
+"""One unit of an annotator, from its parents' commits to its own. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphbuild.annotators.base import Annotator, Derived, Each, Request, Skip, makes_of, needs_of
+from graphbuild.build.commit import publish_unit
+from graphbuild.build.spool import Key, Spool
+from graphbuild.codecs import CODECS, Node, UnusableImage
+from graphbuild.contracts import (
+    FINAL_REASONS,
+    CommitDocument,
+    CommitRef,
+    GraphError,
+    Item,
+    LineageDocument,
+    Live,
+    Outcome,
+    Parent,
+    Status,
+    Unit,
+)
+from graphbuild.lineage import canonical_json, checksum, seed_of
+from graphbuild.store.graph import read_node
+from graphbuild.store.index import EdgeRows
+from graphbuild.store.parts import items_name, newest_commit, read_table
+from graphbuild.store.publish import Files, Workspace
+
+BROKEN_ROWS = 100
+
+
+class AnnotatorBroken(GraphError):
+    """More than half of the finished rows failed: the annotator, not the data, is at fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """An annotator or a source made concrete against a graph: its lineage, its variants, who makes what it needs."""
+
+    name: str
+    version: str
+    use: str
+    config: dict[str, Any]
+    lineage: LineageDocument
+    variants: dict[str, int]
+    parents: dict[str, Live] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a worker receives for one unit. `deaths` counts workers that died on it: after the first, rows run alone."""
+
+    annotator: Annotator
+    maker: Maker
+    unit: Unit
+    revision: int
+    retry: bool = False
+    deaths: int = 0
+
+
+@dataclass(kw_only=True)
+class UnitReport:
+    """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; `final` says that
+    trying again would not help, `broken` that the annotator itself is at fault."""
+
+    unit: Unit
+    revision: int
+    status: str = "committed"
+    error: str | None = None
+    final: bool = False
+    broken: bool = False
+    counts: dict[Status, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    computed: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    annotate_seconds: float = 0.0
+
+    def settle(self, document: CommitDocument | None, rows: Sequence[Outcome]) -> None:
+        """Take the totals from what was committed, or from `rows` when nothing had to be published."""
+        if document is None:
+            self.status = "unchanged"
+        for row in rows:
+            self.counts[row.status] = self.counts.get(row.status, 0) + 1
+            if row.reason is not None:
+                key = f"{row.status}:{row.reason}"
+                self.reasons[key] = self.reasons.get(key, 0) + 1
+
+
+class Tally:
+    """Rows finished so far, for progress and for telling a broken annotator."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.failed = 0
+
+    def add(self, rows: Sequence[Outcome]) -> None:
+        self.done += len(rows)
+        self.failed += sum(row.status == "failed" and row.reason not in FINAL_REASONS for row in rows)
+
+    @property
+    def broken(self) -> bool:
+        return self.done >= BROKEN_ROWS and self.failed * 2 > self.done
+
+
+Nodes = dict[tuple[str, int, int], Node]
+"""Parents already read for the current chunk: (kind, item_ix, variant) -> node, shared by the units of a shard."""
+
+
+class Work:
+    """One unit under way: `advance` over chunks of items, then `commit`."""
+
+    def __init__(self, task: Task, files: Files, workspace: Workspace, flush_s: float) -> None:
+        self.task, self.files, self.workspace, self.flush_s = task, files, workspace, flush_s
+        self.report = UnitReport(unit=task.unit, revision=task.revision)
+        self.tally = Tally()
+        self._annotator = task.annotator
+        self._makes = makes_of(self._annotator)
+        self._codecs = {name: CODECS[task.maker.lineage.codec[kind.name]] for name, kind in self._makes.items()}
+        self.parents = parent_rows(files, task.maker, task.unit)
+        self.items = items_of(files, task.unit)
+        self.previous = previous_rows(files, task.unit)
+        planned = list(self._planned())
+        self.kept = kept_rows(self.previous.outcomes() if self.previous else [], planned, task.retry)
+        self._todo = {row.key: row for row in planned if row.key not in self.kept}
+        self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
+        self.spool = Spool(files, workspace, task.unit, task.revision, list(self._todo.values()))
+        self._resume()
+
+    def _resume(self) -> None:
+        for row in self.spool.load():
+            if row.key in self._todo:
+                self.rows[row.key] = row
+        for key in self.spool.condemned(self.task.deaths > 0):
+            if key in self._todo:
+                for made in self._makes.values():
+                    self._finish([self._failed((key[0], made.name, key[2]), "killed_worker", "3 workers died on it")])
+
+    # ---- planning --------------------------------------------------------------------------------------------
+
+    def _planned(self) -> Iterator[Outcome]:
+        """Every planned row: `ok` (to be made), or already settled by the state of its parents."""
+        maker = self.task.maker
+        for item in self.items:
+            for variant in range(max(maker.variants.values())):
+                parents, reason = self._bind(item, variant)
+                seed = seed_of(maker.version, item.item_id, variant)
+                for kind in maker.variants:
+                    yield Outcome(
+                        item_ix=item.item_ix,
+                        item_id=item.item_id,
+                        kind=kind,
+                        variant=variant,
+                        status="skipped" if reason else "ok",
+                        reason=reason,
+                        parents=parents,
+                        seed=seed,
+                    )
+
+    def _bind(self, item: Item, variant: int) -> tuple[tuple[Parent, ...], str | None]:
+        """The parents of one request, and why it cannot be made if one of them is missing."""
+        parents, reason = [], None
+        for need in needs_of(self._annotator).values():
+            kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
+            rows = self.parents[kind]
+            row = rows.find(item.item_ix, kind, of_variant)
+            status = "missing" if row is None else rows.value(row, "status")
+            if status != "ok":
+                reason = "parent_failed" if "parent_failed" in (reason, f"parent_{status}") else "parent_skipped"
+            hashed = None if row is None else rows.value(row, "content_hash")
+            version = rows.commit.document.unit.version
+            parents.append(Parent(item.item_ix, kind, of_variant, version, hashed))  # type: ignore[arg-type]
+        return tuple(parents), reason
+
+    @property
+    def pending(self) -> int:
+        """Rows to make or to settle anew; 0 means the last revision still holds."""
+        return len(self._todo)
+
+    # ---- annotating ------------------------------------------------------------------------------------------
+
+    def advance(self, items: Sequence[Item], nodes: Nodes, model: Callable[[], Any]) -> None:
+        """Annotate these items, in micro-batches; finished rows go to the spool."""
+        requests = [request for item in items for request in self._requests(item, nodes)]
+        size = 1 if self.task.deaths > 0 else max(1, self._annotator.resources.batch_size)
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
+            if self.task.deaths > 0:
+                self.spool.alone((batch[0].item.item_ix, next(iter(self._makes.values())).name, batch[0].variant))
+            self._finish(self._annotate(batch, model()))
+            self.spool.add([], self.flush_s)
+
+    def _requests(self, item: Item, nodes: Nodes) -> Iterator[Request]:
+        for variant in range(max(self.task.maker.variants.values())):
+            keys = [(item.item_ix, kind.name, variant) for kind in self._makes.values()]
+            if all(key in self.rows or key not in self._todo for key in keys):
+                continue
+            seed = seed_of(self.task.maker.version, item.item_id, variant)
+            yield Request(item, self._inputs(item, variant, nodes), variant, seed)
+
+    def _inputs(self, item: Item, variant: int, nodes: Nodes) -> Mapping[str, Node]:
+        inputs = {}
+        for name, need in needs_of(self._annotator).items():
+            kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
+            key = (kind, item.item_ix, of_variant)
+            if key not in nodes:
+                rows = self.parents[kind]
+                row = rows.find(item.item_ix, kind, of_variant)
+                assert row is not None
+                nodes[key] = read_node(self.files, rows, row)
+            inputs[name] = nodes[key]
+        return inputs
+
+    def _annotate(self, batch: Sequence[Request], model: Any) -> list[Outcome]:
+        started = time.perf_counter()
+        try:
+            results = self._annotator.annotate(batch, model)
+            if len(results) != len(batch):
+                raise ValueError(f"annotate returned {len(results)} results for {len(batch)} requests")
+        except (GraphError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - an annotator may raise anything; the row records it
+            if len(batch) > 1:
+                return [row for request in batch for row in self._annotate([request], model)]
+            return self._settle(batch[0], error)
+        finally:
+            self.report.annotate_seconds += time.perf_counter() - started
+        return [row for pair in zip(batch, results, strict=True) for row in self._settle(*pair)]
+
+    def _settle(self, request: Request, result: Derived | Skip | Exception) -> list[Outcome]:
+        """The rows of one request, one per made kind."""
+        keys = {name: (request.item.item_ix, kind.name, request.variant) for name, kind in self._makes.items()}
+        todo = {name: key for name, key in keys.items() if key in self._todo}
+        if isinstance(result, UnusableImage):
+            return [self._failed(key, result.reason, scrub(str(result))) for key in todo.values()]
+        if isinstance(result, Exception):
+            return [self._failed(key, "error", scrub(f"{type(result).__name__}: {result}")) for key in todo.values()]
+        if isinstance(result, Skip):
+            return [self._row(key, status="skipped", reason=result.reason) for key in todo.values()]
+        if unknown := sorted(set(result.nodes) - set(self._makes)):
+            return self._settle(request, ValueError(f"made {unknown}, which is not in makes {sorted(self._makes)}"))
+        return [self._stored(name, key, result) for name, key in todo.items()]
+
+    def _stored(self, name: str, key: Key, result: Derived) -> Outcome:
+        if name not in result.nodes:
+            return self._row(key, status="skipped", reason="not_made")
+        try:
+            encoded = self._codecs[name].encode(result.nodes[name])
+        except UnusableImage as error:
+            return self._failed(key, error.reason, scrub(str(error)))
+        except (ValueError, TypeError) as error:
+            return self._failed(key, "error", scrub(f"{type(error).__name__}: {error}"))
+        attrs = {**encoded.attrs, **(result.attrs or {})}
+        return self._row(
+            key,
+            format=encoded.format,
+            width=encoded.width,
+            height=encoded.height,
+            content_hash=checksum(encoded.data),
+            score=None if result.score is None else float(result.score),
+            attrs=canonical_json(attrs) if attrs else None,
+            data=encoded.data,
+        )
+
+    def _failed(self, key: Key, reason: str, detail: str) -> Outcome:
+        return self._row(key, status="failed", reason=reason, detail=detail)
+
+    def _row(self, key: Key, **values: Any) -> Outcome:
+        planned = self._todo[key]
+        base = {"item_id": planned.item_id, "status": "ok", "parents": planned.parents, "seed": planned.seed}
+        return Outcome(item_ix=key[0], kind=key[1], variant=key[2], **{**base, **values})
+
+    def _finish(self, rows: list[Outcome]) -> None:
+        self.rows.update((row.key, row) for row in rows)
+        self.tally.add(rows)
+        self.report.computed += len(rows)
+        self.spool.add(rows, self.flush_s)
+        if self.tally.broken:
+            last = next(row for row in reversed(rows) if row.status == "failed")
+            raise AnnotatorBroken(
+                f"{self.task.maker.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
+                f"{last.reason}: {last.detail}"
+            )
+
+    # ---- committing ------------------------------------------------------------------------------------------
+
+    def commit(self) -> UnitReport:
+        """Publish the unit, unless no outcome changed."""
+        rows = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
+        document = unit_document(self.task, [rows.commit.ref for rows in self.parents.values()])
+        committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.previous, document=document)
+        self.spool.close()
+        self.report.reused = len(self.kept)
+        self.report.settle(committed, rows)
+        return self.report
+
+
+def unit_document(task: Task, parents: list[CommitRef]) -> CommitDocument:
+    maker = task.maker
+    return CommitDocument(
+        unit=task.unit,
+        revision=task.revision,
+        use=maker.use,
+        config=maker.config,
+        lineage=maker.lineage,
+        variants=maker.variants,
+        parents=sorted(set(parents), key=lambda ref: (ref.annotator, ref.version)),
+        parts=[],
+        counts={},
+        reasons={},
+        rows_digest="",
+    )
+
+
+def parent_rows(files: Files, maker: Maker, unit: Unit) -> dict[str, EdgeRows]:
+    """The newest edge rows of every needed kind in this shard."""
+    rows = {}
+    for kind, live in maker.parents.items():
+        parent = Unit(annotator=live.annotator, version=live.version, shard=unit.shard)
+        found = previous_rows(files, parent)
+        if found is None:
+            raise GraphError(f"{unit}: its parent {kind} is not committed")
+        rows[kind] = found
+    return rows
+
+
+def previous_rows(files: Files, unit: Unit) -> EdgeRows | None:
+    """The edge rows of a unit's newest revision, if it has one."""
+    commit = newest_commit(files, unit)
+    return None if commit is None else EdgeRows(files, commit)
+
+
+def items_of(files: Files, unit: Unit) -> list[Item]:
+    """What annotators may know of the items of a shard."""
+    table = read_table(files, items_name(unit.shard), list(Item._fields))
+    return [Item(**row) for row in table.to_pylist()]
+
+
+def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bool) -> dict[Key, Outcome]:
+    """Rows of the last revision that still hold: same parents with the same hashes, and no retry asked for."""
+    wanted = {row.key: row for row in planned}
+    kept = {}
+    for row in previous:
+        again = retry and row.status == "failed" and row.reason not in FINAL_REASONS
+        if row.key in wanted and row.parents == wanted[row.key].parents and not again:
+            row.item_id = wanted[row.key].item_id
+            kept[row.key] = row
+    return kept
+
+
+_SCRUB = (
+    (re.compile(r"\b\w+://\S+"), "<url>"),
+    (re.compile(r"0x[0-9a-fA-F]+"), "<address>"),
+    (re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"), "<host>"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?\S*|\b\d\d:\d\d:\d\d\b"), "<time>"),
+    (re.compile(r"(?<![\w.])~?(/[^\s'\":,;)]+)+|\b[A-Za-z]:\\\S+"), "<path>"),
+)
+
+
+def scrub(message: str) -> str:
+    """An error message without paths, addresses, times and hosts, one line of at most 300 characters: equal
+    failures give equal bytes."""
+    for pattern, word in _SCRUB:
+        message = pattern.sub(word, message)
+    return " ".join(message.split())[:300]
+

@@ -1,0 +1,289 @@
+"""How a value becomes stored bytes and pictures again. The codec of a kind is named in `kinds.py`."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.contracts import MAX_BYTES, MAX_PIXELS, CorruptNode
+from graphbuild.lineage import checksum
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Pixels = NDArray[np.uint8]
+Value = NDArray[Any] | bytes | str | Mapping[str, Any]
+"""What an annotator returns for one kind: an array, already encoded image bytes (`source` only), text, or JSON."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Pillow readers used on untrusted files; the others (EPS runs an interpreter) stay off."""
+
+
+class UnusableImage(ValueError):
+    """An image that cannot be used; `reason` is what its edge records."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A value ready to be stored: bytes, their format, size in pixels (None for text) and attributes."""
+
+    data: bytes
+    format: str
+    width: int | None = None
+    height: int | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stored value with the edge that made it.
+
+    Attributes:
+        kind: its kind, `item_ix` and `variant`: its place; `version`: the lineage key of its maker.
+        bytes: exactly what is stored.
+        format: `jpeg, png, text, json` or another lower-case Pillow name.
+        codec: how `bytes` hold the value.
+        attrs: facts its annotator recorded, such as a palette.
+        edge: the whole edge row as a dict; empty for a node that is not committed yet.
+    """
+
+    item_ix: int
+    kind: str
+    variant: int
+    version: str
+    bytes: bytes
+    format: str
+    codec: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    edge: Mapping[str, Any] = field(default_factory=dict)
+
+    def array(self) -> Pixels:
+        """The picture, H x W x 3 RGB uint8 (EXIF applied, alpha over white, first frame).
+
+        Raises:
+            ValueError: a text or JSON node has no picture.
+        """
+        return self._picture
+
+    def values(self) -> Any:
+        """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
+        return CODECS[self.codec].values(self.bytes, self.format)
+
+    @property
+    def text(self) -> str:
+        """The stored text or JSON document."""
+        return self.bytes.decode()
+
+    @cached_property
+    def _picture(self) -> Pixels:
+        values = self.values()
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
+        if self.codec == "labels":
+            values = np.asarray(self.attrs["palette"], np.uint8)[values]
+        picture = values if values.ndim == 3 else np.repeat(values[:, :, None], 3, axis=2)
+        picture.flags.writeable = False
+        return picture
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """`encode(value, attrs) -> Encoded` and its inverse `values(bytes, format)`."""
+
+    encode: Callable[[Any], Encoded]
+    values: Callable[[bytes, str], Any]
+
+
+def check_image(data: bytes) -> Encoded:
+    """Header checks, then a full decode, of one untrusted image file; its bytes are kept.
+
+    Returns:
+        the same bytes with their format and upright size.
+
+    Raises:
+        UnusableImage: `empty_file, too_large, undecodable` or `unsupported_mode`.
+    """
+    if not data:
+        raise UnusableImage("empty_file")
+    if len(data) > MAX_BYTES:
+        raise UnusableImage("too_large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
+    form = _header(data)
+    height, width = decode_image(data, form).shape[:2]
+    return Encoded(data, form, width, height)
+
+
+def decode_image(data: bytes, form: str) -> Pixels:
+    """Any supported image file as H x W x 3 RGB uint8: EXIF applied, alpha over white, first frame, 16 bits scaled."""
+    if form == "jpeg":
+        import cv2
+
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if pixels is not None:
+            return pixels  # type: ignore[return-value]
+    try:
+        with _open(data) as image:
+            return _rgb(image)
+    except (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, UnusableImage):
+            raise
+        raise UnusableImage("undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        # Our own limit, checked right after on the header, replaces Pillow's warning.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _header(data: bytes) -> str:
+    from PIL import Image
+
+    try:
+        with _open(data) as image:
+            (width, height), name, mode = image.size, (image.format or "").lower(), image.mode
+    except Image.DecompressionBombError as error:
+        raise UnusableImage("too_large", f"more than {MAX_PIXELS} pixels") from error
+    except (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError) as error:
+        raise UnusableImage("undecodable", f"{type(error).__name__}") from error
+    if width * height > MAX_PIXELS:
+        raise UnusableImage("too_large", f"{width} x {height}, the limit is {MAX_PIXELS} pixels")
+    return name if mode in ("RGB", "L") else f"{name}-{mode.lower()}"
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    from PIL import Image, ImageOps
+
+    image.seek(0)
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("I", "I;16", "I;16B", "I;16L"):
+        return _from_16_bit(np.asarray(upright))
+    if upright.mode in ("F", "LAB", "HSV"):
+        raise UnusableImage("unsupported_mode", f"mode {upright.mode}")
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(upright.convert("RGB"))
+
+
+def _from_16_bit(values: NDArray[Any]) -> Pixels:
+    if values.min() < 0 or values.max() > 65535:
+        raise UnusableImage("unsupported_mode", f"integers from {values.min()} to {values.max()}, not 16 bits")
+    grey = np.round(values / 257).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _cv2_encode(extension: str, array: Pixels, *options: int) -> bytes:
+    import cv2
+
+    ok, data = cv2.imencode(extension, array, options)
+    if not ok:
+        raise ValueError(f"could not encode a {array.shape} array as {extension}")
+    return data.tobytes()
+
+
+def _picture(value: Any, channels: int) -> Pixels:
+    array = np.asarray(value)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype != np.uint8 or array.ndim != (3 if channels == 3 else 2) or 0 in array.shape:
+        shape = "H x W x 3" if channels == 3 else "H x W"
+        raise ValueError(f"expected a {shape} uint8 array, got {array.dtype} of shape {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _jpeg(sampling: str, channels: int) -> Callable[[Any], Encoded]:
+    def encode(value: Any) -> Encoded:
+        import cv2
+
+        array = _picture(value, channels)
+        factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")
+        options = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor)
+        return _sized(_cv2_encode(".jpg", array[:, :, ::-1] if channels == 3 else array, *options), "jpeg", array)
+
+    return encode
+
+
+def _png(channels: int, *, bilevel: bool = False) -> Callable[[Any], Encoded]:
+    def encode(value: Any) -> Encoded:
+        import cv2
+
+        array = _picture(value, channels)
+        if bilevel and not np.isin(array, (0, 255)).all():
+            raise ValueError("a 1-bit kind holds only 0 and 255 (or booleans)")
+        options = (cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_BILEVEL, int(bilevel))
+        return _sized(_cv2_encode(".png", array[:, :, ::-1] if channels == 3 else array, *options), "png", array)
+
+    return encode
+
+
+def _sized(data: bytes, form: str, array: Pixels) -> Encoded:
+    return Encoded(data, form, array.shape[1], array.shape[0])
+
+
+def _gray_values(data: bytes, form: str) -> Pixels:
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise CorruptNode(f"a stored {form} does not decode")
+    return pixels  # type: ignore[return-value]
+
+
+def _colour_values(data: bytes, form: str) -> Pixels:
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise CorruptNode(f"a stored {form} does not decode")
+    return pixels  # type: ignore[return-value]
+
+
+def _source(value: Any) -> Encoded:
+    return check_image(value) if isinstance(value, bytes) else _jpeg("444", 3)(value)
+
+
+def _text(value: Any) -> Encoded:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, got {type(value).__name__}")
+    return Encoded(value.encode(), "text")
+
+
+def _json(value: Any) -> Encoded:
+    return Encoded(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode(), "json")
+
+
+CODECS: Mapping[str, Codec] = {
+    "source": Codec(_source, decode_image),
+    "jpeg": Codec(_jpeg("420", 3), _colour_values),
+    "jpeg444": Codec(_jpeg("444", 3), _colour_values),
+    "jpeg_gray": Codec(_jpeg("420", 1), _gray_values),
+    "png": Codec(_png(3), _colour_values),
+    "png1": Codec(_png(1, bilevel=True), _gray_values),
+    "png8": Codec(_png(1), _gray_values),
+    "labels": Codec(_png(1), _gray_values),
+    "text": Codec(_text, lambda data, form: data.decode()),
+    "json": Codec(_json, lambda data, form: json.loads(data)),
+}
+
+
+def verified(data: bytes, content_hash: str, where: str) -> bytes:
+    """`data`, or `CorruptNode` naming `where` when its xxh3_128 differs from what the edge recorded."""
+    found = checksum(data)
+    if found != content_hash:
+        raise CorruptNode(f"{where}: stored bytes hash to {found}, its edge says {content_hash}; run graphbuild verify")
+    return data

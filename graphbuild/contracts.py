@@ -1,0 +1,378 @@
+"""Records and Arrow schemas of graph format 1. This module imports nothing of ours; `schemas/v1` is generated from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+FEATURES: tuple[str, ...] = ()
+"""Format extensions this library understands; a graph that lists another one is refused."""
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 200_000_000
+"""Limits on an untrusted image, checked on its header before anything is decoded."""
+
+Status = Literal["ok", "skipped", "failed"]
+
+FINAL_REASONS = frozenset({"undecodable", "empty_file", "too_large", "unsupported_mode", "bad_geometry"})
+"""Failures that the input itself causes: never retried, never counted against an annotator."""
+
+
+class GraphError(ValueError):
+    """A graph, or what was asked of it, is wrong; the message names the file, the value and the fix."""
+
+
+class CorruptNode(GraphError):
+    """Stored bytes differ from the hash their edge recorded."""
+
+
+class MissingNode(LookupError):
+    """The node was skipped, failed or never planned; the message says which and why."""
+
+
+class Document(BaseModel):
+    """Base of the JSON documents: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(Document):
+    """The range [start, stop) of `item_ix` that one unit covers."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def label(self) -> str:
+        return f"shard-{self.index:05d}"
+
+
+class Unit(Document):
+    """(annotator, version, shard): the unit of work, commit and resume."""
+
+    annotator: str
+    version: str
+    shard: Shard
+
+    def __str__(self) -> str:
+        return f"{self.annotator} {self.version} {self.shard.label}"
+
+
+class CommitRef(Document):
+    """One revision of one unit, pinned by the checksum of its edges part's footer."""
+
+    annotator: str
+    version: str
+    shard: int
+    revision: int
+    checksum: str
+
+
+class PartRef(Document):
+    """A published Parquet file: its graph-relative name, its row count, size and xxh3_128."""
+
+    name: str
+    kind: str
+    rows: int
+    nbytes: int
+    checksum: str
+
+
+class SourceDocument(Document):
+    name: str
+    params: dict[str, Any]
+
+
+class GraphDocument(Document):
+    """`graph.json`: written once, never changed."""
+
+    format: int = FORMAT
+    features: list[str] = Field(default_factory=list)
+    source: SourceDocument
+    shard_size: int
+
+
+class Live(Document):
+    """The (annotator, version) that serves one kind."""
+
+    annotator: str
+    version: str
+
+
+class LineageDocument(Document):
+    """`lineage/<version>.json`: exactly what the version is a hash of."""
+
+    annotator: str
+    code_version: int
+    params: dict[str, Any]
+    model: str | None
+    codec: dict[str, str]
+    schema_version: int
+    parents: dict[str, str]
+
+
+class CommitDocument(Document):
+    """The `graphbuild` key in the footer of an edges part: everything a planner or verifier asks of a unit."""
+
+    format: int = FORMAT
+    unit: Unit
+    revision: int
+    use: str = Field(description="how to find the annotator class again: a short name or module:Class")
+    config: dict[str, Any] = Field(description="every parameter, also those that are not in the version")
+    lineage: LineageDocument
+    variants: dict[str, int] = Field(description="planned variants of each made kind")
+    parents: list[CommitRef] = Field(description="the parents' commits this one was computed from")
+    items: PartRef | None = Field(default=None, description="the items part; sources only")
+    parts: list[PartRef]
+    counts: dict[str, dict[Status, int]]
+    reasons: dict[str, dict[str, int]] = Field(description="kind -> reason -> rows, for rows that are not ok")
+    rows_digest: str = Field(description="xxh3_128 of the edge rows, so that the footer alone pins them")
+
+
+class AnnotatorReport(Document):
+    """What one annotator did in one run."""
+
+    units: int = 0
+    ok: int = 0
+    skipped: int = 0
+    failed: int = 0
+    reused: int = 0
+    reasons: dict[str, int] = Field(default_factory=dict)
+    seconds: float = 0.0
+    annotate_seconds: float = 0.0
+
+
+class RunReport(Document):
+    """`runs/<run_id>/report.json`: the outcome of one run."""
+
+    run_id: str
+    graph: str
+    command: list[str]
+    source_args: dict[str, Any]
+    started: str
+    seconds: float
+    executor: str
+    annotators: dict[str, AnnotatorReport]
+    units_wanted: int
+    units_done: int
+    units_left: list[str]
+    items_per_second: float
+    annotator_share: float = Field(description="share of worker time spent inside annotators, 0..1")
+    errors: list[str]
+    snapshot: str | None
+
+
+class StatusDocument(Document):
+    """`graphbuild status --json`."""
+
+    graph: str
+    items: int
+    kinds: dict[str, dict[Status, int]]
+    units: dict[Literal["done", "wanted"], int]
+    reasons: dict[str, dict[str, int]]
+    live: dict[str, Live]
+    building: list[str]
+    retriable: int
+    snapshot: str
+
+
+class CellDocument(Document):
+    kind: str
+    variant: int
+    version: str
+
+
+class WalkDocument(Document):
+    """One line of a walks file: ids only, enough to draw the same grid again."""
+
+    index: int
+    seed: int
+    snapshot: str
+    path: str
+    type: str
+    rows: list[int] = Field(description="item_ix of each row, the query row last")
+    cells: list[list[CellDocument]]
+    holes: list[int] = Field(description="columns of the query row that are to be generated")
+    resolution: int
+    instruction: str
+
+
+class Parent(NamedTuple):
+    """A node a node was made from, with the hash it had."""
+
+    item_ix: int
+    kind: str
+    variant: int
+    version: str
+    content_hash: str
+
+
+class Item(NamedTuple):
+    """What an annotator may know of an item, taken from its items row."""
+
+    item_ix: int
+    item_id: str
+    key: str
+    caption: str | None
+    reference_caption: str | None
+    subject: str | None
+    category: str | None
+    meta: str | None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One planned node and what became of it: an edge row, plus the bytes on their way to a node part."""
+
+    item_ix: int
+    item_id: str
+    kind: str
+    variant: int
+    status: Status
+    reason: str | None = None
+    detail: str | None = None
+    parents: tuple[Parent, ...] = ()
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    content_hash: str | None = None
+    score: float | None = None
+    seed: int | None = None
+    attrs: str | None = None
+    data: bytes | pa.Buffer | None = None
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        return (self.item_ix, self.kind, self.variant)
+
+
+PARENT = pa.struct(
+    [
+        ("item_ix", pa.int64()),
+        ("kind", pa.string()),
+        ("variant", pa.int32()),
+        ("version", pa.string()),
+        ("content_hash", pa.string()),
+    ]
+)
+
+_EDGE_HEAD: list[tuple[str, pa.DataType]] = [
+    ("item_ix", pa.int64()),
+    ("kind", pa.string()),
+    ("variant", pa.int32()),
+    ("status", pa.string()),
+    ("reason", pa.string()),
+    ("detail", pa.string()),
+    ("parents", pa.list_(PARENT)),
+]
+_EDGE_TAIL: list[tuple[str, pa.DataType]] = [
+    ("format", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("content_hash", pa.string()),
+    ("score", pa.float64()),
+    ("seed", pa.int64()),
+    ("attrs", pa.string()),
+]
+
+EDGES = pa.schema([*_EDGE_HEAD, ("part", pa.string()), ("offset", pa.int64()), ("nbytes", pa.int64()), *_EDGE_TAIL])
+"""One row per planned node of a unit, in (item_ix, kind, variant) order."""
+
+SPOOL = pa.schema([*_EDGE_HEAD, *_EDGE_TAIL, ("item_id", pa.string()), ("data", pa.binary())])
+"""Finished outcomes of a unit that is still under way."""
+
+ITEMS = pa.schema(
+    [
+        ("item_ix", pa.int64()),
+        ("item_id", pa.string()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("uri", pa.string()),
+        ("stamp", pa.string()),
+        ("sha256", pa.string()),
+        ("phash", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("licence", pa.string()),
+        ("attribution", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("caption", pa.string()),
+        ("reference_caption", pa.string()),
+        ("subject", pa.string()),
+        ("category", pa.string()),
+        ("meta", pa.string()),
+    ]
+)
+"""The spine: one row per item."""
+
+SNAPSHOT = pa.schema(
+    [
+        ("annotator", pa.string()),
+        ("version", pa.string()),
+        ("shard", pa.int32()),
+        ("revision", pa.int32()),
+        ("checksum", pa.string()),
+    ]
+)
+"""The newest commit of every unit; the head is in the footer under `graphbuild`."""
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def _nodes_schema() -> pa.Schema:
+    fields = [
+        ("item_ix", pa.int64()),
+        ("item_id", pa.string()),
+        ("variant", pa.int32()),
+        ("image", IMAGE),
+        ("payload", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+    features: dict[str, Mapping[str, str]] = {
+        name: {"_type": "Image"} if name == "image" else {"dtype": str(dtype), "_type": "Value"}
+        for name, dtype in fields
+    }
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+NODES = _nodes_schema()
+"""Stored pixels or payload. All fields nullable: `datasets` honours its feature metadata only then."""
+
+ARROW_SCHEMAS: Mapping[str, pa.Schema] = {
+    "items": ITEMS,
+    "nodes": NODES,
+    "edges": EDGES,
+    "spool": SPOOL,
+    "snapshot": SNAPSHOT,
+}
+JSON_DOCUMENTS: Mapping[str, type[Document]] = {
+    "graph": GraphDocument,
+    "live": Live,
+    "lineage": LineageDocument,
+    "commit": CommitDocument,
+    "report": RunReport,
+    "status": StatusDocument,
+    "walk": WalkDocument,
+}
+
+
+def schema_files() -> dict[str, str]:
+    """File name -> text of every contract, as `graphbuild schema --write` lays them down."""
+    arrow = {f"{name}.arrow.json": _arrow_json(schema) for name, schema in ARROW_SCHEMAS.items()}
+    documents = {f"{name}.schema.json": model.model_json_schema() for name, model in JSON_DOCUMENTS.items()}
+    return {name: json.dumps(body, indent=2, sort_keys=True) + "\n" for name, body in (arrow | documents).items()}
+
+
+def _arrow_json(schema: pa.Schema) -> dict[str, Any]:
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    fields = [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema]
+    return {"fields": fields, "metadata": metadata}

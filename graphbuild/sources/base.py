@@ -1,0 +1,108 @@
+"""What a source is: a listing of keys, and a way to read the items behind them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphbuild.codecs import Pixels
+from graphbuild.kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of a listing, found without opening it.
+
+    Attributes:
+        key: stable and relative to the source's root; items are sorted by it.
+        stamp: changes when the bytes may have changed: size and mtime, or an ETag.
+    """
+
+    key: str
+    stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """An image a source could not deliver: the reason its failed edge records, and a detail without paths."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceItem:
+    """One item as read.
+
+    Attributes:
+        original: the bytes whose sha256 identifies the item; None if they could not be read.
+        nodes: kind -> encoded image bytes (kept as they are), H x W x 3 RGB uint8 array, or `Unusable`.
+        meta: JSON-ready facts of the source that have no column.
+    """
+
+    key: str
+    uri: str
+    original: bytes | None
+    nodes: Mapping[str, bytes | Pixels | Unusable]
+    licence: str | None = None
+    attribution: str | None = None
+    split: str | None = None
+    group: str | None = None
+    caption: str | None = None
+    reference_caption: str | None = None
+    subject: str | None = None
+    category: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def location(default: str | None = None) -> Any:
+    """A source field that says where the data is; it is not part of the source's fingerprint."""
+    return field(default=default, metadata={"output": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """Subclass, name what it `makes`, and write `entries` and `read`. The fields are the configuration."""
+
+    name: ClassVar[str]
+    makes: ClassVar[tuple[str, ...]] = ("image",)
+    code_version: ClassVar[int] = 1
+
+    @abstractmethod
+    def entries(self) -> Sequence[Entry]:
+        """Every item, sorted by key. Cheap: no image is opened.
+
+        Raises:
+            ValueError: nothing is there; the message names the place and the fix.
+        """
+
+    @abstractmethod
+    def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
+        """The items behind `keys`, in that order, exactly one per key; an unreadable one has `Unusable` nodes."""
+
+    def codec(self, kind: Kind) -> str:
+        """The codec a made kind is stored with; the kind's own unless overridden."""
+        assert kind.codec is not None
+        return kind.codec
+
+
+def source_params(source: Source) -> dict[str, Any]:
+    """The fields that belong in the fingerprint."""
+    return {f.name: getattr(source, f.name) for f in fields(source) if f.metadata.get("output", True)}
+
+
+def phash(pixels: Pixels) -> int:
+    """64-bit perceptual hash as a signed int64: the signs of the 8 x 8 lowest DCT terms of the 32 x 32 grey
+    picture against their median (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
+    Pictures whose hashes differ in a few bits look alike.
+    """
+    import cv2
+
+    grey = cv2.cvtColor(cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    low = cv2.dct(grey.astype(np.float32))[:8, :8]
+    bits = np.packbits(low.ravel() > np.median(low))
+    return int(bits.view(">i8")[0])

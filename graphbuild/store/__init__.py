@@ -1,0 +1,1 @@
+"""The graph on disk: publishing, parts, indexes, heads and snapshots."""

@@ -1,0 +1,60 @@
+"""The dataset card: `README.md` with one `datasets` configuration per kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from graphbuild.store.graph import Graph
+from graphbuild.store.parts import nodes_folder
+from graphbuild.store.publish import Workspace
+
+_TEXT = """
+# {name}
+
+A graph of annotations made by graphbuild: {items} items from source `{source}`.
+Plain Parquet; `datasets.load_dataset("{path}", "<kind>")` reads one kind.
+
+| kind | nodes | annotator | version |
+|---|---|---|---|
+{rows}
+
+`items` is the spine, `edges` says how every node was made or why it is missing. Join them on `item_ix`
+(and `variant`). Licences and attributions are columns of `items`.
+"""
+
+
+def write_card(graph: Graph, workspace: Workspace) -> None:
+    """Replace the card; nothing is written while the graph is empty or the card is already right."""
+    if not graph.shards:
+        return
+    data = card_text(graph).encode()
+    if not graph.store.exists("README.md") or graph.store.read("README.md") != data:
+        graph.store.replace("README.md", data, workspace)
+
+
+def card_text(graph: Graph) -> str:
+    """The whole card. A kind whose live parts are all that its folder holds is listed by a glob, else part by part."""
+    counts = graph.kinds()
+    names = sorted((kind for kind, count in counts.items() if count), key=lambda kind: (kind != "image", kind))
+    configs = [_config(kind, _patterns(graph, kind)) for kind in names]
+    configs += [_config(what, graph.names_of(what)) for what in ("items", "edges")]
+    rows = [f"| {k} | {counts[k]} | {graph.head[k].annotator} | {graph.head[k].version} |" for k in names]
+    front = yaml.safe_dump({"configs": configs}, sort_keys=False)
+    name = graph.store.root.name
+    text = _TEXT.format(
+        name=name, path=name, items=graph.num_items, source=graph.document.source.name, rows="\n".join(rows)
+    )
+    return f"---\n{front}---\n{text}"
+
+
+def _config(name: str, data_files: list[str]) -> dict[str, Any]:
+    return {"config_name": name, "data_files": [{"split": "train", "path": data_files}]}
+
+
+def _patterns(graph: Graph, kind: str) -> list[str]:
+    live = graph.names_of(kind)
+    folder = nodes_folder(kind, graph.head[kind].version)
+    present = {f"{folder}/{name}" for name in graph.store.names(folder)}
+    return [f"{folder}/*.parquet"] if present == set(live) else live

@@ -1,0 +1,368 @@
+"""The graph: opened at a snapshot, read by (item, kind, variant), told apart by heads."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from graphbuild.codecs import Node, verified
+from graphbuild.contracts import (
+    FEATURES,
+    FORMAT,
+    ITEMS,
+    SNAPSHOT,
+    GraphDocument,
+    GraphError,
+    LineageDocument,
+    Live,
+    MissingNode,
+    Shard,
+)
+from graphbuild.lineage import canonical_json, digest_of
+from graphbuild.store.index import EdgeRows, cached_presence
+from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
+from graphbuild.store.publish import AlreadyPublished, Files, Workspace
+
+Head = dict[str, Live]
+_HEAD = TypeAdapter(Head)
+_HEAD_TRIES = 100
+
+
+class Graph:
+    """A graph as it was when opened (or at a pinned snapshot). Later commits are seen by opening it again.
+
+    >>> graph = Graph.open("graph/")                   # doctest: +SKIP
+    >>> graph.read(0, "canny").array().shape           # doctest: +SKIP
+    (512, 512, 3)
+    """
+
+    def __init__(self, files: Files, document: GraphDocument, head: Head, newest: Mapping[tuple[str, str], list[str]]):
+        self.store = files
+        self.document = document
+        self.head = head
+        self._newest = newest
+        self._rows = lru_cache(maxsize=256)(self._load_rows)
+        self._commit = lru_cache(maxsize=None)(lambda name: read_commit(files, name))
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], snapshot: str | None = None) -> Graph:
+        """Open a graph; `snapshot` pins a digest from `snapshots/`. Writes nothing.
+
+        Raises:
+            GraphError: no graph there, an unknown format or feature, or no such snapshot.
+        """
+        files = Files(url)
+        document = read_document(files)
+        if snapshot is not None:
+            return cls(files, document, *_pinned(files, snapshot))
+        return cls(files, document, read_head(files)[1], newest_commits(files))
+
+    @property
+    def url(self) -> str:
+        return str(self.store.root)
+
+    # ---- what is there ---------------------------------------------------------------------------------------
+
+    def kinds(self) -> dict[str, int]:
+        """Live kinds and how many stored nodes each has, from commit footers alone."""
+        return {kind: sum(c.document.counts[kind].get("ok", 0) for c in self.commits(kind)) for kind in self.head}
+
+    def live(self, kind: str) -> Live:
+        """The (annotator, version) that serves a kind.
+
+        Raises:
+            GraphError: the graph has no such kind; the message lists those it has.
+        """
+        if kind not in self.head:
+            known = ", ".join(sorted(self.head)) or "none yet"
+            raise GraphError(f"{self.url} has no kind {kind!r}; it has: {known}")
+        return self.head[kind]
+
+    def maker(self, kind: str, version: str | None) -> Live:
+        """The (annotator, version) behind a kind, live or named by version."""
+        if version is None or self.head.get(kind) == Live(annotator=self.live(kind).annotator, version=version):
+            return self.live(kind)
+        name = f"lineage/{version}.json"
+        if not self.store.exists(name):
+            raise GraphError(f"{self.url} has no version {version!r}; see its lineage/ folder")
+        return Live(annotator=read_lineage(self.store, version).annotator, version=version)
+
+    def commits(self, kind: str, version: str | None = None) -> list[Commit]:
+        """The newest commits of the units that make a kind, by shard."""
+        maker = self.maker(kind, version)
+        return self.unit_commits(maker.annotator, maker.version)
+
+    def unit_commits(self, annotator: str, version: str) -> list[Commit]:
+        return [self._commit(name) for name in self._newest.get((annotator, version), [])]
+
+    @cached_property
+    def source_commits(self) -> list[Commit]:
+        """The newest commits of the source, by shard: the spine."""
+        name = f"source:{self.document.source.name}"
+        return [commit for (annotator, version) in self._newest if annotator == name
+                for commit in self.unit_commits(annotator, version)]  # fmt: skip
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        return sorted((commit.document.unit.shard for commit in self.source_commits), key=lambda shard: shard.start)
+
+    @property
+    def num_items(self) -> int:
+        """One more than the highest `item_ix`."""
+        return self.shards[-1].stop if self.shards else 0
+
+    def names_of(self, what: str) -> list[str]:
+        """Graph-relative names of live committed parts: a kind, `items` or `edges`."""
+        if what == "items":
+            return [commit.document.items.name for commit in self.source_commits if commit.document.items]
+        if what == "edges":
+            makers = {(live.annotator, live.version) for live in self.head.values()}
+            return [commit.name for maker in sorted(makers) for commit in self.unit_commits(*maker)]
+        return [part.name for c in self.commits(what) for part in c.document.parts if part.kind == what]
+
+    def files(self, what: str) -> list[str]:
+        """Paths of the live committed parts of a kind, of `items` or of `edges`: the truth for plain readers."""
+        return [self.store.path(name) for name in self.names_of(what)]
+
+    # ---- tables ----------------------------------------------------------------------------------------------
+
+    def items(self) -> pa.Table:
+        """The spine, in `item_ix` order."""
+        tables = [read_table(self.store, name) for name in self.names_of("items")]
+        table = pa.concat_tables(tables) if tables else ITEMS.empty_table()
+        return table.replace_schema_metadata(None).sort_by("item_ix")
+
+    def edges(self, kind: str | None = None, version: str | None = None) -> pa.Table:
+        """Edge rows of one kind, or of every live kind."""
+        if kind is None:
+            return pa.concat_tables([self.edges(name) for name in sorted(self.head)])
+        commits = self.commits(kind, version)
+        tables = [read_table(self.store, commit.name).replace_schema_metadata(None) for commit in commits]
+        if not tables:
+            raise GraphError(f"{self.url}: no unit of {kind!r} is committed yet")
+        table = pa.concat_tables(tables)
+        return table.filter(pc.equal(table.column("kind"), kind))
+
+    # ---- nodes -----------------------------------------------------------------------------------------------
+
+    def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None) -> Node:
+        """One stored node, its bytes checked against the hash its edge recorded.
+
+        Raises:
+            MissingNode: it was skipped, failed, or is not committed.
+            CorruptNode: the stored bytes changed.
+        """
+        rows = self.rows(item_ix, kind, version)
+        row = rows.find(item_ix, kind, variant)
+        if row is None or rows.value(row, "status") != "ok":
+            raise MissingNode(_why_missing(rows, row, item_ix, kind, variant))
+        return read_node(self.store, rows, row)
+
+    def rows(self, item_ix: int, kind: str, version: str | None = None) -> EdgeRows:
+        """The edge rows of the unit that planned a node.
+
+        Raises:
+            MissingNode: no such item, or its unit is not committed.
+        """
+        maker = self.maker(kind, version)
+        shard = self.shard_of(item_ix)
+        name = self._by_shard(maker.annotator, maker.version).get(shard.index)
+        if name is None:
+            raise MissingNode(f"item {item_ix}: {kind} of {shard.label} is not committed yet; run graphbuild run")
+        return self._rows(name)
+
+    def commit_rows(self, commit: Commit) -> EdgeRows:
+        return self._rows(commit.name)
+
+    def shard_of(self, item_ix: int) -> Shard:
+        at = bisect.bisect_right(self.shards, item_ix, key=lambda shard: shard.start) - 1
+        if at < 0 or not self.shards[at].start <= item_ix < self.shards[at].stop:
+            raise MissingNode(f"no item {item_ix}; {self.url} has items 0 to {self.num_items - 1}")
+        return self.shards[at]
+
+    def presence(self, kind: str) -> NDArray[np.bool_]:
+        """Which nodes of a live kind exist: bool, `num_items` x variants."""
+        return cached_presence(self.digest, self.store, self.commits(kind), kind, self.num_items)
+
+    def _load_rows(self, name: str) -> EdgeRows:
+        return EdgeRows(self.store, self._commit(name))
+
+    @cached_property
+    def _shard_names(self) -> dict[tuple[str, str], dict[int, str]]:
+        return {}
+
+    def _by_shard(self, annotator: str, version: str) -> dict[int, str]:
+        key = (annotator, version)
+        if key not in self._shard_names:
+            names = self._newest.get(key, [])
+            self._shard_names[key] = {_shard_index(name): name for name in names}
+        return self._shard_names[key]
+
+    # ---- snapshots -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def snapshot_table(self) -> pa.Table:
+        refs = [self._commit(name).ref.model_dump() for names in self._newest.values() for name in names]
+        order = ("annotator", "version", "shard")
+        return pa.Table.from_pylist(sorted(refs, key=lambda ref: [ref[name] for name in order]), schema=SNAPSHOT)
+
+    @cached_property
+    def digest(self) -> str:
+        """What this snapshot is called: a hash of its head and its commits."""
+        return digest_of([_HEAD.dump_python(self.head, mode="json"), self.snapshot_table.to_pylist()])
+
+    def publish_snapshot(self, workspace: Workspace) -> str:
+        """Keep this state, so that `Graph.open(url, snapshot=digest)` finds it for ever."""
+        text = canonical_json(_HEAD.dump_python(self.head, mode="json"))
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.snapshot_table.replace_schema_metadata({"graphbuild": text}), sink)
+        name = f"snapshots/{self.digest}.parquet"
+        if not self.store.exists(name):
+            self.store.publish(name, sink.getvalue().to_pybytes(), workspace)
+        return self.digest
+
+
+def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
+    """The stored node behind an `ok` row, checked against its hash.
+
+    Raises:
+        CorruptNode: the stored bytes changed; the message names part, row and item.
+    """
+    place, item_ix, kind = rows.place(row), rows.value(row, "item_ix"), str(rows.value(row, "kind"))
+    where = f"{files.path(place.part)}: row {row}, item {item_ix}"
+    data = files.pread(place.part, place.offset, place.nbytes)
+    document = rows.commit.document
+    attrs = rows.value(row, "attrs")
+    return Node(
+        item_ix=item_ix,  # type: ignore[arg-type]
+        kind=kind,
+        variant=rows.value(row, "variant"),  # type: ignore[arg-type]
+        version=document.unit.version,
+        bytes=verified(data, str(rows.value(row, "content_hash")), where),
+        format=str(rows.value(row, "format")),
+        codec=document.lineage.codec[kind],
+        attrs={} if attrs is None else json.loads(str(attrs)),
+        edge=_LazyEdge(rows.table, row),
+    )
+
+
+class _LazyEdge(Mapping[str, Any]):
+    """An edge row as a mapping, turned into Python values only when looked at: reads stay cheap."""
+
+    def __init__(self, table: pa.Table, row: int) -> None:
+        self._table, self._row = table, row
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._table.column_names:
+            raise KeyError(key)
+        return self._table.column(key)[self._row].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return int(self._table.num_columns)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _why_missing(rows: EdgeRows, row: int | None, item_ix: int, kind: str, variant: int) -> str:
+    if row is None:
+        variants = rows.commit.document.variants.get(kind, 0)
+        return f"item {item_ix} has no {kind} variant {variant}; {variants} variants are planned"
+    return f"item {item_ix} has no {kind}: {rows.value(row, 'status')} ({rows.value(row, 'reason')})"
+
+
+# ---- graph.json, lineage, heads, commits -----------------------------------------------------------------------
+
+
+def read_document(files: Files) -> GraphDocument:
+    """`graph.json`, refused when its format or a feature is unknown."""
+    if not files.exists("graph.json"):
+        raise GraphError(f"{files.root} is not a graph (no graph.json); make one with: graphbuild run --out {files.root}")
+    try:
+        document = GraphDocument.model_validate_json(files.read("graph.json"))
+    except ValidationError as error:
+        raise GraphError(f"{files.path('graph.json')}: {error}") from error
+    unknown = sorted(set(document.features) - set(FEATURES))
+    if document.format != FORMAT or unknown:
+        raise GraphError(
+            f"{files.path('graph.json')}: format {document.format} with features {document.features}; this release "
+            f"reads format {FORMAT} with features {list(FEATURES)}: upgrade graphbuild"
+        )
+    return document
+
+
+def read_lineage(files: Files, version: str) -> LineageDocument:
+    return LineageDocument.model_validate_json(files.read(f"lineage/{version}.json"))
+
+
+def read_head(files: Files) -> tuple[int, Head]:
+    """The newest head and its number; number 0 and an empty map before the first."""
+    numbers = [name for name in files.names("heads") if name.endswith(".json")]
+    if not numbers:
+        return 0, {}
+    return int(numbers[-1].removesuffix(".json")), _HEAD.validate_json(files.read(f"heads/{numbers[-1]}"))
+
+
+def change_head(files: Files, workspace: Workspace, change: Callable[[Head], Head]) -> Head:
+    """Publish `change(newest head)` as the next head. A lost race rereads and reapplies; no change publishes nothing.
+
+    Raises:
+        GraphError: other runs kept winning.
+    """
+    for _ in range(_HEAD_TRIES):
+        number, head = read_head(files)
+        wanted = change(dict(head))
+        if wanted == head:
+            return head
+        text = canonical_json(_HEAD.dump_python(wanted, mode="json")) + "\n"
+        try:
+            files.publish(f"heads/{number + 1:08d}.json", text.encode(), workspace)
+            return wanted
+        except AlreadyPublished:
+            continue
+    raise GraphError(f"{files.root}: could not publish a head in {_HEAD_TRIES} tries; are many runs promoting at once?")
+
+
+def newest_commits(files: Files) -> dict[tuple[str, str], list[str]]:
+    """(annotator, version) -> the newest edges part of each shard, by shard; from names alone."""
+    newest: dict[tuple[str, str], list[str]] = {}
+    for annotator_folder in files.names("edges"):
+        annotator = annotator_folder.removeprefix("annotator=")
+        for version_folder in files.names(f"edges/{annotator_folder}"):
+            version = version_folder.removeprefix("version=")
+            folder = edges_folder(annotator, version)
+            by_shard = {_shard_index(name): f"{folder}/{name}" for name in files.names(folder)}
+            newest[annotator, version] = [by_shard[shard] for shard in sorted(by_shard)]
+    return newest
+
+
+def _shard_index(name: str) -> int:
+    """12 of `.../shard-00012-r000.parquet`; names sort by revision, so the last one of a shard is the newest."""
+    return int(name.rpartition("/")[2].split("-")[1])
+
+
+def _pinned(files: Files, digest: str) -> tuple[Head, dict[tuple[str, str], list[str]]]:
+    name = f"snapshots/{digest}.parquet"
+    if not files.exists(name):
+        known = ", ".join(n.removesuffix(".parquet") for n in files.names("snapshots")) or "none"
+        raise GraphError(f"{files.root} has no snapshot {digest!r}; published ones: {known}")
+    table = pq.read_table(pa.BufferReader(files.read(name)))
+    newest: dict[tuple[str, str], list[str]] = {}
+    for row in table.to_pylist():
+        part = f"{edges_folder(row['annotator'], row['version'])}/shard-{row['shard']:05d}-r{row['revision']:03d}.parquet"
+        newest.setdefault((row["annotator"], row["version"]), []).append(part)
+    return _HEAD.validate_json(table.schema.metadata[b"graphbuild"]), newest

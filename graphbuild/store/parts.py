@@ -1,0 +1,373 @@
+"""Parquet parts: node parts with byte offsets, items parts, and edges parts, whose publication is the commit."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from graphbuild.contracts import (
+    EDGES,
+    FORMAT,
+    ITEMS,
+    NODES,
+    CommitDocument,
+    CommitRef,
+    GraphError,
+    Outcome,
+    Parent,
+    PartRef,
+    Shard,
+    Unit,
+)
+from graphbuild.lineage import canonical_json, checksum
+from graphbuild.store.publish import Files, Workspace, file_checksum
+
+ROW_GROUP_ROWS = 128
+ROW_GROUP_BYTES = 64 << 20
+PART_BYTES = 512 << 20
+ROWS_PER_PAGE = 16
+
+_FOOTER_GUESS = 32 << 10
+_TEXT_FORMATS = ("text", "json")
+_NODE_LEAVES = ("item_ix", "item_id", "variant", "image.bytes", "image.path", "payload", "width", "height")
+_NODE_OPTIONS: dict[str, Any] = {
+    # PLAIN and uncompressed, so that a value lies in the file as it is and can be read by offset.
+    "compression": {leaf: "none" if leaf in ("image.bytes", "payload") else "zstd" for leaf in _NODE_LEAVES},
+    "use_dictionary": False,
+    "write_statistics": ["item_ix", "variant"],
+    "write_page_checksum": True,
+    "write_page_index": True,
+    "max_rows_per_page": ROWS_PER_PAGE,
+    "data_page_version": "1.0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node's bytes lie."""
+
+    part: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A published edges part, known by its footer."""
+
+    name: str
+    ref: CommitRef
+    document: CommitDocument
+
+
+def edges_name(unit: Unit, revision: int) -> str:
+    return f"{edges_folder(unit.annotator, unit.version)}/{unit.shard.label}-r{revision:03d}.parquet"
+
+
+def edges_folder(annotator: str, version: str) -> str:
+    return f"edges/annotator={annotator}/version={version}"
+
+
+def items_name(shard: Shard) -> str:
+    return f"items/{shard.label}.parquet"
+
+
+def nodes_folder(kind: str, version: str) -> str:
+    return f"nodes/kind={kind}/version={version}"
+
+
+# ---- node parts ------------------------------------------------------------------------------------------------
+
+
+def write_nodes(
+    files: Files, workspace: Workspace, unit: Unit, revision: int, kind: str, rows: Iterable[Outcome]
+) -> tuple[list[PartRef], dict[tuple[int, int], Place]]:
+    """Publish the stored nodes of one kind, given in (item_ix, variant) order.
+
+    Returns:
+        the parts, and (item_ix, variant) -> place of every row.
+    """
+    parts: list[PartRef] = []
+    places: dict[tuple[int, int], Place] = {}
+    prefix = f"{nodes_folder(kind, unit.version)}/{unit.shard.label}-r{revision:03d}"
+    groups = _row_groups(rows)
+    while group := next(groups, None):
+        temp = workspace.temp()
+        written = _write_part(temp, group, groups)
+        offsets = value_offsets(temp, "payload" if written[0].format in _TEXT_FORMATS else "image.bytes")
+        digest = _verify_part(files, temp, written, offsets)
+        name = f"{prefix}-{len(parts)}-{digest[:16]}.parquet"
+        nbytes = sum(size for _, size in offsets)
+        parts.append(PartRef(name=name, kind=kind, rows=len(written), nbytes=nbytes, checksum=digest))
+        files.publish_file(temp, name)
+        for row, (offset, size) in zip(written, offsets, strict=True):
+            places[row.item_ix, row.variant] = Place(name, offset, size)
+            row.data = None
+    return parts, places
+
+
+def _row_groups(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
+    group: list[Outcome] = []
+    size = 0
+    for row in rows:
+        nbytes = len(row.data or b"")
+        if group and (len(group) == ROW_GROUP_ROWS or size + nbytes > ROW_GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += nbytes
+    if group:
+        yield group
+
+
+def _write_part(temp: str, first: list[Outcome], rest: Iterator[list[Outcome]]) -> list[Outcome]:
+    """One file of whole row groups, closed at PART_BYTES. The writer is closed only on success: pyarrow would
+    otherwise finish a valid file with rows missing."""
+    sink = pa.OSFile(temp, "wb")
+    writer = pq.ParquetWriter(sink, NODES, **_NODE_OPTIONS)
+    written, size = list(first), 0
+    group: list[Outcome] | None = first
+    while group:
+        writer.write_table(_node_table(group), row_group_size=len(group))
+        size += sum(len(row.data or b"") for row in group)
+        group = next(rest, None) if size < PART_BYTES else None
+        written.extend(group or ())
+    writer.close()
+    sink.close()
+    return written
+
+
+def _node_table(rows: Sequence[Outcome]) -> pa.Table:
+    is_text = rows[0].format in _TEXT_FORMATS
+    data = pa.array([_as_bytes(row.data) for row in rows], pa.binary())
+    images = pa.nulls(len(rows), NODES.field("image").type)
+    if not is_text:
+        images = pa.StructArray.from_arrays([data, pa.nulls(len(rows), pa.string())], names=["bytes", "path"])
+    columns = {
+        "item_ix": [row.item_ix for row in rows],
+        "item_id": [row.item_id for row in rows],
+        "variant": [row.variant for row in rows],
+        "image": images,
+        "payload": data.cast(pa.string()) if is_text else pa.nulls(len(rows), pa.string()),
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+    }
+    return pa.table(columns, schema=NODES)
+
+
+def _as_bytes(data: bytes | pa.Buffer | None) -> bytes:
+    return data.to_pybytes() if isinstance(data, pa.Buffer) else data or b""
+
+
+def _verify_part(
+    files: Files, temp: str, rows: Sequence[Outcome], offsets: Sequence[tuple[int, int]]
+) -> str:
+    """Reopen what was just written: row count, schema, and every value at its offset. Returns the file's checksum."""
+    with open(temp, "rb") as file, pq.ParquetFile(file) as parquet:
+        if parquet.metadata.num_rows != len(rows) or not parquet.schema_arrow.equals(NODES) or len(offsets) != len(rows):
+            raise OSError(f"a part of {len(rows)} rows read back as {parquet.metadata.num_rows}; is the disk failing?")
+        for row, (offset, size) in zip(rows, offsets, strict=True):
+            file.seek(offset)
+            if checksum(file.read(size)) != row.content_hash:
+                raise OSError(f"item {row.item_ix} of a new part read back differently; is the disk failing?")
+    return file_checksum(temp)
+
+
+def value_offsets(path: str, leaf: str) -> list[tuple[int, int]]:
+    """(offset, length) of every value of an uncompressed PLAIN byte-array leaf of a Parquet file, in row order.
+
+    Source: parquet-format, data page v1: a Thrift header, then [u32 size][definition levels], then [u32 size][bytes]
+    per value.
+    """
+    spans: list[tuple[int, int]] = []
+    with open(path, "rb") as file:
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            columns = (metadata.row_group(group).column(c) for c in range(metadata.num_columns))
+            chunk = next(column for column in columns if column.path_in_schema == leaf)
+            file.seek(chunk.data_page_offset)
+            spans.extend(_chunk_spans(file.read(chunk.total_compressed_size), chunk.data_page_offset))
+    return spans
+
+
+def _chunk_spans(chunk: bytes, base: int) -> Iterator[tuple[int, int]]:
+    position = 0
+    while position < len(chunk):
+        header, start = _thrift_struct(chunk, position)
+        position = end = start + header[3]
+        start += 4 + struct.unpack_from("<I", chunk, start)[0]
+        while start < end:
+            (size,) = struct.unpack_from("<I", chunk, start)
+            yield base + start + 4, size
+            start += 4 + size
+
+
+def _thrift_struct(data: bytes, position: int) -> tuple[dict[int, Any], int]:
+    """A Thrift compact-protocol struct of integers, booleans, binaries and structs: enough for a page header."""
+    fields: dict[int, Any] = {}
+    number = 0
+    while (byte := data[position]) != 0:
+        position += 1
+        delta, kind = byte >> 4, byte & 0x0F
+        if delta:
+            number += delta
+        else:
+            raw, position = _varint(data, position)
+            number = (raw >> 1) ^ -(raw & 1)
+        fields[number], position = _thrift_value(data, position, kind)
+    return fields, position + 1
+
+
+def _thrift_value(data: bytes, position: int, kind: int) -> tuple[Any, int]:
+    if kind in (1, 2):
+        return kind == 1, position
+    if kind in (4, 5, 6):
+        raw, position = _varint(data, position)
+        return (raw >> 1) ^ -(raw & 1), position
+    if kind == 8:
+        size, position = _varint(data, position)
+        return data[position : position + size], position + size
+    if kind == 12:
+        return _thrift_struct(data, position)
+    raise GraphError(f"a Parquet page header holds an unexpected Thrift type {kind}")
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+# ---- items and edges parts -------------------------------------------------------------------------------------
+
+
+def write_items(files: Files, workspace: Workspace, unit: Unit, rows: Sequence[Mapping[str, Any]]) -> PartRef:
+    """Publish the spine of one shard; its footer records the shard's range."""
+    name = items_name(unit.shard)
+    schema = ITEMS.with_metadata({"graphbuild": canonical_json({"format": FORMAT, "unit": unit.model_dump()})})
+    data = _table_bytes(pa.Table.from_pylist(list(rows), schema=schema), use_dictionary=["source", "licence"])
+    files.publish(name, data, workspace)
+    return PartRef(name=name, kind="items", rows=len(rows), nbytes=len(data), checksum=checksum(data))
+
+
+def edge_table(rows: Sequence[Outcome], places: Mapping[tuple[int, str, int], Place]) -> pa.Table:
+    """The edge rows of a unit, in key order."""
+    return pa.Table.from_pylist([_edge_row(row, places.get(row.key)) for row in rows], schema=EDGES)
+
+
+def _edge_row(row: Outcome, place: Place | None) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in EDGES.names if name not in ("part", "offset", "nbytes", "parents")}
+    values["parents"] = [parent._asdict() for parent in row.parents]
+    if place is not None:
+        values |= {"part": place.part, "offset": place.offset, "nbytes": place.nbytes}
+    return values
+
+
+def rows_digest(table: pa.Table) -> str:
+    """xxh3_128 of the rows as canonical JSON, one line each: what a commit's footer pins them with."""
+    return checksum("\n".join(canonical_json(row) for row in table.to_pylist()).encode())
+
+
+def write_edges(files: Files, workspace: Workspace, table: pa.Table, document: CommitDocument) -> bool:
+    """Publish an edges part: the commit of its unit.
+
+    Returns:
+        True if this call made the commit, False if an equal one was there.
+
+    Raises:
+        AlreadyPublished: another worker committed this revision with other rows first.
+    """
+    text = canonical_json(document.model_dump(mode="json"))
+    data = _table_bytes(
+        table.replace_schema_metadata({"graphbuild": text}),
+        use_dictionary=["kind", "status", "reason", "detail", "part", "format", "parents.list.element.kind"],
+    )
+    return files.publish(edges_name(document.unit, document.revision), data, workspace)
+
+
+def _table_bytes(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, write_statistics=False, **options)
+    data: bytes = sink.getvalue().to_pybytes()
+    back = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    if back.num_rows != table.num_rows or not back.schema.equals(table.schema):
+        raise OSError(f"a table of {table.num_rows} rows did not survive writing; is the memory failing?")
+    return data
+
+
+def read_commit(files: Files, name: str) -> Commit:
+    """An edges part by its footer alone, at a cost that does not grow with its rows.
+
+    Raises:
+        GraphError: not a readable edges part of this format.
+    """
+    try:
+        metadata, footer = _footer(files, name)
+        document = CommitDocument.model_validate_json(metadata.metadata[b"graphbuild"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValidationError) as error:
+        raise GraphError(f"{files.path(name)}: not a readable edges part ({type(error).__name__}: {error})") from error
+    if document.format != FORMAT:
+        raise GraphError(f"{files.path(name)}: format {document.format}, this release reads format {FORMAT}")
+    unit = document.unit
+    ref = CommitRef(
+        annotator=unit.annotator,
+        version=unit.version,
+        shard=unit.shard.index,
+        revision=document.revision,
+        checksum=checksum(footer),
+    )
+    return Commit(name, ref, document)
+
+
+def newest_commit(files: Files, unit: Unit) -> Commit | None:
+    """The highest revision of one unit, found by name: the cost does not grow with the graph."""
+    revision = 0
+    while files.exists(edges_name(unit, revision)):
+        revision += 1
+    return read_commit(files, edges_name(unit, revision - 1)) if revision else None
+
+
+def _footer(files: Files, name: str) -> tuple[pq.FileMetaData, bytes]:
+    tail = files.tail(name, _FOOTER_GUESS)
+    size = int.from_bytes(tail[-8:-4], "little") + 8
+    if size > len(tail):
+        tail = files.tail(name, size)
+    return pq.read_metadata(pa.BufferReader(tail)), tail[-size:]
+
+
+def read_table(files: Files, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """An items or edges part, page checksums verified.
+
+    Raises:
+        GraphError: the file is missing or damaged.
+    """
+    try:
+        data = pa.BufferReader(files.read(name))
+        return pq.read_table(data, columns=columns, page_checksum_verification=True, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise GraphError(f"{files.path(name)}: cannot be read ({error}); run graphbuild verify") from error
+
+
+def outcomes(table: pa.Table) -> list[Outcome]:
+    """Edge or spool rows as records; `data` is a zero-copy buffer where the table has it."""
+    names = [name for name in table.column_names if name not in ("data", "part", "offset", "nbytes")]
+    rows = []
+    for values in table.select(names).to_pylist():
+        values["parents"] = tuple(Parent(**parent) for parent in values["parents"])
+        rows.append(Outcome(**{"item_id": "", **values}))
+    if "data" in table.column_names:
+        column = table.column("data").combine_chunks()
+        for row, value in zip(rows, column, strict=True):
+            row.data = value.as_buffer()
+    return rows
