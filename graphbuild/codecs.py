@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 Value = NDArray[Any] | bytes | str | Mapping[str, Any]
 """What an annotator returns for one kind: an array, already encoded image bytes (`source` only), text, or JSON."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Pillow readers used on untrusted files; the others (EPS runs an interpreter) stay off."""
 
 
@@ -68,6 +68,13 @@ class Node:
     codec: str
     attrs: Mapping[str, Any] = field(default_factory=dict)
     edge: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def computed(cls, item_ix: int, kind: str, pixels: Pixels) -> Node:
+        """A recipe node: pixels (H x W x 3 RGB uint8) without stored bytes."""
+        node = cls(item_ix, kind, 0, "", b"", "pixels", "source")
+        node.__dict__["_picture"] = pixels
+        return node
 
     def array(self) -> Pixels:
         """The picture, H x W x 3 RGB uint8 (EXIF applied, alpha over white, first frame).
@@ -147,7 +154,15 @@ def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         # Our own limit, checked right after on the header, replaces Pillow's warning.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=_readers())
+
+
+@lru_cache(maxsize=1)
+def _readers() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()  # an optional reader (AVIF) may be missing from this Pillow
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _header(data: bytes) -> str:

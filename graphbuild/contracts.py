@@ -166,6 +166,7 @@ class RunReport(Document):
     items_per_second: float
     annotator_share: float = Field(description="share of worker time spent inside annotators, 0..1")
     errors: list[str]
+    retriable: int = Field(description="failed rows in the graph that may succeed another time")
     snapshot: str | None
 
 

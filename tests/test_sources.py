@@ -441,6 +441,8 @@ def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path, monkeypa
     keys = [f"one.parquet#{index:07d}" for index in (3, 15, 16, 40)]
     reds = [np.asarray(item.nodes["image"])[0, 0, 0] for item in Subjects200K(path=tmp_path).read(keys)]
     assert reds == [3, 15, 16, 40] and taken == [16, 16, 16]
+    backwards = Subjects200K(path=tmp_path).read(keys[::-1])
+    assert [np.asarray(item.nodes["image"])[0, 0, 0] for item in backwards] == [40, 16, 15, 3]
 
 
 def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from graphbuild.build.plan import Plan, make_plan
 from graphbuild.build.report import Progress, by_annotator, write_event
 from graphbuild.build.schedule import Schedule
 from graphbuild.build.spool import remove_finished
+from graphbuild.build.status import status_of
 from graphbuild.build.unit import UnitReport
 from graphbuild.contracts import GraphError, RunReport
 from graphbuild.lineage import canonical_json
@@ -188,6 +189,7 @@ class _Run:
             items_per_second=round(items / seconds, 3),
             annotator_share=round(sum(r.annotate_seconds for r in self.reports) / work, 4) if work else 0.0,
             errors=self.errors,
+            retriable=status_of(graph).retriable,
             snapshot=graph.digest,
         )
 

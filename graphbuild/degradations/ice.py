@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.degradations.pixels import REFERENCE_SIDE, Floats, Pixels, as_floats, as_pixels, to_pixels
+from graphbuild.degradations.pixels import REFERENCE_SIDE, Floats, Pixels, as_floats, to_pixels
 
 _IMAGE_WEIGHT = 0.65
 _FROST_WEIGHT = 0.7

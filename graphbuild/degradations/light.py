@@ -66,7 +66,7 @@ def low_light(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def contrast_strengthen(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """More contrast about the mean, by a factor (1.4 ... 4) or a curve (exponent 2 ... 10), at one of five severities.
+    """More contrast about the mean, by a factor (1.4 ... 4) or a curve (exponent 2 ... 10), at five severities.
 
     uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `contrast_strengthen`.
     """
@@ -74,7 +74,7 @@ def contrast_strengthen(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def contrast_weaken(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Less contrast about the mean, by a factor (0.75 ... 0.2) or a curve (exponent 1 ... 0.4), at one of five severities.
+    """Less contrast about the mean, by a factor (0.75 ... 0.2) or a curve (exponent 1 ... 0.4), at five severities.
 
     uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `contrast_weaken`.
     """
@@ -122,5 +122,5 @@ def _sigmoids(pixels: Pixels, exponent: float) -> _Curve:
     counts = histograms(pixels)
     means = np.maximum(counts @ levels() / counts.sum(axis=1), 1.0)[:, np.newaxis]
     ratio = (levels() / means) ** exponent
-    curves = 255 * ratio / (1 + ratio)
+    curves: _Curve = 255 * ratio / (1 + ratio)
     return curves if pixels.ndim == 3 else curves[0]

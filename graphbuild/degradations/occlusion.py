@@ -10,7 +10,7 @@ def inpainting(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """20..50 straight strokes between random points, 10..20 px thick at 512, all white or all black.
 
     uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `Inpainting`. The thickness follows
-    the root of the area, so that strokes cover the same share (a fifth to a half) of a square and of a long picture.
+    the root of the area, so that strokes cover a quarter to two thirds of a square and of a long picture alike.
     """
     height, width = pixels.shape[:2]
     strokes = rng.integers(0, (width, height), (int(rng.integers(20, 51)), 2, 2), dtype=np.int32)

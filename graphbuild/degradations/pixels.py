@@ -19,7 +19,7 @@ REFERENCE_SIDE = 512
 
 def to_pixels(values: NDArray[Any]) -> Pixels:
     """Round values of any real dtype to uint8, clipped to 0..255; same shape."""
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
 
 
 def as_pixels(values: NDArray[Any]) -> Pixels:
@@ -34,16 +34,19 @@ def as_floats(values: NDArray[Any]) -> Floats:
 
 def relative_scale(pixels: Pixels) -> float:
     """Long side over 512: what a length in pixels is multiplied by to look alike at every size."""
-    return max(pixels.shape[:2]) / REFERENCE_SIDE
+    return float(max(pixels.shape[:2]) / REFERENCE_SIDE)
 
 
 def scaled(length: float, pixels: Pixels, *, floor: float) -> float:
     """A length in px at 512, brought to the size of `pixels`.
 
-    It never shrinks below `floor` (unless it started there): a quarter of a pixel of blur on a 128 px photo
-    would leave nothing to restore.
+    On smaller pictures it shrinks towards `floor` and no further (or stays, if it starts below): a quarter of a
+    pixel of blur on a 128 px photo would leave nothing to restore. The floor is added as variances add, so that
+    a stronger draw stays the stronger one.
     """
-    return max(length * relative_scale(pixels), min(length, floor))
+    scale = relative_scale(pixels)
+    kept = min(length, floor) ** 2 * max(1 - scale**2, 0.0)
+    return float(np.sqrt((length * scale) ** 2 + kept))
 
 
 def draw_level(rng: np.random.Generator, *, cap: int = 5) -> int:

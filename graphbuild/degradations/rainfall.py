@@ -45,4 +45,4 @@ def _streaks(size: tuple[int, int], rng: np.random.Generator) -> Floats:
     streaks = convolve_plane(drops, line(as_floats(taper), angle))
     window = draw_one(rng, _WIDTH_WINDOWS)
     soft = as_floats(cv2.GaussianBlur(streaks, (window, window), 0))
-    return np.clip(soft / max(float(soft.max()), 1e-6), 0, 1)
+    return as_floats(np.clip(soft / max(float(soft.max()), 1e-6), 0, 1))

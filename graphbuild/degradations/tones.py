@@ -38,8 +38,9 @@ def _median_cut(pixels: Pixels, level: int) -> Pixels:
 
 def _equalised(pixels: Pixels, level: int) -> Pixels:
     steps = _EQUALISED_LEVELS[level]
-    rank = np.cumsum(histograms(pixels).sum(axis=0))
-    step = np.minimum(np.floor(rank / rank[-1] * steps), steps - 1)
+    counts = histograms(pixels).sum(axis=0)
+    rank = np.cumsum(counts) - counts[np.flatnonzero(counts)[0]]
+    step = np.clip(np.floor(rank / max(rank[-1], 1) * steps), 0, steps - 1)
     return apply_curve(pixels, step * (255 / (steps - 1)))
 
 

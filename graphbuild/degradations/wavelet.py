@@ -16,7 +16,10 @@ _GAIN = 1.149604398
 """Brings the lifted bands close to an orthonormal transform, so that errors there are errors in the picture."""
 
 _LEVELS = 5
-_SAMPLES = 1 << 15
+_STRIDE = 29
+"""One coefficient in 29 settles the step; a prime, so that it walks through all channels and columns."""
+
+_FEW = 1 << 16
 _SEARCH_STEPS = 12
 _WIDEST_STEP = 1024.0
 _OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
@@ -78,7 +81,9 @@ def _split(rows: Floats) -> tuple[Floats, Floats]:
 
 
 def _joined(even: Floats, odd: Floats) -> Floats:
-    even, odd = even * np.float32(1 / _GAIN), odd * np.float32(_GAIN)
+    """The rows that the two bands were split from; the bands are used up."""
+    even *= np.float32(1 / _GAIN)
+    odd *= np.float32(_GAIN)
     for predict, update in reversed(_LIFTING):
         _lift_even(even, odd, -update)
         _lift_odd(odd, even, -predict)
@@ -122,7 +127,7 @@ def _quantise(band: Floats, step: float) -> None:
 
 def _step_for(bands: list[Floats], error: float) -> float:
     """The quantiser step whose mean squared error is `error`, by bisection on an even sample of the coefficients."""
-    stride = max(1, sum(band.size for band in bands) // _SAMPLES)
+    stride = _STRIDE if sum(band.size for band in bands) > _FEW else 1
     sample = np.concatenate([band.ravel()[::stride] for band in bands])
     low, high = 1.0, _WIDEST_STEP
     for _ in range(_SEARCH_STEPS):

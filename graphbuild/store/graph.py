@@ -29,10 +29,12 @@ from graphbuild.contracts import (
     MissingNode,
     Shard,
 )
+from graphbuild.kinds import KINDS
 from graphbuild.lineage import canonical_json, digest_of
 from graphbuild.store.index import EdgeRows, cached_presence
 from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
 from graphbuild.store.publish import AlreadyPublished, Files, Workspace
+from graphbuild.store.recipes import recipe_node
 
 Head = dict[str, Live]
 _HEAD = TypeAdapter(Head)
@@ -106,6 +108,10 @@ class Graph:
     def unit_commits(self, annotator: str, version: str) -> list[Commit]:
         return [self._commit(name) for name in self._newest.get((annotator, version), [])]
 
+    def makers(self) -> list[tuple[str, str]]:
+        """Every (annotator, version) with commits, live or not."""
+        return sorted(self._newest)
+
     @cached_property
     def source_commits(self) -> list[Commit]:
         """The newest commits of the source, by shard: the spine."""
@@ -156,13 +162,19 @@ class Graph:
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 
-    def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None) -> Node:
-        """One stored node, its bytes checked against the hash its edge recorded.
+    def read(
+        self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0
+    ) -> Node:
+        """One node: a stored one, its bytes checked against the hash its edge recorded, or a recipe kind computed
+        from its stored parents and `seed`.
 
         Raises:
             MissingNode: it was skipped, failed, or is not committed.
             CorruptNode: the stored bytes changed.
         """
+        if kind not in self.head and kind in KINDS and KINDS[kind].is_recipe:
+            parents = {parent: self.read(item_ix, parent) for parent in KINDS[kind].parents}
+            return recipe_node(kind, parents, seed)
         rows = self.rows(item_ix, kind, version)
         row = rows.find(item_ix, kind, variant)
         if row is None or rows.value(row, "status") != "ok":

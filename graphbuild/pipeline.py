@@ -1,0 +1,148 @@
+"""Pipelines: a YAML file that names a source, annotators and paths; or the same from a command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graphbuild.annotators import DEFAULT_FOR, resolve
+from graphbuild.annotators.base import Annotator, makes_of, name_of
+from graphbuild.contracts import GraphError, RunReport
+from graphbuild.sources import resolve as resolve_source
+from graphbuild.sources.base import Source
+from graphbuild.store.graph import Graph
+from graphbuild.store.publish import Files
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class PipelineDocument(BaseModel):
+    """The file: `source: {use: ..., <field>: ...}`, `annotators: [name | {use: ..., <field>: ...}]`, `paths: [name]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: dict[str, Any] | str
+    annotators: list[dict[str, Any] | str] = Field(default_factory=list)
+    paths: str = "graph200k"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A source and annotators, ready to run."""
+
+    source: Source
+    annotators: tuple[Annotator, ...]
+    paths: str = "graph200k"
+
+
+def load_pipeline(name_or_file: str | os.PathLike[str], **location: Any) -> Pipeline:
+    """A pipeline by name or from a `.yaml` file; `location` overrides fields of its source.
+
+    Raises:
+        GraphError: no such pipeline, an unknown key, or a bad value; the message names file, key and what is valid.
+    """
+    path = pipeline_file(name_or_file)
+    try:
+        document = PipelineDocument.model_validate(yaml.load(path.read_text(), Loader=_LOADER))
+        source = _entry(document.source)
+        annotators = tuple(resolve(*_entry(entry)) for entry in document.annotators)
+        return Pipeline(
+            source=resolve_source(source[0], **{**source[1], **location}), annotators=annotators, paths=document.paths
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise GraphError(f"{path}: {where}: {first['msg']}; it may have source, annotators, paths") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise GraphError(f"{path}: {error}") from error
+
+
+def _entry(entry: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
+    if isinstance(entry, str):
+        return entry, {}
+    config = dict(entry)
+    if not isinstance(config.get("use"), str):
+        raise ValueError(f"{dict(entry)} does not say what to use; write it as use: <name>")
+    return config.pop("use"), config
+
+
+def pipeline_folders() -> list[Path]:
+    """Where named pipelines lie: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "pipelines", package.parent / "pipelines") if folder.is_dir()]
+
+
+def pipeline_names() -> list[str]:
+    """The pipelines that come with graphbuild."""
+    return sorted({file.stem for folder in pipeline_folders() for file in folder.glob("*.yaml")})
+
+
+def pipeline_file(name_or_file: str | os.PathLike[str]) -> Path:
+    """The file behind a pipeline's name; a name that ends in .yaml is a file of one's own."""
+    text = os.fspath(name_or_file)
+    candidates = [Path(text)] if text.endswith((".yaml", ".yml")) else [f / f"{text}.yaml" for f in pipeline_folders()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise GraphError(f"no pipeline {text!r}; there are {', '.join(pipeline_names())}, or the name of a .yaml file")
+
+
+def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list[Annotator]:
+    """Annotators from a command line: bare names keep the parameters that an existing graph has live.
+
+    A name is an annotator's, or a kind's, which stands for the kind's live annotator, else its default.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    live = live_annotators(out)
+    by_name = {name_of(annotator): annotator for annotator in live}
+    by_kind = {kind.name: annotator for annotator in live for kind in makes_of(annotator).values()}
+    chosen = []
+    for name in dict.fromkeys(names):
+        known = by_name.get(name) or by_kind.get(name)
+        default = DEFAULT_FOR.get(name)
+        chosen.append(known or (by_name.get(default) if default else None) or resolve(name))
+    return chosen
+
+
+def live_annotators(out: str | os.PathLike[str]) -> list[Annotator]:
+    """The annotators that made the live kinds of a graph, with the parameters they had; none for a new graph."""
+    if not Files(out).exists("graph.json"):
+        return []
+    graph = Graph.open(out)
+    found: dict[str, Annotator] = {}
+    for live in graph.head.values():
+        commits = [] if live.annotator.startswith("source:") else graph.unit_commits(live.annotator, live.version)
+        if commits:
+            found[live.version] = resolve(commits[0].document.use, commits[0].document.config)
+    return list(found.values())
+
+
+def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source | None:
+    """The source of an existing graph, at `path` or where its last run found it; None if that is not known."""
+    graph = Graph.open(out)
+    document = graph.document.source
+    location = {"path": path} if path is not None else last_location(graph)
+    cls = type(resolve_source(document.name))
+    wanted = [f.name for f in fields(cls) if not f.metadata.get("output", True)]
+    if any(name not in location for name in wanted):
+        return None
+    return resolve_source(document.name, **document.params, **location)
+
+
+def last_location(graph: Graph) -> dict[str, Any]:
+    """Where the source was in the last finished run: its root is not part of the graph."""
+    for run in reversed(graph.store.names("runs")):
+        name = f"runs/{run}/report.json"
+        if graph.store.exists(name):
+            report = RunReport.model_validate_json(graph.store.read(name))
+            if report.source_args:
+                return report.source_args
+    return {}

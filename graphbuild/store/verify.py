@@ -1,0 +1,130 @@
+"""Is a graph what its commits say? Footers and sizes quickly, every byte on request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from graphbuild.contracts import NODES, GraphError, PartRef
+from graphbuild.lineage import checksum, version_of
+from graphbuild.store.graph import newest_commits, read_document, read_head, read_lineage, read_node
+from graphbuild.store.index import EdgeRows
+from graphbuild.store.parts import Commit, read_commit, read_table, rows_digest
+from graphbuild.store.publish import Files
+
+Level = Literal["quick", "full"]
+
+
+@dataclass
+class Verdict:
+    """`problems` name part, row and item; empty for a sound graph. `nodes` is how many values were hashed."""
+
+    commits: int = 0
+    parts: int = 0
+    nodes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(url: str | os.PathLike[str], level: Level = "quick", progress: Callable[[Commit], None] | None = None) -> Verdict:
+    """Check the newest commit of every unit, of all versions.
+
+    Args:
+        level: `quick` reads footers and sizes; `full` also reads every part, checks its checksum and each node's hash.
+        progress: called after each commit.
+    """
+    files = Files(url)
+    read_document(files)
+    verdict = Verdict()
+    verdict.problems += _head_problems(files)
+    for names in newest_commits(files).values():
+        for name in names:
+            commit = _readable(files, name, verdict)
+            if commit is not None:
+                verdict.commits += 1
+                verdict.problems += _commit_problems(files, commit, level, verdict)
+                if progress is not None:
+                    progress(commit)
+    return verdict
+
+
+def _readable(files: Files, name: str, verdict: Verdict) -> Commit | None:
+    try:
+        return read_commit(files, name)
+    except GraphError as error:
+        verdict.problems.append(str(error))
+        return None
+
+
+def _head_problems(files: Files) -> Iterator[str]:
+    for live in set(read_head(files)[1].values()):
+        try:
+            lineage = read_lineage(files, live.version)
+        except (OSError, ValueError) as error:
+            yield f"lineage/{live.version}.json: {error}"
+            continue
+        if version_of(lineage) != live.version:
+            yield f"lineage/{live.version}.json: its content hashes to {version_of(lineage)}"
+
+
+def _commit_problems(files: Files, commit: Commit, level: Level, verdict: Verdict) -> Iterator[str]:
+    document = commit.document
+    if version_of(document.lineage) != document.unit.version:
+        yield f"{commit.name}: its lineage hashes to {version_of(document.lineage)}, not {document.unit.version}"
+    stored = {kind: counts.get("ok", 0) for kind, counts in document.counts.items()}
+    for kind, count in stored.items():
+        rows = sum(part.rows for part in document.parts if part.kind == kind)
+        if rows != count:
+            yield f"{commit.name}: {count} {kind} rows are ok, but its parts hold {rows}"
+    for part in [*document.parts, *([document.items] if document.items else [])]:
+        verdict.parts += 1
+        yield from _part_problems(files, part, level)
+    if level == "full":
+        yield from _row_problems(files, commit, verdict)
+
+
+def _part_problems(files: Files, part: PartRef, level: Level) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(files.path(part.name)) as parquet:
+            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+    except (OSError, ValueError) as error:
+        yield f"{part.name}: {error}"
+        return
+    if rows != part.rows:
+        yield f"{part.name}: {rows} rows, its commit says {part.rows}"
+    if part.kind != "items" and not schema.equals(NODES):
+        yield f"{part.name}: another schema than nodes of format 1"
+    if level == "full" and (found := files.checksum(part.name)) != part.checksum:
+        yield f"{part.name}: its bytes hash to {found}, its commit says {part.checksum}"
+
+
+def _row_problems(files: Files, commit: Commit, verdict: Verdict) -> Iterator[str]:
+    try:
+        rows = EdgeRows(files, commit)
+    except GraphError as error:
+        yield str(error)
+        return
+    if rows_digest(rows.table) != commit.document.rows_digest:
+        yield f"{commit.name}: its rows are not those its footer pins"
+    if commit.document.items is not None:
+        yield from _items_problems(files, commit.document.items)
+    for row, status in enumerate(rows.table.column("status").to_pylist()):
+        if status == "ok":
+            verdict.nodes += 1
+            try:
+                read_node(files, rows, row)
+            except (GraphError, OSError) as error:
+                yield f"{rows.value(row, 'part')}: row {row}, item {rows.value(row, 'item_ix')}: {error}"
+
+
+def _items_problems(files: Files, part: PartRef) -> Iterator[str]:
+    try:
+        read_table(files, part.name)
+    except GraphError as error:
+        yield str(error)
+    else:
+        if checksum(files.read(part.name)) != part.checksum:
+            yield f"{part.name}: not the items part its commit names"

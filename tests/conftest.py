@@ -1,0 +1,95 @@
+"""Where test data, photos, Ray and caches come from: one place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("GRAPHBUILD_TEST_DATA") or ROOT.parent / "shared" / "data")
+"""Real photographs and reference outputs; tests that need them skip without."""
+
+_SESSION = Path(tempfile.mkdtemp(prefix="graphbuild-tests-"))
+# Set before anything is imported or started, so that Ray workers and subprocesses see the same.
+_PATHS = [str(ROOT), str(ROOT / "train"), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+os.environ |= {
+    "GRAPHBUILD_CACHE": str(_SESSION / "cache"),
+    "GRAPHBUILD_TEST_CONTROL": str(_SESSION / "control"),
+    "HF_HOME": str(_SESSION / "huggingface"),
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": os.pathsep.join(dict.fromkeys(_PATHS)),
+    "RAY_AUTH_MODE": "disabled",
+}
+sys.path[:0] = [path for path in _PATHS[:2] if path not in sys.path]
+(_SESSION / "control").mkdir()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than about ten seconds")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_SESSION, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Callable[[str], Path]:
+    """Folder `name` of the test data; the test skips if it is not there."""
+
+    def folder(name: str) -> Path:
+        if not (DATA / name).is_dir():
+            pytest.skip(f"no test data: {DATA / name} is not a folder; set GRAPHBUILD_TEST_DATA")
+        return DATA / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """18 small real photographs, read only: crops of what scikit-image carries, JPEG and PNG."""
+    from tests.annotators_for_tests import write_photos
+
+    return write_photos(_SESSION / "photos", range(18))
+
+
+@pytest.fixture
+def own_photos(tmp_path: Path, photos: Path) -> Path:
+    """A copy of `photos` that a test may change."""
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The one Ray instance of the session, with two CPUs."""
+    import ray
+
+    context = ray.init(
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 << 20,
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def control(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Tell test annotators what to do: `control(**{key: "fail" | "skip" | "kill"})` returns their tag, the same for
+    the whole test, and replaces what was said before."""
+    tag = "".join(char if char.isalnum() else "_" for char in request.node.name)
+    path = _SESSION / "control" / f"{tag}.orders"
+
+    def order(orders: dict[str, str] | None = None) -> str:
+        path.write_text("".join(f"{what} {key}\n" for key, what in (orders or {}).items()))
+        return tag
+
+    return order

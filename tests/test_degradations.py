@@ -1,0 +1,346 @@
+"""Every degradation: pure, for any size and for grey, and visible in a cell without wiping the picture out."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from graphbuild.degradations import NAMES, VERSION, apply, fit
+from graphbuild.degradations.kernels import convolve, disk, line
+from graphbuild.degradations.pixels import Pixels, histograms, levels
+from graphbuild.degradations.tones import median_edges, otsu_edges
+from graphbuild.degradations.wavelet import wavelet_compressed
+
+UPSTREAM = {
+    "blur": "blur",
+    "compression": "compression",
+    "SRx2": "sr_x2",
+    "SRx4": "sr_x4",
+    "pixelate": "pixelate",
+    "Defocus": "defocus",
+    "GaussianBlur": "gaussian_blur",
+    "oversharpen": "oversharpen",
+    "GaussianNoise": "gaussian_noise",
+    "PoissonNoise": "poisson_noise",
+    "SPNoise": "salt_pepper_noise",
+    "mosaic": "mosaic",
+    "contrast_strengthen": "contrast_strengthen",
+    "contrast_weaken": "contrast_weaken",
+    "quantization": "quantization",
+    "JPEG": "jpeg",
+    "brighten": "brighten",
+    "darken": "darken",
+    "LowLight": "low_light",
+    "saturate_strengthen": "saturate_strengthen",
+    "saturate_weaken": "saturate_weaken",
+    "gray": "gray",
+    "ColorDistortion": "color_distortion",
+    "Inpainting": "inpainting",
+    "rotate90": "rotate_90",
+    "rotate180": "rotate_180",
+    "rotate270": "rotate_270",
+    "Barrel": "barrel",
+    "Pincushion": "pincushion",
+    "Elastic": "elastic",
+    "Rain": "rain",
+    "Frost": "frost",
+}
+FIXED = {"sr_x2", "sr_x4", "defocus", "mosaic", "gray", "rotate_90", "rotate_180", "rotate_270", "barrel", "pincushion"}
+SWAPPING = {"rotate_90", "rotate_270"}
+CELL = 384
+BAND_DECIBEL = (4.0, 42.0)
+"""One draw on one photo. The top is `sr_x2` on a photo that holds little detail: halving it takes little away."""
+
+MEDIAN_BAND_DECIBEL = (6.0, 36.0)
+"""The median of a name over photos, sizes and seeds."""
+
+
+def photo(name: str) -> Pixels:
+    return np.asarray(getattr(skimage.data, name)(), dtype=np.uint8)
+
+
+def resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    smaller = width < pixels.shape[1]
+    how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=how), dtype=np.uint8)
+
+
+def in_cell(pixels: Pixels) -> Pixels:
+    return resized(pixels, CELL, CELL)
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Pixels:
+    return resized(photo("astronaut"), 192, 144)
+
+
+def test_names_are_the_upstream_ones_in_snake_case() -> None:
+    assert tuple(UPSTREAM.values()) == NAMES
+    assert VERSION == 1
+
+
+def test_names_cover_the_table_of_facts() -> None:
+    folder = os.environ.get("GRAPHBUILD_TEST_DATA")
+    table = Path(folder).parent / "spec/degradations.yaml" if folder else None
+    if table is None or not table.exists():
+        pytest.skip("no degradations.yaml beside GRAPHBUILD_TEST_DATA")
+    rows = yaml.safe_load(table.read_text())["degradations"]
+    assert [row["name"] for row in rows] == list(UPSTREAM)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pure_function_of_pixels_and_seed(name: str, astronaut: Pixels) -> None:
+    before = astronaut.copy()
+    np.random.seed(1)
+    results = [apply(name, astronaut, seed) for seed in range(8)]
+    np.random.seed(2)
+    threads = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        again = [apply(name, astronaut, seed) for seed in range(8)]
+    finally:
+        cv2.setNumThreads(threads)
+    assert all(np.array_equal(first, second) for first, second in zip(results, again, strict=True))
+    assert np.array_equal(astronaut, before)
+    distinct = len({result.tobytes() for result in results})
+    assert distinct == 1 if name in FIXED else distinct > 2
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 31), (1, 1), (1, 40), (40, 1), (4, 1), (33, 130)])
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_dtype_dimensions_and_size(name: str, shape: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    size = shape[::-1] if name in SWAPPING else shape
+    for pixels in (noise, noise[..., 0], noise[::-1, ::-1], np.zeros_like(noise), np.full_like(noise, 255)):
+        pixels.flags.writeable = False
+        for seed in range(6):
+            result = apply(name, pixels, seed)
+            assert result.dtype == np.uint8
+            assert result.shape == size + pixels.shape[2:]
+            assert result.flags.c_contiguous
+            assert not np.shares_memory(result, pixels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    pixels=arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3))),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_any_picture_and_seed(name: str, pixels: Pixels, seed: int) -> None:
+    before = pixels.copy()
+    result = apply(name, pixels, seed)
+    assert np.array_equal(result, apply(name, before, seed))
+    assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "seed", "message"),
+    [
+        ("fog", np.zeros((4, 4, 3), np.uint8), 0, "fog"),
+        ("blur", np.zeros((4, 4, 3), np.float32), 0, "float32"),
+        ("blur", np.zeros((4, 4, 4), np.uint8), 0, "4, 4, 4"),
+        ("blur", np.zeros((0, 4, 3), np.uint8), 0, "0, 4, 3"),
+        ("blur", np.zeros((4, 4, 3), np.uint8), -1, "-1"),
+    ],
+)
+def test_refuses_what_it_cannot_take(name: str, pixels: Pixels, seed: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply(name, pixels, seed)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Pixels]:
+    """Four colour photos, each fitted from a long side of 128 px up to 4000x3000."""
+    fitted = []
+    for name in ("astronaut", "coffee", "rocket", "chelsea"):
+        whole = photo(name)
+        height, width = whole.shape[:2]
+        for side in (128, 300, 640):
+            scale = side / max(height, width)
+            fitted.append(fit(resized(whole, round(width * scale), round(height * scale))))
+        fitted.append(fit(resized(whole, 4000, 3000)))
+    return fitted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_visible_in_the_cell_and_not_destroyed(name: str, photos: list[Pixels]) -> None:
+    decibel = [cv2.PSNR(in_cell(apply(name, pixels, seed)), in_cell(pixels)) for pixels in photos for seed in range(5)]
+    assert BAND_DECIBEL[0] < min(decibel) <= max(decibel) < BAND_DECIBEL[1]
+    assert MEDIAN_BAND_DECIBEL[0] < np.median(decibel) < MEDIAN_BAND_DECIBEL[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grey_is_damaged_as_grey(name: str) -> None:
+    """Only the degradations of colour itself leave a grey picture as it is."""
+    grey = photo("camera")[::3, ::3]
+    same = [np.array_equal(apply(name, grey, seed), grey) for seed in range(4)]
+    assert same == [name in {"saturate_strengthen", "saturate_weaken", "gray"}] * 4
+
+
+def test_fit_shrinks_by_area_and_never_enlarges() -> None:
+    assert fit(np.zeros((3000, 4000, 3), np.uint8)).shape == (384, 512, 3)
+    assert fit(np.zeros((2000, 3), np.uint8)).shape == (512, 1)
+    assert fit(np.zeros((400, 100), np.uint8), long_side=200).shape == (200, 50)
+    small = np.zeros((300, 512, 3), np.uint8)
+    assert fit(small) is small
+    stripes = np.tile(np.array([0, 200], np.uint8), (1024, 512))
+    assert np.unique(fit(stripes)).tolist() == [100]
+    with pytest.raises(ValueError, match="long_side"):
+        fit(small, long_side=0)
+
+
+def test_quarter_turns_go_clockwise(astronaut: Pixels) -> None:
+    turned = apply("rotate_90", astronaut, 0)
+    assert np.array_equal(turned[0, -1], astronaut[0, 0])
+    assert np.array_equal(turned[0, 0], astronaut[-1, 0])
+    assert np.array_equal(apply("rotate_270", turned, 0), astronaut)
+    assert np.array_equal(apply("rotate_90", turned, 0), apply("rotate_180", astronaut, 0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pixels=arrays(np.uint8, st.sampled_from([(5, 4, 3), (5, 4), (1, 1, 3)]), elements=st.integers(0, 255)),
+    seed=st.integers(0, 2**32),
+)
+def test_color_distortion_is_never_the_identity(pixels: Pixels, seed: int) -> None:
+    assert not np.array_equal(apply("color_distortion", pixels, seed), pixels)
+
+
+def test_color_distortion_shows_over_many_seeds(astronaut: Pixels) -> None:
+    results = [apply("color_distortion", astronaut, seed) for seed in range(200)]
+    assert min(float(cv2.absdiff(result, astronaut).mean()) for result in results) >= 4
+    assert len({result.tobytes() for result in results}) == 5 + 6
+
+
+def test_channels_are_rgb() -> None:
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    assert apply("gray", red, 0)[0, 0].tolist() == [60, 60, 60]
+    assert apply("mosaic", red, 0)[..., 0].tolist() == (red[..., 0] * np.tile([[1, 0], [0, 0]], (4, 4))).tolist()
+    assert apply("mosaic", red, 0)[..., 1:].sum() == 0
+    for seed in range(20):
+        for name in ("jpeg", "compression", "brighten", "darken", "low_light"):
+            result = apply(name, red, seed).astype(int)
+            assert (result[..., 0] > result[..., 2]).all(), name
+
+
+def test_salt_and_pepper_take_whole_pixels() -> None:
+    grey = np.full((400, 400, 3), 100, np.uint8)
+    noisy = apply("salt_pepper_noise", grey, 1)
+    assert (noisy.min(axis=2) == noisy.max(axis=2)).all()
+    assert (noisy[..., 0] == 255).mean() == pytest.approx(0.025, abs=0.003)
+    assert (noisy[..., 0] == 0).mean() == pytest.approx(0.025, abs=0.003)
+
+
+@pytest.mark.parametrize("level", [5, 40, 128, 200])
+def test_poisson_noise_has_the_moments_of_counts(level: int) -> None:
+    noisy = apply("poisson_noise", np.full((300, 300, 3), level, np.uint8), 0).astype(float)
+    assert noisy.mean() == pytest.approx(level, abs=0.3)
+    assert noisy.std() == pytest.approx(np.sqrt(level * 255 / 100), rel=0.03)
+
+
+def test_gaussian_noise_spans_its_range_of_sigma() -> None:
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    spread = [apply("gaussian_noise", grey, seed).astype(float).std() for seed in range(60)]
+    assert 9 < min(spread) < 16
+    assert 42 < max(spread) < 51
+
+
+def test_severity_caps_move_weight_to_the_third_level() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    counts = [len(np.unique(apply("quantization", noise, seed)[..., 0])) for seed in range(150)]
+    assert set(counts) == {8, 10, 11, 15, 16, 20, 24}
+    assert 0.45 < np.mean([count in (8, 10) for count in counts]) < 0.75
+
+
+def test_otsu_is_exact() -> None:
+    counts = np.zeros(256)
+    counts[[10, 12, 100, 104, 240]] = [5, 5, 3, 3, 1]
+    assert otsu_edges(counts, 3) == [0, 100, 240]
+    assert otsu_edges(counts, 9) == [0, 12, 100, 104, 240]
+    ragged = histograms(photo("chelsea"))[0]
+    two = otsu_edges(ragged, 2)
+    assert two[1] == min(range(1, 256), key=lambda edge: spread_within(ragged, edge))
+
+
+def spread_within(counts: np.ndarray, edge: int) -> float:
+    spread = 0.0
+    for part in (slice(0, edge), slice(edge, 256)):
+        mass = counts[part].sum()
+        if mass:
+            mean = (counts[part] * levels()[part]).sum() / mass
+            spread += float((counts[part] * (levels()[part] - mean) ** 2).sum())
+    return spread
+
+
+def test_median_cut_makes_classes_of_like_counts() -> None:
+    counts = np.ones(256)
+    edges = [*median_edges(counts, 8), 256]
+    assert {stop - start for start, stop in pairwise(edges)} == {32}
+    assert median_edges(np.eye(256)[7], 5)[0] == 0
+
+
+@pytest.mark.parametrize("decibel", [29.0, 27.5, 26.0])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
+def test_wavelet_compression_meets_its_psnr(name: str, decibel: float) -> None:
+    pixels = fit(photo(name))
+    assert cv2.PSNR(wavelet_compressed(pixels, decibel), pixels) == pytest.approx(decibel, abs=0.7)
+
+
+def test_wide_kernels_agree_with_direct_filtering(astronaut: Pixels) -> None:
+    for kernel in (disk(6.5), line(np.ones(21, np.float32), 0.7)):
+        direct = cv2.filter2D(astronaut.astype(np.float64), cv2.CV_64F, kernel.astype(np.float64))
+        assert np.abs(convolve(astronaut, kernel).astype(float) - direct).max() <= 0.51
+
+
+def test_motion_kernels_leave_the_picture_in_place() -> None:
+    for angle in np.linspace(-1.5, 1.5, 7):
+        kernel = line(np.exp(-0.5 * (np.arange(31) / 9) ** 2).astype(np.float32), angle)
+        rows, columns = np.indices(kernel.shape) - kernel.shape[0] // 2
+        assert abs(float((kernel * rows).sum())) < 1e-3
+        assert abs(float((kernel * columns).sum())) < 1e-3
+
+
+def test_weather_falls_on_a_dark_picture_as_light() -> None:
+    night = np.full((384, 512, 3), 20, np.uint8)
+    for seed in range(4):
+        wet, iced = apply("rain", night, seed).astype(float), apply("frost", night, seed).astype(float)
+        assert wet.max() > 150
+        assert np.median(wet) < 90
+        assert np.percentile(iced, 99) > 90
+        assert iced.std() > 15
+        assert iced[..., 2].mean() > iced[..., 0].mean()
+
+
+def test_rain_streaks_stand_upright_more_than_they_lie() -> None:
+    night = np.zeros((512, 512), np.uint8)
+    for seed in range(6):
+        streaks = apply("rain", night, seed).astype(float)
+        assert np.abs(np.diff(streaks, axis=1)).mean() > 0.9 * np.abs(np.diff(streaks, axis=0)).mean()
+
+
+def test_pincushion_never_folds_back() -> None:
+    ramp = np.tile(np.linspace(0, 255, 512), (512, 1)).astype(np.uint8)
+    assert (np.diff(apply("pincushion", ramp, 0).astype(int), axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["blur", "inpainting", "elastic", "rain", "frost", "defocus", "gaussian_blur"])
+def test_looks_alike_at_every_size(name: str) -> None:
+    """A thumbnail and a large photo of one scene lose about as much: lengths follow the size."""
+    small, large = (resized(photo("coffee"), 3 * unit, 2 * unit) for unit in (64, 400))
+    lost = [
+        np.mean([cv2.PSNR(in_cell(apply(name, pixels, seed)), in_cell(pixels)) for seed in range(12)])
+        for pixels in (small, large)
+    ]
+    assert abs(lost[0] - lost[1]) < 5
