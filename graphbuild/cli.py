@@ -36,13 +36,19 @@ DONE, UNDONE, REFUSED = 0, 1, 2
 
 GraphArgument = Annotated[Path, typer.Argument(help="The graph folder.", metavar="GRAPH")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
-SourceOption = Annotated[str | None, typer.Option(help="Where items come from: sample, folder, subjects200k, pkg.mod:Class.")]
+SourceOption = Annotated[
+    str | None, typer.Option(help="Where items come from: sample, folder, subjects200k, pkg.mod:Class.")
+]
 PathOption = Annotated[str | None, typer.Option("--path", help="The source's folder or URL.")]
 PipelineOption = Annotated[str | None, typer.Option(help="A pipeline by name or a .yaml file; default: the source's.")]
-AnnotatorsOption = Annotated[str | None, typer.Option(help="Comma-separated annotators or kinds, instead of the pipeline's.")]
+AnnotatorsOption = Annotated[
+    str | None, typer.Option(help="Comma-separated annotators or kinds, instead of the pipeline's.")
+]
 OutOption = Annotated[Path | None, typer.Option(help="The graph folder; default ./SOURCE-graph.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Take only the first N items.")]
-ShardSizeOption = Annotated[int | None, typer.Option(min=1, help="Items per shard of a new graph (default at most 1024).")]
+ShardSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Items per shard of a new graph (default at most 1024).")
+]
 AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
 
 
@@ -78,7 +84,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -87,7 +95,7 @@ def _options(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - a command's options
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -98,7 +106,9 @@ def run(
     executor: Annotated[str, typer.Option(help="ray, or inline for this process alone.")] = "ray",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
     accept_changed: AcceptOption = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Also compute failed rows again that may succeed now.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also compute failed rows again that may succeed now.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any row failed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,7 +144,7 @@ def run(
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0913, PLR0917 - a command's options
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -155,7 +165,12 @@ def plan(
     from graphbuild.build.plan import make_plan
     from graphbuild.store.publish import Files
 
-    options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
+    options: dict[str, Any] = {
+        "limit": limit,
+        "shard_size": shard_size,
+        "accept_changed": accept_changed,
+        "retry": retry,
+    }
     with _refusing():
         chosen, makers, where = _chosen(source, path, pipeline, annotators, out)
         _show_plan(make_plan(Files(where), chosen, makers, **options), where, as_json)
@@ -197,7 +212,8 @@ def _chosen(
     location = {} if path is None else {"path": path}
     if pipeline is None and annotators is None and source not in pipeline_names():
         raise GraphError(
-            f"there is no pipeline named {source!r}; give --annotators a,b or --pipeline (one of {', '.join(pipeline_names())})"
+            f"there is no pipeline named {source!r}; give --annotators a,b "
+            f"or --pipeline (one of {', '.join(pipeline_names())})"
         )
     if pipeline is not None or annotators is None:
         loaded = load_pipeline(pipeline or str(source), **location)
@@ -214,7 +230,11 @@ def _show_plan(plan: Plan, where: Path, as_json: bool) -> None:
     rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in plan.reasons().items()]
     todo, total = len(plan.units), plan.wanted
     if as_json:
-        print(json.dumps({"graph": str(where), "units": {"todo": todo, "wanted": total}, "items": plan.num_items, "plan": rows}))
+        typer.echo(
+            json.dumps(
+                {"graph": str(where), "units": {"todo": todo, "wanted": total}, "items": plan.num_items, "plan": rows}
+            )
+        )
         return
     if not rows:
         OUT.print(f"{where}: nothing to do, all {total} units are committed", markup=False)
@@ -232,7 +252,7 @@ def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool)
 
     failed = sum(annotator.failed for annotator in report.annotators.values())
     if as_json:
-        print(report.model_dump_json())
+        typer.echo(report.model_dump_json())
     elif not report.annotators and not report.units_left:
         OUT.print(f"{where}: nothing to do, all {report.units_wanted} units are committed", markup=False)
     else:
@@ -270,15 +290,19 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
     with _refusing():
         document = status_of(Graph.open(graph))
     if as_json:
-        print(document.model_dump_json())
+        typer.echo(document.model_dump_json())
         return
-    table = Table(title=f"{graph}: {document.items} items, {document.units['done']} of {document.units['wanted']} units")
+    table = Table(
+        title=f"{graph}: {document.items} items, {document.units['done']} of {document.units['wanted']} units"
+    )
     for column in ("kind", "ok", "skipped", "failed", "annotator", "reasons"):
         table.add_column(column, justify="right" if column in ("ok", "skipped", "failed") else "left")
     for kind, counts in document.kinds.items():
         reasons = ", ".join(f"{reason} {count}" for reason, count in document.reasons.get(kind, {}).items())
         live = document.live[kind]
-        table.add_row(kind, *(str(counts[s]) for s in ("ok", "skipped", "failed")), f"{live.annotator} {live.version}", reasons)  # type: ignore[index]
+        table.add_row(
+            kind, *(str(counts[s]) for s in ("ok", "skipped", "failed")), f"{live.annotator} {live.version}", reasons
+        )
     OUT.print(table)
     for building in document.building:
         OUT.print(f"not live: {building}", markup=False)
@@ -302,7 +326,7 @@ def verify(
     with _refusing():
         verdict = check(graph, "full" if full else "quick")
     if as_json:
-        print(json.dumps(vars(verdict)))
+        typer.echo(json.dumps(vars(verdict)))
     else:
         for problem in verdict.problems:
             OUT.print(problem, markup=False)
@@ -313,7 +337,9 @@ def verify(
 
 
 @app.command()
-def promote(graph: GraphArgument, version: Annotated[str, typer.Argument(help="v and 12 hex digits, see status.")]) -> None:
+def promote(
+    graph: GraphArgument, version: Annotated[str, typer.Argument(help="v and 12 hex digits, see status.")]
+) -> None:
     """Make a complete version live for the kinds it makes.
 
     Example:
@@ -332,9 +358,11 @@ def promote(graph: GraphArgument, version: Annotated[str, typer.Argument(help="v
 
 
 @app.command()
-def sample(
+def sample(  # noqa: PLR0913, PLR0917 - a command's options
     graph: GraphArgument,
-    paths: Annotated[str | None, typer.Option(help="A path list by name or .yaml; default: all that the graph serves.")] = None,
+    paths: Annotated[
+        str | None, typer.Option(help="A path list by name or .yaml; default: all that the graph serves.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many grid tasks.")] = 8,
     seed: Annotated[int, typer.Option(help="Another seed draws other tasks.")] = 0,
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
@@ -358,7 +386,7 @@ def sample(
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
         _keep_snapshot(opened)
         for line in _write_tasks(sampler, range(index, index + count), resolution, out):
-            print(line)
+            typer.echo(line)
 
 
 def _write_tasks(sampler: Any, indices: range, resolution: int, out: Path) -> Iterator[Path]:
@@ -410,8 +438,8 @@ def schema(
             target = write / "v1" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
-        print(name if write is None else target)
+        typer.echo(name if write is None else target)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.contracts import MAX_BYTES, MAX_PIXELS, CorruptNode
-from graphbuild.lineage import checksum
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,11 +112,11 @@ class Codec:
     values: Callable[[bytes, str], Any]
 
 
-def check_image(data: bytes) -> Encoded:
+def check_image(data: bytes) -> tuple[Encoded, Pixels]:
     """Header checks, then a full decode, of one untrusted image file; its bytes are kept.
 
     Returns:
-        the same bytes with their format and upright size.
+        the same bytes with their format and upright size, and the picture.
 
     Raises:
         UnusableImage: `empty_file, too_large, undecodable` or `unsupported_mode`.
@@ -127,8 +126,8 @@ def check_image(data: bytes) -> Encoded:
     if len(data) > MAX_BYTES:
         raise UnusableImage("too_large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     form = _header(data)
-    height, width = decode_image(data, form).shape[:2]
-    return Encoded(data, form, width, height)
+    picture = decode_image(data, form)
+    return _sized(data, form, picture), picture
 
 
 def decode_image(data: bytes, form: str) -> Pixels:
@@ -269,7 +268,7 @@ def _colour_values(data: bytes, form: str) -> Pixels:
 
 
 def _source(value: Any) -> Encoded:
-    return check_image(value) if isinstance(value, bytes) else _jpeg("444", 3)(value)
+    return check_image(value)[0] if isinstance(value, bytes) else _jpeg("444", 3)(value)
 
 
 def _text(value: Any) -> Encoded:
@@ -294,11 +293,3 @@ CODECS: Mapping[str, Codec] = {
     "text": Codec(_text, lambda data, form: data.decode()),
     "json": Codec(_json, lambda data, form: json.loads(data)),
 }
-
-
-def verified(data: bytes, content_hash: str, where: str) -> bytes:
-    """`data`, or `CorruptNode` naming `where` when its xxh3_128 differs from what the edge recorded."""
-    found = checksum(data)
-    if found != content_hash:
-        raise CorruptNode(f"{where}: stored bytes hash to {found}, its edge says {content_hash}; run graphbuild verify")
-    return data

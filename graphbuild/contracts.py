@@ -1,4 +1,4 @@
-"""Records and Arrow schemas of graph format 1. This module imports nothing of ours; `schemas/v1` is generated from it."""
+"""Records and Arrow schemas of graph format 1; `schemas/v1` is generated from here. Imports nothing of ours."""
 
 from __future__ import annotations
 

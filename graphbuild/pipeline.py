@@ -23,7 +23,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class PipelineDocument(BaseModel):
-    """The file: `source: {use: ..., <field>: ...}`, `annotators: [name | {use: ..., <field>: ...}]`, `paths: [name]`."""
+    """The file: `source: {use: ..., <field>: ...}`, `annotators: [name, {use: ..., <field>: ...}]`, `paths: name`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

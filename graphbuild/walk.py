@@ -70,7 +70,7 @@ class PathSampler:
         paths: a shipped list (`graph200k`), a YAML file, or a `PathSet`.
         seed: another seed gives other walks.
         group: this many consecutive walks share path and number of rows, so that a batch has one geometry.
-        on_missing: `error` refuses a path the graph cannot serve, `drop` leaves it out and keeps the weight of its type.
+        on_missing: `error` refuses a path the graph cannot serve; `drop` leaves it out, its type keeps its weight.
         layout: the instruction's layout sentence, `pipeline` or `random`.
 
     Raises:
@@ -91,7 +91,9 @@ class PathSampler:
         self.graph, self.seed, self.group, self.layout = graph, seed, group, layout
         self.listed = paths if isinstance(paths, PathSet) else load(paths)
         self.paths = self._servable(on_missing)
-        chances = PathSet(name=self.listed.name, paths=self.paths, type_weights=self.listed.type_weights).probabilities()
+        chances = PathSet(
+            name=self.listed.name, paths=self.paths, type_weights=self.listed.type_weights
+        ).probabilities()
         self._cumulative = np.cumsum(chances)
         config = {"paths": self.listed.name, "group": group} if group != 1 else {"paths": self.listed.name}
         self._key = _hash64(canonical_json([config, seed]))
@@ -101,7 +103,9 @@ class PathSampler:
         shared = _Draws(self._key, index // self.group, "geometry")
         path = self.paths[int(np.searchsorted(self._cumulative, shared.unit("path") * self._cumulative[-1], "right"))]
         items = self._items[path.name]
-        rows = 1 + int(np.searchsorted(np.cumsum(ROWS[: len(items)]), shared.unit("rows") * sum(ROWS[: len(items)]), "right"))
+        rows = 1 + int(
+            np.searchsorted(np.cumsum(ROWS[: len(items)]), shared.unit("rows") * sum(ROWS[: len(items)]), "right")
+        )
         own = _Draws(self._key, index, "items")
         chosen = own.distinct("item", rows, len(items))
         columns = self._shuffled(path, own)
@@ -160,8 +164,8 @@ class PathSampler:
         if not servable or (lacking and on_missing == "error"):
             shown = "; ".join(f"{path.name}: {self._counts(path)}" for path in lacking[:3])
             raise GraphError(
-                f"{self.graph.url} serves {len(servable)} of the {len(self.listed.paths)} paths of {self.listed.name!r}. "
-                f"Items that have: {shown}. Run the missing annotators, or leave such paths out with on_missing='drop'"
+                f"{self.graph.url} serves {len(servable)} of the {len(self.listed.paths)} paths of "
+                f"{self.listed.name!r}. Items that have: {shown}. Run the missing annotators, or leave such paths out with on_missing='drop'"
             )
         return servable
 
@@ -239,4 +243,3 @@ def _mix(value: int) -> int:
 
 def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-

@@ -57,5 +57,5 @@ class Grabcut(Condition):
         # Its k-means draws from OpenCV's global generator.
         cv2.setRNGSeed(seed & 0x7FFFFFFF)
         background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(small, labels, None, background, foreground, self.iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(small, labels, (0, 0, 1, 1), background, foreground, self.iterations, cv2.GC_INIT_WITH_MASK)
         return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)

@@ -36,7 +36,10 @@ class Lsd(Condition):
         segments = np.empty((0, 4), np.float32) if found is None else found.reshape(-1, 4)
         diagonal = float(np.hypot(*grey.shape))
         lengths = np.hypot(segments[:, 2] - segments[:, 0], segments[:, 3] - segments[:, 1])
-        segments, lengths = segments[lengths >= self.min_length * diagonal], lengths[lengths >= self.min_length * diagonal]
+        segments, lengths = (
+            segments[lengths >= self.min_length * diagonal],
+            lengths[lengths >= self.min_length * diagonal],
+        )
         if not len(segments):
             return Skip("no_lines")
         canvas = np.zeros(grey.shape, np.uint8)

@@ -129,7 +129,8 @@ def _refuse_two_makers(annotators: Sequence[Annotator]) -> None:
         for kind in makes_of(annotator).values():
             if kind.name in makers:
                 raise GraphError(
-                    f"both {makers[kind.name]} and {name_of(annotator)} make {kind.name!r}; name one of them for this run"
+                    f"both {makers[kind.name]} and {name_of(annotator)} make {kind.name!r}; "
+                    "name one of them for this run"
                 )
             makers[kind.name] = name_of(annotator)
 

@@ -7,8 +7,16 @@ from collections.abc import Sequence
 
 from graphbuild.contracts import CommitDocument, Outcome, PartRef, Status, Unit
 from graphbuild.store.index import EdgeRows
-from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, read_commit, rows_digest
-from graphbuild.store.parts import write_edges, write_nodes
+from graphbuild.store.parts import (
+    Place,
+    edge_table,
+    edges_name,
+    nodes_folder,
+    read_commit,
+    rows_digest,
+    write_edges,
+    write_nodes,
+)
 from graphbuild.store.publish import AlreadyPublished, Files, Workspace
 
 Places = dict[tuple[int, str, int], Place]

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphbuild.build.commit import publish_unit
 from graphbuild.build.unit import Maker, UnitReport, previous_rows, scrub
-from graphbuild.codecs import CODECS, Encoded, UnusableImage, decode_image
+from graphbuild.codecs import CODECS, Encoded, Pixels, UnusableImage, check_image
 from graphbuild.contracts import FINAL_REASONS, CommitDocument, GraphError, Outcome, PartRef, Unit
 from graphbuild.lineage import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, phash
@@ -27,14 +27,14 @@ class ReplanNeeded(GraphError):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTask:
-    """What a worker receives for one source unit: the items of the shard in order; `replaces` names the keys
-    whose files changed and were accepted as new items."""
+    """What a worker receives for one source unit. `entries` are the items of the shard in order, or None if its items
+    part is published; `replaces` names the keys whose files changed and were accepted as new items."""
 
     source: Source
     maker: Maker
     unit: Unit
     revision: int
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...] | None
     replaces: frozenset[str] = frozenset()
     retry: bool = False
     deaths: int = 0
@@ -52,20 +52,19 @@ def run_source_unit(
     previous = previous_rows(files, task.unit)
     kept = _kept(previous, task.retry)
     done = {item_ix for item_ix, _, _ in kept}
-    todo = {ix: entry for ix, entry in enumerate(task.entries, task.unit.shard.start) if ix not in done}
+    entries = task.entries or [Entry(row["key"], row["stamp"]) for row in known.values()]
+    todo = {ix: entry for ix, entry in enumerate(entries, task.unit.shard.start) if ix not in done}
     items: list[ItemRow] = []
     rows: Rows = {}
     for item_ix, item in zip(todo, task.source.read([entry.key for entry in todo.values()]), strict=True):
         row, outcomes = _ingest(task, item_ix, item, known.get(item_ix))
-        items.append(row)
+        items.append({**row, "stamp": todo[item_ix].stamp})
         rows |= {outcome.key: outcome for outcome in outcomes}
         progress(len(outcomes), sum(outcome.status == "failed" for outcome in outcomes))
     part = _publish_items(files, workspace, task.unit, list(known.values()) or items)
     every = sorted([*kept.values(), *rows.values()], key=lambda row: row.key)
     report = UnitReport(unit=task.unit, revision=task.revision, computed=len(rows), reused=len(kept))
-    report.settle(
-        publish_unit(files, workspace, rows=every, previous=previous, document=_document(task, part)), every
-    )
+    report.settle(publish_unit(files, workspace, rows=every, previous=previous, document=_document(task, part)), every)
     return report
 
 
@@ -82,9 +81,7 @@ def _kept(previous: EdgeRows | None, retry: bool) -> Rows:
     return {row.key: row for row in rows if row.item_ix not in again}
 
 
-def _ingest(
-    task: SourceTask, item_ix: int, item: SourceItem, known: ItemRow | None
-) -> tuple[ItemRow, list[Outcome]]:
+def _ingest(task: SourceTask, item_ix: int, item: SourceItem, known: ItemRow | None) -> tuple[ItemRow, list[Outcome]]:
     """The items row and the outcomes of one item. A file that is not the one recorded in `known` fails."""
     sha256 = None if item.original is None else hashlib.sha256(item.original).hexdigest()
     name = task.maker.name
@@ -97,21 +94,21 @@ def _ingest(
     row = _item_row(task, item_ix, item_id, item, sha256)
     outcomes = []
     for kind in task.maker.variants:
-        encoded = _encode(task.maker.lineage.codec[kind], nodes.get(kind, Unusable("missing")))
+        encoded, picture = _encode(task.maker.lineage.codec[kind], nodes.get(kind, Unusable("missing")))
         outcomes.append(_outcome(task, item_ix, item_id, kind, encoded))
-        if kind == task.source.makes[0] and isinstance(encoded, Encoded):
-            picture = decode_image(encoded.data, encoded.format)
-            row |= {"width": encoded.width, "height": encoded.height, "phash": phash(picture)}
+        if kind == task.source.makes[0] and picture is not None:
+            row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
     return row, outcomes
 
 
-def _encode(codec: str, value: Any) -> Encoded | Unusable:
+def _encode(codec: str, value: bytes | Pixels | Unusable) -> tuple[Encoded | Unusable, Pixels | None]:
+    """The value ready to store, with its picture: decoding once both checks a file and hashes its looks."""
     if isinstance(value, Unusable):
-        return value
+        return value, None
     try:
-        return CODECS[codec].encode(value)
+        return check_image(value) if isinstance(value, bytes) else (CODECS[codec].encode(value), value)
     except UnusableImage as error:
-        return Unusable(error.reason, str(error))
+        return Unusable(error.reason, str(error)), None
 
 
 def _outcome(task: SourceTask, item_ix: int, item_id: str, kind: str, encoded: Encoded | Unusable) -> Outcome:
@@ -125,14 +122,15 @@ def _outcome(task: SourceTask, item_ix: int, item_id: str, kind: str, encoded: E
     return base
 
 
-def _item_row(task: SourceTask, item_ix: int, item_id: str, item: SourceItem, sha256: str | None) -> ItemRow:
+def _item_row(
+    task: SourceTask, item_ix: int, item_id: str, item: SourceItem, sha256: str | None
+) -> ItemRow:  # its width, height and phash are those of the decoded picture, its stamp that of the listing
     copied = ("key", "uri", "licence", "attribution", "split", "group")
     words = ("caption", "reference_caption", "subject", "category")
     return {
         "item_ix": item_ix,
         "item_id": item_id,
         "source": task.source.name,
-        "stamp": task.entries[item_ix - task.unit.shard.start].stamp,
         "sha256": sha256,
         "meta": canonical_json(dict(item.meta)) if item.meta else None,
         **{name: getattr(item, name) for name in copied + words},

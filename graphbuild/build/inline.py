@@ -10,7 +10,10 @@ from graphbuild.build.unit import UnitReport
 
 
 def run_inline(
-    schedule: Schedule, make_worker: Callable[[], Worker], progress: Progress, finished: Callable[[Job, list[UnitReport]], None]
+    schedule: Schedule,
+    make_worker: Callable[[], Worker],
+    progress: Progress,
+    finished: Callable[[Job, list[UnitReport]], None],
 ) -> None:
     """Work until nothing is left that can be done."""
     worker = make_worker()

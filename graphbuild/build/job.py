@@ -1,4 +1,4 @@
-"""What one worker does at a time: the units of one shard side by side, so that they share one decode of their parents."""
+"""What one worker does at a time: the units of one shard side by side, sharing one decode of their parents."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _recorded(report: UnitReport) -> Iterator[None]:
         yield
     except ReplanNeeded:
         report.status = "replan"
-    except Exception as error:  # noqa: BLE001 - whatever stops a unit is reported by the driver, never swallowed
+    except Exception as error:
         report.status = "failed"
         report.error = f"{report.unit}: {type(error).__name__}: {error}"
         report.broken = isinstance(error, AnnotatorBroken)

@@ -6,11 +6,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from graphbuild.contracts import GraphError, Shard, Unit
 from graphbuild.sources.base import Entry, Source
-from graphbuild.store.parts import read_table
+from graphbuild.store.parts import read_footer, read_table
 from graphbuild.store.publish import Files
 
 SHARD_ITEMS = 1024
@@ -21,21 +20,17 @@ class ChangedItems(GraphError):
     """Files that the graph already holds have other bytes now."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """One items row, as far as a listing can be compared with it."""
-
-    stamp: str
-    sha256: str | None
+Known = dict[str, tuple[str, str | None]]
+"""key -> (stamp, sha256) of the newest item that has it."""
 
 
 @dataclass(frozen=True)
 class ShardItems:
-    """A shard and its items: published ones, or new ones that the next run will give it."""
+    """A shard and how many items it has. `entries` are given only for a shard that is not published yet."""
 
     shard: Shard
-    entries: tuple[Entry, ...]
-    published: bool
+    num_items: int
+    entries: tuple[Entry, ...] | None = None
     replaces: frozenset[str] = frozenset()
 
 
@@ -44,29 +39,36 @@ def shard_size_for(num_items: int) -> int:
     return max(1, min(SHARD_ITEMS, -(-num_items // MIN_SHARDS)))
 
 
-def published_shards(files: Files) -> tuple[list[ShardItems], dict[str, Known]]:
-    """The shards with an items part, by index, and the newest row of every key."""
-    shards: list[ShardItems] = []
-    known: dict[str, Known] = {}
+def published_shards(files: Files) -> list[ShardItems]:
+    """The shards with an items part, by index, from footers alone."""
+    shards = []
     for name in files.names("items"):
-        table = read_table(files, f"items/{name}", ["item_ix", "key", "stamp", "sha256"])
-        unit = Unit.model_validate(json.loads(table.schema.metadata[b"graphbuild"])["unit"])
-        rows: list[dict[str, Any]] = table.to_pylist()
-        known |= {row["key"]: Known(row["stamp"], row["sha256"]) for row in rows}
-        shards.append(ShardItems(unit.shard, tuple(Entry(row["key"], row["stamp"]) for row in rows), True))
-    return shards, known
+        metadata, _ = read_footer(files, f"items/{name}")
+        unit = Unit.model_validate(json.loads(metadata.metadata[b"graphbuild"])["unit"])
+        shards.append(ShardItems(unit.shard, metadata.num_rows))
+    return shards
 
 
-def compare(source: Source, entries: Sequence[Entry], known: dict[str, Known], accept_changed: bool) -> frozenset[str]:
+def known_items(files: Files) -> Known:
+    """What the published items parts say of each key; a later item of the same key counts."""
+    known: Known = {}
+    for name in files.names("items"):
+        table = read_table(files, f"items/{name}", ["key", "stamp", "sha256"])
+        keys, stamps, hashes = (column.to_pylist() for column in table.columns)
+        known.update(zip(keys, zip(stamps, hashes, strict=True), strict=True))
+    return known
+
+
+def compare(source: Source, entries: Sequence[Entry], known: Known, accept_changed: bool) -> frozenset[str]:
     """Keys whose bytes changed since they were ingested. Only files with another stamp are read.
 
     Raises:
         ChangedItems: some changed and `accept_changed` is off; the message names them.
     """
-    touched = [e.key for e in entries if e.key in known and known[e.key].stamp != e.stamp and known[e.key].sha256]
+    touched = [e.key for e in entries if e.key in known and known[e.key][0] != e.stamp and known[e.key][1]]
     changed = set()
     for item in source.read(touched) if touched else ():
-        if item.original is not None and hashlib.sha256(item.original).hexdigest() != known[item.key].sha256:
+        if item.original is not None and hashlib.sha256(item.original).hexdigest() != known[item.key][1]:
             changed.add(item.key)
     if changed and not accept_changed:
         shown = ", ".join(sorted(changed)[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
@@ -78,7 +80,11 @@ def compare(source: Source, entries: Sequence[Entry], known: dict[str, Known], a
 
 
 def new_shards(
-    published: Sequence[ShardItems], entries: Sequence[Entry], changed: frozenset[str], known: dict[str, Known], size: int
+    published: Sequence[ShardItems],
+    entries: Sequence[Entry],
+    changed: frozenset[str],
+    known: Known,
+    size: int,
 ) -> list[ShardItems]:
     """Shards for the new entries, sorted by key after all old ones. A gap that a killed run left is filled first, so
     that a rerun gives every item the place it would have had."""
@@ -109,4 +115,4 @@ def _gaps(shards: Sequence[Shard], size: int) -> list[Shard]:
 
 def _with_entries(shard: Shard, entries: Sequence[Entry], changed: frozenset[str]) -> ShardItems:
     whole = shard.model_copy(update={"stop": shard.start + len(entries)})
-    return ShardItems(whole, tuple(entries), False, frozenset(e.key for e in entries) & changed)
+    return ShardItems(whole, len(entries), tuple(entries), frozenset(e.key for e in entries) & changed)

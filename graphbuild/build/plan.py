@@ -10,7 +10,7 @@ from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
 from graphbuild.build.bind import bind, source_maker
 from graphbuild.build.ingest import SourceTask
-from graphbuild.build.listing import ShardItems, compare, new_shards, published_shards, shard_size_for
+from graphbuild.build.listing import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
 from graphbuild.build.unit import Maker, Task, Work
 from graphbuild.contracts import (
     FINAL_REASONS,
@@ -90,7 +90,8 @@ def make_plan(
     entries = list(source.entries()) if source is not None else []
     document = _document(files, source, len(entries), shard_size)
     head = read_head(files)[1]
-    published, known = published_shards(files)
+    published = published_shards(files)
+    known = known_items(files) if source is not None else {}
     taken = entries if limit is None else entries[:limit]
     changed = compare(source, taken, known, accept_changed) if source is not None else frozenset()
     shards = [*published, *new_shards(published, taken, changed, known, document.shard_size)]
@@ -106,7 +107,7 @@ def make_plan(
         makers=tuple(planner.makers),
         units=tuple(planner.units),
         wanted=len(planner.makers) * len(shards),
-        num_items=sum(len(item.entries) for item in shards),
+        num_items=sum(item.num_items for item in shards),
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
     )
@@ -174,11 +175,11 @@ class _Planner:
                 replaces=item.replaces,
                 retry=self.retry,
             )
-            self._add(task, why, len(item.entries))
+            self._add(task, why, item.num_items)
 
     def _why_source(self, item: ShardItems, commit: Commit | None) -> str | None:
         if commit is None:
-            return "unfinished items" if item.published else "new items"
+            return "unfinished items" if item.entries is None else "new items"
         return self._retry_reason(commit.document)
 
     def committed(self, shards: Sequence[ShardItems]) -> list[ShardItems]:
@@ -215,7 +216,7 @@ class _Planner:
             )
             why = missing if commit is None else self._why_again(task, commit)
             if why is not None:
-                self._add(task, why, len(item.entries))
+                self._add(task, why, item.num_items)
 
     def _why_missing(self, maker: Maker) -> str:
         old = {self.head[kind] for kind in maker.variants if kind in self.head}

@@ -25,10 +25,14 @@ def promote(out: str | os.PathLike[str], version: str) -> Head:
     done = {commit.ref.shard for commit in graph.unit_commits(lineage.annotator, version)}
     missing = [shard.label for shard in graph.shards if shard.index not in done]
     if missing:
-        raise GraphError(f"{lineage.annotator} {version} is not complete: {len(missing)} units missing, {missing[0]} first")
+        raise GraphError(
+            f"{lineage.annotator} {version} is not complete: {len(missing)} units missing, {missing[0]} first"
+        )
     stale = [k for k, parent in lineage.parents.items() if k in graph.head and graph.head[k].version != parent]
     if stale:
-        raise GraphError(f"{lineage.annotator} {version} was made from another version of {stale[0]}; promote that first")
+        raise GraphError(
+            f"{lineage.annotator} {version} was made from another version of {stale[0]}; promote that first"
+        )
     makes = {kind: Live(annotator=lineage.annotator, version=version) for kind in lineage.codec}
     files = Files(out)
     workspace = Workspace.create(files, f"promote-{secrets.token_hex(3)}")

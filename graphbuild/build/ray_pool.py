@@ -6,6 +6,7 @@ answers with reports. At most two jobs are in flight per actor, so that none wai
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -78,9 +79,9 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Without this, Ray would hide the GPUs of actors that ask for none by an environment variable, and say so at length.
+    # Ray announces at length that this default will change; it is set to what it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield
     finally:
@@ -97,8 +98,9 @@ class _Driver:
     ) -> None:
         self.schedule, self.worker_args, self.progress, self.finished = schedule, worker_args, progress, finished
         self._pools: dict[str, list[_Handle]] = {}
-        self._actor = ray.remote(concurrency_groups={"watch": 1}, max_restarts=0)(_Actor)
-        self._total = ray.cluster_resources()
+        remote: Any = ray.remote  # its stubs do not know concurrency groups
+        self._actor = remote(concurrency_groups={"watch": 1}, max_restarts=0)(_Actor)
+        self._total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
 
     def step(self) -> bool:
         """Hand out jobs, wait a little, take results. False when nothing can go on."""
@@ -168,7 +170,7 @@ class _Driver:
             return
         except RayError as error:
             job = handle.jobs.pop(ref)
-            self.schedule.abort(f"{job.units[0]}: {error}")
+            self.schedule.abort(f"{job.tasks[0].unit}: {error}")
             return
         job = handle.jobs.pop(ref)
         self.schedule.finish(job, reports)
@@ -189,7 +191,8 @@ class _Driver:
             node = ray.get(handle.node, timeout=0)
         except (RayError, TimeoutError):
             return True  # it never said where it was: it did not get as far as a row
-        return not any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return not any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
     def _watch(self) -> None:
         """Ask every busy actor how far it is, without waiting for the answer."""

@@ -29,7 +29,12 @@ class Progress:
         self._started = self._shown = time.monotonic()
         self._bar: Bar | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("nodes", total=total, note="")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ HEARTBEAT_SECONDS = 60.0
 REPLANS = 10
 
 
-def run(
+def run(  # noqa: PLR0913 - each is a choice of the user's, and keyword-only
     source: Source | None,
     annotators: Sequence[Annotator | str],
     out: str | os.PathLike[str],
@@ -120,7 +121,9 @@ class _Run:
             self.files.publish("graph.json", text.encode(), self.workspace)
         except AlreadyPublished:
             if read_document(self.files) != plan.document:
-                raise GraphError(f"{self.files.root}: another run has just made this graph otherwise; run again") from None
+                raise GraphError(
+                    f"{self.files.root}: another run has just made this graph otherwise; run again"
+                ) from None
         for maker in plan.makers:
             lineage = canonical_json(maker.lineage.model_dump(mode="json")) + "\n"
             self.files.publish(f"lineage/{maker.version}.json", lineage.encode(), self.workspace)
@@ -154,8 +157,8 @@ class _Run:
             self._promote(plan)
         graph = Graph.open(self.files.root)
         report = self._report(plan, graph, source)
+        graph.publish_snapshot(self.workspace)
         if self.reports or self.errors:
-            graph.publish_snapshot(self.workspace)
             text = report.model_dump_json(indent=2) + "\n"
             self.files.replace(f"runs/{self.run_id}/report.json", text.encode(), self.workspace)
         write_card(graph, self.workspace)
@@ -195,8 +198,6 @@ class _Run:
 
 
 def _location_of(source: Source | None) -> dict[str, Any]:
-    from dataclasses import fields
-
     if source is None:
         return {}
     return {f.name: getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True)}

@@ -39,7 +39,9 @@ class Schedule:
     @property
     def left(self) -> list[str]:
         """Units that this run gave up on or never got to."""
-        return sorted(f"{annotator} {version} shard-{shard:05d}" for annotator, version, shard in self._lost | self._open)
+        return sorted(
+            f"{annotator} {version} shard-{shard:05d}" for annotator, version, shard in self._lost | self._open
+        )
 
     def next_job(self, pool: str | None = None) -> Job | None:
         """A job whose parents are committed, for one pool or any; None if nothing can start now."""

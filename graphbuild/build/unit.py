@@ -10,7 +10,7 @@ from typing import Any
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Skip, makes_of, needs_of
 from graphbuild.build.commit import publish_unit
-from graphbuild.build.spool import Key, Spool
+from graphbuild.build.spool import CONDEMN_AFTER, Key, Spool
 from graphbuild.codecs import CODECS, Node, UnusableImage
 from graphbuild.contracts import (
     FINAL_REASONS,
@@ -32,6 +32,9 @@ from graphbuild.store.parts import items_name, newest_commit, read_table
 from graphbuild.store.publish import Files, Workspace
 
 BROKEN_ROWS = 100
+CAREFUL_FLUSH_SECONDS = 1.0
+
+_DEADLY = f"{CONDEMN_AFTER} workers died with only this row in flight"
 
 
 class AnnotatorBroken(GraphError):
@@ -116,7 +119,8 @@ class Work:
     """One unit under way: `advance` over chunks of items, then `commit`."""
 
     def __init__(self, task: Task, files: Files, workspace: Workspace, flush_s: float) -> None:
-        self.task, self.files, self.workspace, self.flush_s = task, files, workspace, flush_s
+        self.task, self.files, self.workspace = task, files, workspace
+        self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if task.deaths else flush_s
         self.report = UnitReport(unit=task.unit, revision=task.revision)
         self.tally = Tally()
         self._annotator = task.annotator
@@ -137,9 +141,8 @@ class Work:
             if row.key in self._todo:
                 self.rows[row.key] = row
         for key in self.spool.condemned(self.task.deaths > 0):
-            if key in self._todo:
-                for made in self._makes.values():
-                    self._finish([self._failed((key[0], made.name, key[2]), "killed_worker", "3 workers died on it")])
+            rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
+            self._finish([self._failed(row, "killed_worker", _DEADLY) for row in rows if row in self._todo])
 
     # ---- planning --------------------------------------------------------------------------------------------
 
@@ -224,7 +227,7 @@ class Work:
                 raise ValueError(f"annotate returned {len(results)} results for {len(batch)} requests")
         except (GraphError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - an annotator may raise anything; the row records it
+        except Exception as error:
             if len(batch) > 1:
                 return [row for request in batch for row in self._annotate([request], model)]
             return self._settle(batch[0], error)
@@ -368,4 +371,3 @@ def scrub(message: str) -> str:
     for pattern, word in _SCRUB:
         message = pattern.sub(word, message)
     return " ".join(message.split())[:300]
-

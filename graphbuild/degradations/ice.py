@@ -73,7 +73,7 @@ def _sheet(index: int) -> Pixels:
         _draw_star(crystals, (cell + rng.random(2)) * (_SHEET_SIDE / _STARS_A_SIDE), rng)
     glow = as_floats(cv2.GaussianBlur(crystals, (0, 0), 8.0))
     grain = as_floats(cv2.GaussianBlur(rng.random(crystals.shape, dtype=np.float32), (0, 0), 0.8))
-    sheet = to_pixels(0.9 * crystals + 0.6 * glow + 160 * (grain - 0.5) + 30)
+    sheet = to_pixels(0.9 * crystals + 0.6 * glow + 100 * (grain - 0.5) + 30)
     sheet.flags.writeable = False
     return sheet
 

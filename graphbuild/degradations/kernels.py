@@ -6,7 +6,7 @@ import numpy as np
 from graphbuild.degradations.pixels import Floats, Pixels, as_floats, as_pixels, to_pixels
 
 _WIDEST_DIRECT = 9
-"""Beyond 9x9 one Fourier transform a channel beats the sum over taps (9 ms against 26 ms at 512x512x3)."""
+"""Beyond 9x9 one Fourier transform a channel beats the sum over taps (15 ms against 26 ms at 512x512x3)."""
 
 
 def disk(radius: float) -> Floats:

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 from graphbuild.contracts import MAX_BYTES
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
 
-EXTENSIONS = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+EXTENSIONS = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
+)
 """What counts as an image file, in any case. Whether it is one shows when it is decoded."""
 
 TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from graphbuild.codecs import Pixels, UnusableImage, check_image, decode_image
+from graphbuild.codecs import Pixels, UnusableImage, check_image
 from graphbuild.kinds import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
 
@@ -123,6 +123,11 @@ class _Shards:
             found = self.fs.find(self.root, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             found = {}
+        except Exception as error:  # every remote file system has errors of its own for a network that is down
+            raise ValueError(
+                f"source 'subjects200k': {self.root} cannot be listed ({type(error).__name__}: {error}); check the "
+                "network, or give --path with a local copy"
+            ) from error
         files = {posixpath.relpath(path, self.root): info for path, info in found.items() if path.endswith(".parquet")}
         return [(file, self._stamp(files[file])) for file in sorted(files) if "/." not in f"/{file}"]
 
@@ -223,7 +228,7 @@ def _pair(canvas: bytes | None) -> tuple[Pixels, Pixels] | tuple[Unusable, Unusa
     if canvas is None:
         return (Unusable("undecodable", "null image"),) * 2
     try:
-        pixels = decode_image(canvas, check_image(canvas).format)
+        _, pixels = check_image(canvas)
     except UnusableImage as error:
         return (Unusable(error.reason, str(error)),) * 2
     height, width = pixels.shape[:2]

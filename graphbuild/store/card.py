@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from graphbuild.store.graph import Graph
-from graphbuild.store.parts import nodes_folder
 from graphbuild.store.publish import Workspace
 
 _TEXT = """
@@ -35,11 +34,10 @@ def write_card(graph: Graph, workspace: Workspace) -> None:
 
 
 def card_text(graph: Graph) -> str:
-    """The whole card. A kind whose live parts are all that its folder holds is listed by a glob, else part by part."""
+    """The whole card. A folder that holds nothing but live parts is listed by a glob, else part by part."""
     counts = graph.kinds()
     names = sorted((kind for kind, count in counts.items() if count), key=lambda kind: (kind != "image", kind))
-    configs = [_config(kind, _patterns(graph, kind)) for kind in names]
-    configs += [_config(what, graph.names_of(what)) for what in ("items", "edges")]
+    configs = [_config(graph, what) for what in (*names, "items", "edges")]
     rows = [f"| {k} | {counts[k]} | {graph.head[k].annotator} | {graph.head[k].version} |" for k in names]
     front = yaml.safe_dump({"configs": configs}, sort_keys=False)
     name = graph.store.root.name
@@ -49,12 +47,17 @@ def card_text(graph: Graph) -> str:
     return f"---\n{front}---\n{text}"
 
 
-def _config(name: str, data_files: list[str]) -> dict[str, Any]:
-    return {"config_name": name, "data_files": [{"split": "train", "path": data_files}]}
+def _config(graph: Graph, what: str) -> dict[str, Any]:
+    return {"config_name": what, "data_files": [{"split": "train", "path": _patterns(graph, graph.names_of(what))}]}
 
 
-def _patterns(graph: Graph, kind: str) -> list[str]:
-    live = graph.names_of(kind)
-    folder = nodes_folder(kind, graph.head[kind].version)
-    present = {f"{folder}/{name}" for name in graph.store.names(folder)}
-    return [f"{folder}/*.parquet"] if present == set(live) else live
+def _patterns(graph: Graph, live: list[str]) -> list[str]:
+    """A glob for every folder of which all files are live, else the files."""
+    by_folder: dict[str, list[str]] = {}
+    for name in live:
+        by_folder.setdefault(name.rpartition("/")[0], []).append(name)
+    patterns = []
+    for folder, names in by_folder.items():
+        whole = len(graph.store.names(folder)) == len(names)
+        patterns += [f"{folder}/*.parquet"] if whole else names
+    return patterns

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.codecs import Node, verified
+from graphbuild.codecs import Node
 from graphbuild.contracts import (
     FEATURES,
     FORMAT,
     ITEMS,
     SNAPSHOT,
+    CorruptNode,
     GraphDocument,
     GraphError,
     LineageDocument,
@@ -30,7 +31,7 @@ from graphbuild.contracts import (
     Shard,
 )
 from graphbuild.kinds import KINDS
-from graphbuild.lineage import canonical_json, digest_of
+from graphbuild.lineage import canonical_json, checksum, digest_of
 from graphbuild.store.index import EdgeRows, cached_presence
 from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
 from graphbuild.store.publish import AlreadyPublished, Files, Workspace
@@ -66,9 +67,14 @@ class Graph:
         """
         files = Files(url)
         document = read_document(files)
-        if snapshot is not None:
-            return cls(files, document, *_pinned(files, snapshot))
-        return cls(files, document, read_head(files)[1], newest_commits(files))
+        if snapshot is None:
+            return cls(files, document, read_head(files)[1], newest_commits(files))
+        graph = cls(files, document, *_pinned(files, snapshot))
+        if graph.digest != snapshot:
+            raise GraphError(
+                f"{graph.url}: the commits of snapshot {snapshot} were altered since; run graphbuild verify"
+            )
+        return graph
 
     @property
     def url(self) -> str:
@@ -162,9 +168,7 @@ class Graph:
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 
-    def read(
-        self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0
-    ) -> Node:
+    def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0) -> Node:
         """One node: a stored one, its bytes checked against the hash its edge recorded, or a recipe kind computed
         from its stored parents and `seed`.
 
@@ -252,8 +256,12 @@ def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
         CorruptNode: the stored bytes changed; the message names part, row and item.
     """
     place, item_ix, kind = rows.place(row), rows.value(row, "item_ix"), str(rows.value(row, "kind"))
-    where = f"{files.path(place.part)}: row {row}, item {item_ix}"
     data = files.pread(place.part, place.offset, place.nbytes)
+    if (found := checksum(data)) != (recorded := rows.value(row, "content_hash")):
+        raise CorruptNode(
+            f"{files.path(place.part)}: row {row}, item {item_ix}, {kind}: stored bytes hash to {found}, its edge says "
+            f"{recorded}; run graphbuild verify --full"
+        )
     document = rows.commit.document
     attrs = rows.value(row, "attrs")
     return Node(
@@ -261,7 +269,7 @@ def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
         kind=kind,
         variant=rows.value(row, "variant"),  # type: ignore[arg-type]
         version=document.unit.version,
-        bytes=verified(data, str(rows.value(row, "content_hash")), where),
+        bytes=data,
         format=str(rows.value(row, "format")),
         codec=document.lineage.codec[kind],
         attrs={} if attrs is None else json.loads(str(attrs)),
@@ -303,7 +311,9 @@ def _why_missing(rows: EdgeRows, row: int | None, item_ix: int, kind: str, varia
 def read_document(files: Files) -> GraphDocument:
     """`graph.json`, refused when its format or a feature is unknown."""
     if not files.exists("graph.json"):
-        raise GraphError(f"{files.root} is not a graph (no graph.json); make one with: graphbuild run --out {files.root}")
+        raise GraphError(
+            f"{files.root} is not a graph (no graph.json); make one with: graphbuild run --out {files.root}"
+        )
     try:
         document = GraphDocument.model_validate_json(files.read("graph.json"))
     except ValidationError as error:
@@ -375,6 +385,8 @@ def _pinned(files: Files, digest: str) -> tuple[Head, dict[tuple[str, str], list
     table = pq.read_table(pa.BufferReader(files.read(name)))
     newest: dict[tuple[str, str], list[str]] = {}
     for row in table.to_pylist():
-        part = f"{edges_folder(row['annotator'], row['version'])}/shard-{row['shard']:05d}-r{row['revision']:03d}.parquet"
+        part = (
+            f"{edges_folder(row['annotator'], row['version'])}/shard-{row['shard']:05d}-r{row['revision']:03d}.parquet"
+        )
         newest.setdefault((row["annotator"], row["version"]), []).append(part)
     return _HEAD.validate_json(table.schema.metadata[b"graphbuild"]), newest

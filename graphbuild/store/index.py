@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from graphbuild.contracts import Outcome, Shard
 from graphbuild.store.parts import Commit, Place, outcomes, read_table
 from graphbuild.store.publish import Files
 
-COLUMNS = ("item_ix", "kind", "variant", "status", "reason", "part", "offset", "nbytes", "format", "content_hash")
+KEPT_SNAPSHOTS = 32
 
 
 class EdgeRows:
@@ -45,8 +47,7 @@ class EdgeRows:
 
     def place(self, row: int) -> Place:
         part, offset, nbytes = (self.value(row, name) for name in ("part", "offset", "nbytes"))
-        assert isinstance(part, str) and isinstance(offset, int) and isinstance(nbytes, int)
-        return Place(part, offset, nbytes)
+        return Place(cast(str, part), cast(int, offset), cast(int, nbytes))
 
     def outcomes(self) -> list[Outcome]:
         """All rows as records, without their data."""
@@ -100,11 +101,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GRAPHBUILD_CACHE") or home / "graphbuild")
 
 
+def _forget_old(folder: Path) -> None:
+    """Keep the indexes of the last few snapshots used."""
+    for old in sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime)[:-KEPT_SNAPSHOTS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _save(path: Path, array: NDArray[np.bool_]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             np.save(file, array, allow_pickle=False)
         os.replace(file.name, path)
+        _forget_old(path.parent.parent)
     except OSError:
         return  # a cache that cannot be written is only slower

@@ -165,12 +165,14 @@ def _as_bytes(data: bytes | pa.Buffer | None) -> bytes:
     return data.to_pybytes() if isinstance(data, pa.Buffer) else data or b""
 
 
-def _verify_part(
-    files: Files, temp: str, rows: Sequence[Outcome], offsets: Sequence[tuple[int, int]]
-) -> str:
+def _verify_part(files: Files, temp: str, rows: Sequence[Outcome], offsets: Sequence[tuple[int, int]]) -> str:
     """Reopen what was just written: row count, schema, and every value at its offset. Returns the file's checksum."""
     with open(temp, "rb") as file, pq.ParquetFile(file) as parquet:
-        if parquet.metadata.num_rows != len(rows) or not parquet.schema_arrow.equals(NODES) or len(offsets) != len(rows):
+        if (
+            parquet.metadata.num_rows != len(rows)
+            or not parquet.schema_arrow.equals(NODES)
+            or len(offsets) != len(rows)
+        ):
             raise OSError(f"a part of {len(rows)} rows read back as {parquet.metadata.num_rows}; is the disk failing?")
         for row, (offset, size) in zip(rows, offsets, strict=True):
             file.seek(offset)
@@ -313,7 +315,7 @@ def read_commit(files: Files, name: str) -> Commit:
         GraphError: not a readable edges part of this format.
     """
     try:
-        metadata, footer = _footer(files, name)
+        metadata, footer = read_footer(files, name)
         document = CommitDocument.model_validate_json(metadata.metadata[b"graphbuild"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValidationError) as error:
         raise GraphError(f"{files.path(name)}: not a readable edges part ({type(error).__name__}: {error})") from error
@@ -338,7 +340,8 @@ def newest_commit(files: Files, unit: Unit) -> Commit | None:
     return read_commit(files, edges_name(unit, revision - 1)) if revision else None
 
 
-def _footer(files: Files, name: str) -> tuple[pq.FileMetaData, bytes]:
+def read_footer(files: Files, name: str) -> tuple[pq.FileMetaData, bytes]:
+    """A Parquet file's metadata and the bytes of its footer, from one read of its end."""
     tail = files.tail(name, _FOOTER_GUESS)
     size = int.from_bytes(tail[-8:-4], "little") + 8
     if size > len(tail):

@@ -64,7 +64,7 @@ class Files:
     def path(self, name: str) -> str:
         """What other readers open: an absolute path. A name that leads out of the graph is refused."""
         path = self.root / name
-        if ".." in Path(name).parts or path.is_absolute() and not path.is_relative_to(self.root):
+        if ".." in Path(name).parts or (path.is_absolute() and not path.is_relative_to(self.root)):
             raise GraphError(f"{name}: leads out of the graph {self.root}")
         return str(path)
 
@@ -153,7 +153,7 @@ class Files:
 
 
 class Workspace:
-    """The folder under `_tmp/` in which one run builds files. Its name says who owns it, so others can tell the dead."""
+    """The folder under `_tmp/` in which one run builds files. Its name says who owns it: others can tell the dead."""
 
     def __init__(self, files: Files, name: str) -> None:
         self.files = files

@@ -29,7 +29,9 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(url: str | os.PathLike[str], level: Level = "quick", progress: Callable[[Commit], None] | None = None) -> Verdict:
+def verify(
+    url: str | os.PathLike[str], level: Level = "quick", progress: Callable[[Commit], None] | None = None
+) -> Verdict:
     """Check the newest commit of every unit, of all versions.
 
     Args:
