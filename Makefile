@@ -1,0 +1,38 @@
+# demo, test, check and bench make .venv on first use; each installs no more than it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench
+
+# A graph of the photographs that come with scikit-image, and pictures of tasks drawn from it. No weights, no downloads.
+demo: $(VENV)/.core
+	$(BIN)/graphbuild run --source sample --out sample-graph
+	$(BIN)/graphbuild sample sample-graph --count 6 --out sample-grids
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# Every benchmark prints its ratios; one that fails does not keep the others from running.
+bench: $(VENV)/.all
+	@failed=0; for bench in tests/bench/bench_*.py; do \
+		echo "== $$bench"; $(BIN)/python "$$bench" || failed=1; \
+	done; exit $$failed
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[all]'
+	@touch $(VENV)/.core $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)

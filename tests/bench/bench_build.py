@@ -1,0 +1,294 @@
+"""Items per second of a build with two Ray workers against a plain loop and against Ray Data.
+
+`python tests/bench/bench_build.py`: 512x512 photos -> canny + lines, decoded, annotated and encoded by the same
+library functions on every side, one cv2 thread a worker, two workers:
+
+- ours: `run(Folder, [Canny(), Lsd()], executor="ray")`; once from photos (the source unit included: hash, check,
+  perceptual hash, stored bytes), once the annotators alone over a graph that already holds the photos;
+- loop: two processes, each with every second photo, the encoded bytes written to one file a process;
+- Ray Data: `read_binary_files`, `map_batches` over whole blocks, `write_parquet`.
+
+What is counted: items finished while both workers are at work, from the later worker's first start to the earlier
+worker's last stop; a span of work that reaches out of this window counts by its share inside. So starting Ray, actors
+or processes, importing, planning and the uneven end are left out on every side; waiting between two spans is not. A
+span is a job (ours, times from the run's events; the worker's own work on it, with all its fsyncs), a block (Ray Data)
+or a process (loop). Lazy imports inside the first job or block are counted, the loop warms up first.
+
+Sides take turns; each ratio is taken inside one round. Ray is down while the loop runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+# Set before Ray starts, so that its workers see the same.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from graphbuild.annotators.base import Derived, Request
+from graphbuild.annotators.canny import Canny
+from graphbuild.annotators.lsd import Lsd
+from graphbuild.build.run import run
+from graphbuild.codecs import CODECS, Node, decode_image
+from graphbuild.contracts import Item
+from graphbuild.sources.folder import Folder
+from graphbuild.sources.sample import Sample
+
+NUM_WORKERS = 2
+SIDE = 512
+NUM_BLOCKS = 16
+WARM_UP = 4
+
+
+class Span(NamedTuple):
+    """Work of one worker without a break."""
+
+    start: float
+    stop: float
+    items: float
+
+
+class Measured(NamedTuple):
+    """Items per second, and for ours the report's share of worker time inside annotators."""
+
+    rate: float
+    share: float = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="96 photos, one round")
+    parser.add_argument("--photos", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    num_photos, rounds = (96, 1) if args.quick else (args.photos, args.rounds)
+    folder = Path(tempfile.mkdtemp(prefix="graphbuild-bench-"))
+    os.environ["GRAPHBUILD_CACHE"] = str(folder / "cache")
+    try:
+        photos = write_photos(folder / "photos", num_photos)
+        results = measure(photos, folder, rounds)
+    finally:
+        shutil.rmtree(folder)
+    show(results, num_photos)
+
+
+def measure(photos: Path, folder: Path, rounds: int) -> dict[str, list[Measured]]:
+    """Every side once a round, in an order that moves on by one each round."""
+    sides: dict[str, Callable[[Path, Path], Measured]] = {
+        "ours, from photos": ours_from_photos,
+        "loop": loop,
+        "ours, annotators only": ours_annotators,
+        "Ray Data": ray_data,
+    }
+    results: dict[str, list[Measured]] = defaultdict(list)
+    for number in range(rounds):
+        names = list(sides)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            out = folder / "out"
+            results[name].append(sides[name](photos, out))
+            shutil.rmtree(out)
+    return results
+
+
+def show(results: dict[str, list[Measured]], num_photos: int) -> None:
+    print(f"{num_photos} photos {SIDE}x{SIDE} -> canny + lines, {NUM_WORKERS} workers, {len(results['loop'])} rounds")
+    print(f"{'side':24s} {'items/s':>8s} {'min':>8s} {'max':>8s} {'in annotators':>14s}")
+    for name, runs in results.items():
+        rates = [run.rate for run in runs]
+        share = f"{statistics.median(run.share for run in runs):14.3f}" if runs[0].share else f"{'':>14s}"
+        print(f"{name:24s} {statistics.median(rates):8.2f} {min(rates):8.2f} {max(rates):8.2f} {share}")
+    for ours in (name for name in results if name.startswith("ours")):
+        for other in ("loop", "Ray Data"):
+            ratios = [a.rate / b.rate for a, b in zip(results[ours], results[other], strict=True)]
+            spread = f"{min(ratios):.3f}..{max(ratios):.3f}"
+            print(f"ratio {ours} / {other}: {statistics.median(ratios):.3f} ({spread})")
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Square crops of the photographs that scikit-image carries, of random place and size, as JPEG q92."""
+    folder.mkdir()
+    source = Sample()
+    items = source.read([entry.key for entry in source.entries()])
+    pictures = [decode_image(item.original, Path(item.key).suffix) for item in items if item.original]
+    pictures = [picture[:, :, ::-1] for picture in pictures if min(picture.shape[:2]) >= 256]
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        picture = pictures[number % len(pictures)]
+        height, width = picture.shape[:2]
+        side = int(rng.integers(min(height, width) * 3 // 5, min(height, width) + 1))
+        top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+        how = cv2.INTER_AREA if side > SIDE else cv2.INTER_CUBIC
+        crop = cv2.resize(picture[top : top + side, left : left + side], (SIDE, SIDE), interpolation=how)
+        cv2.imwrite(str(folder / f"photo-{number:05d}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return folder
+
+
+# ---- what is counted -------------------------------------------------------------------------------------------
+
+
+def rate_of(spans: Sequence[Span]) -> float:
+    """Items per second while every worker is at work."""
+    lanes: list[tuple[float, int]] = [(0.0, number) for number in range(NUM_WORKERS)]
+    starts, stops = [float("inf")] * NUM_WORKERS, [0.0] * NUM_WORKERS
+    for span in sorted(spans):
+        # Events do not say whose span it is; a worker runs one at a time, so it is of the one that is free longest.
+        number = heapq.heappop(lanes)[1]
+        starts[number], stops[number] = min(starts[number], span.start), span.stop
+        heapq.heappush(lanes, (span.stop, number))
+    start, stop = max(starts), min(stops)
+    inside = (max(0.0, min(span.stop, stop) - max(span.start, start)) / (span.stop - span.start) for span in spans)
+    return sum(span.items * share for span, share in zip(spans, inside, strict=True)) / (stop - start)
+
+
+def spans_of_run(out: Path, run_id: str) -> list[Span]:
+    """The jobs of a run from its events. A job's items count when annotated, not when ingested."""
+    jobs: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    for line in (out / "runs" / run_id / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        jobs[event["unit"].rpartition(" ")[2], event["unit"].startswith("source:")].append(event)
+    spans = []
+    for (_, is_source), events in jobs.items():
+        stop = min(datetime.fromisoformat(event["at"]).timestamp() for event in events)
+        start = stop - sum(event["seconds"] for event in events)
+        spans.append(Span(start, stop, 0 if is_source else events[0]["computed"]))
+    return spans
+
+
+# ---- ours ------------------------------------------------------------------------------------------------------
+
+
+def ours_from_photos(photos: Path, out: Path) -> Measured:
+    with ray_with_two_cpus():
+        return _run(photos, out)
+
+
+def ours_annotators(photos: Path, out: Path) -> Measured:
+    run(Folder(path=str(photos)), [], out, executor="inline", console=Console(quiet=True))
+    with ray_with_two_cpus():
+        return _run(photos, out)
+
+
+def _run(photos: Path, out: Path) -> Measured:
+    report = run(Folder(path=str(photos)), [Canny(), Lsd()], out, executor="ray", console=Console(quiet=True))
+    if report.units_left or report.errors:
+        raise RuntimeError(f"{report.units_left} left: {report.errors}")
+    return Measured(rate_of(spans_of_run(out, report.run_id)), report.annotator_share)
+
+
+@contextmanager
+def ray_with_two_cpus() -> Iterator[None]:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=NUM_WORKERS,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+# ---- the work itself, for the peers -----------------------------------------------------------------------------
+
+
+def annotated(data: bytes) -> list[bytes | None]:
+    """One photo to its encoded canny and lines; None where the annotator skips."""
+    node = Node(0, "image", 0, "", data, "jpeg", "source")
+    request = Request(Item(0, "", "", None, None, None, None, None), {"image": node}, 0, 0)
+    made = []
+    for annotator, kind in ((Canny(), "canny"), (Lsd(), "lines")):
+        result = annotator.annotate([request], None)[0]
+        made.append(CODECS["png1"].encode(result.nodes[kind]).data if isinstance(result, Derived) else None)
+    return made
+
+
+def loop(photos: Path, out: Path) -> Measured:
+    out.mkdir()
+    context = multiprocessing.get_context("spawn")
+    barrier, spans = context.Barrier(NUM_WORKERS), context.Queue()
+    paths = sorted(str(path) for path in photos.iterdir())
+    processes = [
+        context.Process(target=_loop, args=(paths[number::NUM_WORKERS], out / f"{number}.bin", barrier, spans))
+        for number in range(NUM_WORKERS)
+    ]
+    for process in processes:
+        process.start()
+    found = [Span(*spans.get(timeout=600)) for _ in processes]
+    for process in processes:
+        process.join()
+    return Measured(rate_of(found))
+
+
+def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
+    cv2.setNumThreads(1)
+    for path in paths[:WARM_UP]:
+        annotated(Path(path).read_bytes())
+    barrier.wait()
+    start = time.time()
+    with open(out, "wb") as file:
+        for path in paths:
+            for data in annotated(Path(path).read_bytes()):
+                file.write(data or b"")
+    spans.put((start, time.time(), len(paths)))
+
+
+def ray_data(photos: Path, out: Path) -> Measured:
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with ray_with_two_cpus():
+        files = ray.data.read_binary_files(str(photos), include_paths=True, override_num_blocks=NUM_BLOCKS)
+        files.map_batches(_block, batch_size=None, batch_format="pyarrow").write_parquet(str(out))
+    times = pq.read_table(out, columns=["start", "stop"]).to_pylist()
+    blocks: dict[tuple[float, float], int] = defaultdict(int)
+    for row in times:
+        blocks[row["start"], row["stop"]] += 1
+    return Measured(rate_of([Span(start, stop, items) for (start, stop), items in blocks.items()]))
+
+
+def _block(table: pa.Table) -> pa.Table:
+    cv2.setNumThreads(1)
+    start = time.time()
+    made = [annotated(data) for data in table.column("bytes").to_pylist()]
+    columns = {
+        "path": table.column("path"),
+        "canny": pa.array([canny for canny, _ in made], pa.binary()),
+        "lines": pa.array([lines for _, lines in made], pa.binary()),
+        "start": [start] * len(made),
+        "stop": [time.time()] * len(made),
+    }
+    return pa.table(columns)
+
+
+if __name__ == "__main__":
+    main()
