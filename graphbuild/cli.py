@@ -195,6 +195,8 @@ def retry(
 
     with _refusing():
         source = live_source(graph, path)
+        if source is None:
+            ERR.print("the source is not at hand (--path PATH), so only annotators are retried", markup=False)
         makers = live_annotators(graph)
         report = build(source, makers, graph, executor=executor, address=address, retry=True, console=ERR)  # type: ignore[arg-type]
     raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,20 @@ def live_annotators(out: str | os.PathLike[str]) -> list[Annotator]:
 
 
 def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source | None:
-    """The source of an existing graph, at `path` or where its last run found it; None if that is not known."""
+    """The source of an existing graph, at `path` or where its last run found it; None if it is not there any more."""
     graph = Graph.open(out)
-    document = graph.document.source
     location = {"path": path} if path is not None else last_location(graph)
-    cls = type(resolve_source(document.name))
-    wanted = [f.name for f in fields(cls) if not f.metadata.get("output", True)]
-    if any(name not in location for name in wanted):
+    if not graph.source_commits:
         return None
-    return resolve_source(document.name, **document.params, **location)
+    use = graph.source_commits[0].document.use
+    source = resolve_source(use, **graph.document.source.params, **location)
+    try:
+        source.entries()
+    except ValueError:
+        if path is not None:
+            raise
+        return None
+    return source
 
 
 def last_location(graph: Graph) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def ray_address() -> Iterator[str]:
     import ray
 
     context = ray.init(
+        address="local",  # never somebody else's instance on this machine
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,

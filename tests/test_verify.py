@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -128,8 +129,6 @@ def test_an_edges_part_of_another_shard_is_found(graph: Path) -> None:
 
 def test_an_edges_part_with_other_rows_is_found(graph: Path) -> None:
     """Rows edited by hand, the footer kept: readers would be sent to other bytes."""
-    import pyarrow.parquet as pq
-
     name = next((graph / "edges").glob("annotator=canny/*/*.parquet"))
     table = pq.read_table(name, partitioning=None)
     metadata = table.schema.metadata
@@ -179,18 +178,18 @@ def _parts(graph: Path) -> list[Path]:
 
 @pytest.mark.parametrize("victims", [_edges, _parts])
 def test_random_damage_is_found_and_never_crashes(graph: Path, victims: Callable[[Path], list[Path]]) -> None:
-    """Any flipped bit of a node or items part, and any in the rows of an edges part, is a problem and no traceback."""
+    """Any flipped bit of a node or items part, and any that changes a row of an edges part, is a named problem."""
     rng = random.Random(4)
     for number in range(40):
         path = rng.choice(victims(graph))
         data = path.read_bytes()
-        footer = int.from_bytes(data[-8:-4], "little") + 8
-        # The footer of an edges part is pinned by snapshots only: statistics in it may change unseen.
-        end = len(data) - footer if victims is _edges else len(data)
-        offset, bit = rng.randrange(end), rng.randrange(8)
-        flip(path, offset, bit)
+        before = pq.read_table(path, partitioning=None)
+        flip(path, rng.randrange(len(data)), rng.randrange(8))
         problems = verify(graph, "full").problems
-        assert any(path.name in problem for problem in problems), (number, path.name, offset, bit, len(data), problems)
+        named = any(path.name in problem for problem in problems)
+        # An edges part has no checksum of its own: a bit that no reader looks at may change unseen.
+        harmless = victims is _edges and not problems and pq.read_table(path, partitioning=None).equals(before)
+        assert named or harmless, (number, path.name, problems)
         path.write_bytes(data)
     assert verify(graph, "full").problems == []
 

@@ -97,6 +97,8 @@ class _Running:
         if self.work is not None and self.report.error is None:
             with self._timed(), _recorded(self.report):
                 self.work.commit()
+            # Rows that were settled by their parents, kept or resumed took no time, but belong to the whole.
+            self.progress(len(self.work.items) * sum(self.task.maker.variants.values()) - self.work.tally.done, 0)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,7 +139,8 @@ class Work:
 
     def _resume(self) -> None:
         for row in self.spool.load():
-            if row.key in self._todo:
+            # A failure that is not committed may have been mended since.
+            if row.key in self._todo and (row.status != "failed" or row.reason in FINAL_REASONS):
                 self.rows[row.key] = row
         for key in self.spool.condemned(self.task.deaths > 0):
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
@@ -245,6 +247,8 @@ class Work:
             return [self._failed(key, "error", scrub(f"{type(result).__name__}: {result}")) for key in todo.values()]
         if isinstance(result, Skip):
             return [self._row(key, status="skipped", reason=result.reason) for key in todo.values()]
+        if not isinstance(result, Derived):
+            return self._settle(request, TypeError(f"{type(result).__name__} is neither Derived nor Skip"))
         if unknown := sorted(set(result.nodes) - set(self._makes)):
             return self._settle(request, ValueError(f"made {unknown}, which is not in makes {sorted(self._makes)}"))
         return [self._stored(name, key, result) for name, key in todo.items()]
@@ -254,20 +258,19 @@ class Work:
             return self._row(key, status="skipped", reason="not_made")
         try:
             encoded = self._codecs[name].encode(result.nodes[name])
+            facts = _facts(encoded.attrs, result)
         except UnusableImage as error:
             return self._failed(key, error.reason, scrub(str(error)))
         except (ValueError, TypeError) as error:
             return self._failed(key, "error", scrub(f"{type(error).__name__}: {error}"))
-        attrs = {**encoded.attrs, **(result.attrs or {})}
         return self._row(
             key,
             format=encoded.format,
             width=encoded.width,
             height=encoded.height,
             content_hash=checksum(encoded.data),
-            score=None if result.score is None else float(result.score),
-            attrs=canonical_json(attrs) if attrs else None,
             data=encoded.data,
+            **facts,
         )
 
     def _failed(self, key: Key, reason: str, detail: str) -> Outcome:
@@ -301,6 +304,13 @@ class Work:
         self.report.reused = len(self.kept)
         self.report.settle(committed, rows)
         return self.report
+
+
+def _facts(attrs: Mapping[str, Any], result: Derived) -> dict[str, Any]:
+    """Score and attributes as columns; what JSON cannot hold (NaN, arrays) is an error of the row."""
+    every = {**attrs, **(result.attrs or {})}
+    score = None if result.score is None else float(result.score)
+    return {"attrs": canonical_json(every) if every else None, "score": json.loads(canonical_json(score))}
 
 
 def unit_document(task: Task, parents: list[CommitRef]) -> CommitDocument:

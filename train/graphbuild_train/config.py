@@ -61,7 +61,7 @@ class TrainConfig:
     resolution: int = 384
     """Side of a square with the area of one cell, in pixels."""
     shift: Literal["dynamic", "none"] | float = "dynamic"
-    """Of the noise level: by the number of image tokens as at inference; none, as VisualCloze was released; or fixed."""
+    """Of noise levels: by the number of image tokens, as at inference; none, as VisualCloze was released; or fixed."""
     guidance: float = 1.0
     """What a guidance-distilled base is told while training; sampling has its own."""
     lora: LoraConfig = field(default_factory=LoraConfig)
