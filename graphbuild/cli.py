@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from graphbuild import __version__
 from graphbuild.contracts import GraphError, RunReport, schema_files
 
 if TYPE_CHECKING:
-    from graphbuild.annotators.base import Annotator
     from graphbuild.build.plan import Plan
-    from graphbuild.sources.base import Source
 
 app = typer.Typer(
     help="Turn images into a graph of annotations, and the graph into in-context training tasks.",
@@ -123,9 +120,10 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options
       graphbuild run --source subjects200k --limit 1000 --out s200k
     """
     from graphbuild.build.run import run as build
+    from graphbuild.pipeline import assemble
 
     with _refusing():
-        chosen, makers, where = _chosen(source, path, pipeline, annotators, out)
+        chosen, makers, where = assemble(source, path, pipeline, annotators, out)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
         report = build(
@@ -163,6 +161,7 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options
       graphbuild plan --source sample --out sample-graph
     """
     from graphbuild.build.plan import make_plan
+    from graphbuild.pipeline import assemble
     from graphbuild.store.publish import Files
 
     options: dict[str, Any] = {
@@ -172,7 +171,7 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options
         "retry": retry,
     }
     with _refusing():
-        chosen, makers, where = _chosen(source, path, pipeline, annotators, out)
+        chosen, makers, where = assemble(source, path, pipeline, annotators, out)
         _show_plan(make_plan(Files(where), chosen, makers, **options), where, as_json)
 
 
@@ -202,33 +201,9 @@ def retry(
     raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))
 
 
-def _chosen(
-    source: str | None, path: str | None, pipeline: str | None, annotators: str | None, out: Path | None
-) -> tuple[Source, list[Annotator], Path]:
-    """Source, annotators and graph folder behind the options that run and plan share."""
-    from graphbuild.pipeline import choose_annotators, load_pipeline, pipeline_names
-    from graphbuild.sources import resolve
-
-    if source is None and pipeline is None:
-        raise GraphError("say where items come from: --source NAME (sample, folder, subjects200k) or --pipeline FILE")
-    location = {} if path is None else {"path": path}
-    if pipeline is None and annotators is None and source not in pipeline_names():
-        raise GraphError(
-            f"there is no pipeline named {source!r}; give --annotators a,b "
-            f"or --pipeline (one of {', '.join(pipeline_names())})"
-        )
-    if pipeline is not None or annotators is None:
-        loaded = load_pipeline(pipeline or str(source), **location)
-        chosen, makers = loaded.source, list(loaded.annotators)
-    if source is not None:
-        chosen = resolve(source, **location)
-    where = out or Path(f"{chosen.name}-graph")
-    if annotators is not None:
-        makers = choose_annotators([name.strip() for name in annotators.split(",") if name.strip()], where)
-    return chosen, makers, where
-
-
 def _show_plan(plan: Plan, where: Path, as_json: bool) -> None:
+    from graphbuild.build.report import plan_table
+
     rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in plan.reasons().items()]
     todo, total = len(plan.units), plan.wanted
     if as_json:
@@ -241,18 +216,14 @@ def _show_plan(plan: Plan, where: Path, as_json: bool) -> None:
     if not rows:
         OUT.print(f"{where}: nothing to do, all {total} units are committed", markup=False)
         return
-    table = Table(title=f"{where}: {todo} of {total} units to compute, {plan.num_items} items")
-    for column in ("annotator", "units", "why"):
-        table.add_column(column, justify="right" if column == "units" else "left")
-    for row in rows:
-        table.add_row(str(row["annotator"]), str(row["units"]), str(row["why"]))
-    OUT.print(table)
+    OUT.print(plan_table(plan, where))
+    if plan.vanished:
+        OUT.print(f"{plan.vanished} known items are no longer listed; their nodes stay", markup=False)
 
 
 def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:
     from graphbuild.build.report import report_table
 
-    failed = sum(annotator.failed for annotator in report.annotators.values())
     if as_json:
         typer.echo(report.model_dump_json())
     elif not report.annotators and not report.units_left:
@@ -266,9 +237,10 @@ def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool)
     if report.units_left:
         ERR.print(f"{len(report.units_left)} units are left undone; continue with: {_command()}", markup=False)
         return UNDONE
-    if report.retriable:
-        ERR.print(f"{report.retriable} failed rows may succeed another time: graphbuild retry {where}", markup=False)
-    return UNDONE if strict and failed else DONE
+    if report.failed:
+        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(str(where))}"
+        ERR.print(f"{report.failed} failed rows{again if report.retriable else ''}", markup=False)
+    return UNDONE if strict and report.failed else DONE
 
 
 def _command() -> str:
@@ -286,6 +258,7 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
 
       graphbuild status photos-graph --json
     """
+    from graphbuild.build.report import status_table
     from graphbuild.build.status import status_of
     from graphbuild.store.graph import Graph
 
@@ -294,18 +267,7 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(document.model_dump_json())
         return
-    table = Table(
-        title=f"{graph}: {document.items} items, {document.units['done']} of {document.units['wanted']} units"
-    )
-    for column in ("kind", "ok", "skipped", "failed", "annotator", "reasons"):
-        table.add_column(column, justify="right" if column in ("ok", "skipped", "failed") else "left")
-    for kind, counts in document.kinds.items():
-        reasons = ", ".join(f"{reason} {count}" for reason, count in document.reasons.get(kind, {}).items())
-        live = document.live[kind]
-        table.add_row(
-            kind, *(str(counts[s]) for s in ("ok", "skipped", "failed")), f"{live.annotator} {live.version}", reasons
-        )
-    OUT.print(table)
+    OUT.print(status_table(document))
     for building in document.building:
         OUT.print(f"not live: {building}", markup=False)
     OUT.print(f"snapshot {document.snapshot}", markup=False)
@@ -378,6 +340,7 @@ def sample(  # noqa: PLR0913, PLR0917 - a command's options
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
     """
+    from graphbuild.grid import write_tasks
     from graphbuild.store.graph import Graph
     from graphbuild.walk import PathSampler
 
@@ -387,22 +350,8 @@ def sample(  # noqa: PLR0913, PLR0917 - a command's options
         sampler = PathSampler(opened, paths or "graph200k", seed=seed, on_missing=on_missing)  # type: ignore[arg-type]
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
         _keep_snapshot(opened)
-        for line in _write_tasks(sampler, range(index, index + count), resolution, out):
+        for line in write_tasks(sampler, range(index, index + count), resolution, out):
             typer.echo(line)
-
-
-def _write_tasks(sampler: Any, indices: range, resolution: int, out: Path) -> Iterator[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    documents = []
-    for index in indices:
-        task = sampler.task(index, resolution)
-        picture = out / f"{index:07d}-{task.walk.path.name}.png"
-        task.image().save(picture)
-        documents.append(task.document().model_dump_json())
-        yield picture
-    walks = out / "walks.jsonl"
-    walks.write_text("\n".join(documents) + "\n")
-    yield walks
 
 
 def _keep_snapshot(graph: Any) -> None:

@@ -166,6 +166,7 @@ class RunReport(Document):
     items_per_second: float
     annotator_share: float = Field(description="share of worker time spent inside annotators, 0..1")
     errors: list[str]
+    failed: int = Field(description="failed rows in the graph")
     retriable: int = Field(description="failed rows in the graph that may succeed another time")
     snapshot: str | None
 
@@ -195,10 +196,13 @@ class WalkDocument(Document):
 
     index: int
     seed: int
+    group: int
     snapshot: str
+    paths: str = Field(description="the path list drawn from")
     path: str
     type: str
     rows: list[int] = Field(description="item_ix of each row, the query row last")
+    seeds: list[int] = Field(description="seed of the recipe cells of each row")
     cells: list[list[CellDocument]]
     holes: list[int] = Field(description="columns of the query row that are to be generated")
     resolution: int
@@ -271,7 +275,7 @@ _EDGE_HEAD: list[tuple[str, pa.DataType]] = [
     ("status", pa.string()),
     ("reason", pa.string()),
     ("detail", pa.string()),
-    ("parents", pa.list_(PARENT)),
+    ("parents", pa.list_(pa.field("element", PARENT))),
 ]
 _EDGE_TAIL: list[tuple[str, pa.DataType]] = [
     ("format", pa.string()),

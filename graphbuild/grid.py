@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,10 +97,13 @@ class GridTask:
         return WalkDocument(
             index=self.walk.index,
             seed=self.sampler.seed,
+            group=self.sampler.group,
             snapshot=self.sampler.graph.digest,
+            paths=self.sampler.listed.name,
             path=self.walk.path.name,
             type=self.walk.path.type,
             rows=list(self.walk.rows),
+            seeds=list(self.walk.seeds),
             cells=cells,
             holes=list(self.holes),
             resolution=self.resolution,
@@ -138,3 +144,19 @@ def centre_square(picture: Pixels, side: int) -> Pixels:
     square = picture[top : top + edge, left : left + edge]
     method = cv2.INTER_AREA if edge >= side else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(square, (side, side), interpolation=method), np.uint8)
+
+
+def write_tasks(sampler: PathSampler, indices: Iterable[int], resolution: int, out: Path) -> Iterator[Path]:
+    """A labelled PNG of each task in the folder `out`, then `walks.jsonl` with their ids; yields what it wrote."""
+    out.mkdir(parents=True, exist_ok=True)
+    documents = []
+    for index in indices:
+        task = sampler.task(index, resolution)
+        name = re.sub(r"[^\w.+-]", "_", task.walk.path.name)  # a path may be called anything
+        picture = out / f"{index:07d}-{name}.png"
+        task.image().save(picture)
+        documents.append(task.document().model_dump_json())
+        yield picture
+    walks = out / "walks.jsonl"
+    walks.write_text("\n".join(documents) + "\n")
+    yield walks

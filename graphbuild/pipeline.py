@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from graphbuild.annotators import DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
 from graphbuild.contracts import GraphError, RunReport
+from graphbuild.paths.reader import refuse_repeated_keys
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
 from graphbuild.store.graph import Graph
@@ -49,7 +50,9 @@ def load_pipeline(name_or_file: str | os.PathLike[str], **location: Any) -> Pipe
     """
     path = pipeline_file(name_or_file)
     try:
-        document = PipelineDocument.model_validate(yaml.load(path.read_text(), Loader=_LOADER))
+        text = path.read_text()
+        refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
+        document = PipelineDocument.model_validate(yaml.load(text, Loader=_LOADER))
         source = _entry(document.source)
         annotators = tuple(resolve(*_entry(entry)) for entry in document.annotators)
         return Pipeline(
@@ -61,6 +64,34 @@ def load_pipeline(name_or_file: str | os.PathLike[str], **location: Any) -> Pipe
         raise GraphError(f"{path}: {where}: {first['msg']}; it may have source, annotators, paths") from error
     except (ValueError, yaml.YAMLError) as error:
         raise GraphError(f"{path}: {error}") from error
+
+
+def assemble(
+    source: str | None, path: str | None, pipeline: str | None, annotators: str | None, out: Path | None
+) -> tuple[Source, list[Annotator], Path]:
+    """Source, annotators and graph folder behind the options that `run` and `plan` share.
+
+    Raises:
+        GraphError, ValueError: the options say too little, or name what does not exist.
+    """
+    if source is None and pipeline is None:
+        raise GraphError("say where items come from: --source NAME (sample, folder, subjects200k) or --pipeline FILE")
+    location = {} if path is None else {"path": path}
+    named = resolve_source(source, **location) if source is not None else None
+    if pipeline is None and annotators is None and source not in pipeline_names():
+        raise GraphError(
+            f"there is no pipeline named {source!r}; give --annotators a,b "
+            f"or --pipeline (one of {', '.join(pipeline_names())})"
+        )
+    # A source beside a pipeline replaces the pipeline's; alone it has the fields of the pipeline that bears its name.
+    file = pipeline or (source if source in pipeline_names() else None)
+    loaded = load_pipeline(file, **({} if named and pipeline else location)) if file else None
+    chosen = loaded.source if loaded and not (named and pipeline) else named
+    assert chosen is not None
+    where = out or Path(f"{chosen.name}-graph")
+    if annotators is None:
+        return chosen, list(loaded.annotators if loaded else ()), where
+    return chosen, choose_annotators([name.strip() for name in annotators.split(",") if name.strip()], where), where
 
 
 def _entry(entry: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
@@ -102,6 +133,8 @@ def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list
         ValueError: unknown name.
     """
     live = live_annotators(out)
+    # The one of the image last, so that it wins: `canny` is not the `canny` of an edit.
+    live.sort(key=lambda annotator: getattr(annotator, "of", "image") == "image")
     by_name = {name_of(annotator): annotator for annotator in live}
     by_kind = {kind.name: annotator for annotator in live for kind in makes_of(annotator).values()}
     chosen = []
@@ -109,7 +142,7 @@ def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list
         known = by_name.get(name) or by_kind.get(name)
         default = DEFAULT_FOR.get(name)
         chosen.append(known or (by_name.get(default) if default else None) or resolve(name))
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def live_annotators(out: str | os.PathLike[str]) -> list[Annotator]:

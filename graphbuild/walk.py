@@ -100,6 +100,7 @@ class PathSampler:
 
     def walk(self, index: int) -> Walk:
         """Grid task `index` as ids: the same for any number of workers, after any resume."""
+        index = int(index)  # of numpy, say, whose integers overflow
         shared = _Draws(self._key, index // self.group, "geometry")
         path = self.paths[int(np.searchsorted(self._cumulative, shared.unit("path") * self._cumulative[-1], "right"))]
         items = self._items[path.name]
@@ -150,11 +151,11 @@ class PathSampler:
         return {path.name: np.flatnonzero(self._serves(path)) for path in self.listed.paths}
 
     def _serves(self, path: Path) -> NDArray[np.bool_]:
-        served = np.ones(self.graph.num_items, bool)
-        for kind in _stored(path):
-            present = self._present.get(kind)
-            served &= False if present is None else present.any(axis=1)
-        return served
+        present = [self._present[kind] for kind in _stored(path) if kind in self._present]
+        if len(present) < len(_stored(path)):
+            return np.zeros(self.graph.num_items, bool)
+        single = [p[:, 0] for p in present if p.shape[1] == 1]
+        return np.asarray(np.all([*single, _common(present).any(axis=1)], axis=0), bool)
 
     def _servable(self, on_missing: OnMissing) -> tuple[Path, ...]:
         if refused := [path.name for path in self.listed.paths if path.where]:
@@ -178,12 +179,8 @@ class PathSampler:
 
     def _variant(self, path: Path, item_ix: int, draws: _Draws, row: int) -> int:
         """One variant for the row, among those that all its varied kinds have."""
-        varied = [p[item_ix] for kind in _stored(path) if (p := self._present[kind]).shape[1] > 1]
-        if not varied:
-            return 0
-        width = min(len(p) for p in varied)
-        common = np.flatnonzero(np.logical_and.reduce([p[:width] for p in varied]))
-        return int(common[draws.below(f"variant:{row}", len(common))]) if len(common) else 0
+        common = np.flatnonzero(_common([self._present[kind][item_ix : item_ix + 1] for kind in _stored(path)]))
+        return int(common[draws.below(f"variant:{row}", len(common))])
 
     def _shuffled(self, path: Path, draws: _Draws) -> tuple[int, ...]:
         """Columns in shown order: the conditions shuffled, the last cell last."""
@@ -198,6 +195,13 @@ class PathSampler:
         if len(path.targets) == 1 and draws.unit("mask") < 0.5:
             return (draws.below("hole", len(columns)),)
         return tuple(column for column, cell in enumerate(columns) if cell in path.targets)
+
+
+def _common(present: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Items x variants that every kind with variants has; all true, one wide, if no kind has variants."""
+    varied = [p for p in present if p.shape[1] > 1]
+    width = min((p.shape[1] for p in varied), default=1)
+    return np.asarray(np.all([np.ones((len(present[0]), width), bool), *(p[:, :width] for p in varied)], axis=0), bool)
 
 
 def _stored(path: Path) -> list[str]:

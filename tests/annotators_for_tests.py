@@ -21,8 +21,15 @@ from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resour
 from graphbuild.contracts import RunReport
 
 PHOTO_FILES = (
-    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "coins.png", "ihc.png", "motorcycle_left.png"
-)  # fmt: skip
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "camera.png",
+    "coins.png",
+    "ihc.png",
+    "motorcycle_left.png",
+)
 
 
 def write_photos(folder: Path, numbers: Iterable[int]) -> Path:
@@ -36,7 +43,9 @@ def write_photos(folder: Path, numbers: Iterable[int]) -> Path:
         name = PHOTO_FILES[number % len(PHOTO_FILES)]
         with Image.open(Path(skimage.__file__).parent / "data" / name) as photo:
             width, height = (int(side) for side in rng.integers(96, 160, 2))
-            left, top = (int(rng.integers(0, full - side)) for full, side in zip(photo.size, (width, height), strict=True))
+            left, top = (
+                int(rng.integers(0, full - side)) for full, side in zip(photo.size, (width, height), strict=True)
+            )
             crop = photo.crop((left, top, left + width, top + height))
         crop.save(folder / f"p{number:02d}.{'png' if number % 2 else 'jpg'}", quality=92)
     return folder
@@ -61,7 +70,8 @@ def build(folder: Path, out: Path, annotators: Sequence[Annotator | str], **opti
     from graphbuild.build.run import run
     from graphbuild.sources import resolve
 
-    options = {"executor": "inline", "console": Console(quiet=True)} | options
+    options.setdefault("executor", "inline")
+    options.setdefault("console", Console(quiet=True))
     return run(resolve("folder", path=str(folder)), annotators, out, **options)
 
 
@@ -78,7 +88,9 @@ def _build_and_exit(folder: Path, out: Path, annotators: Sequence[Annotator | st
 def start(folder: Path, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> ForkServerProcess:
     """`build` in a process of its own, started within milliseconds, that a test may kill."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.annotators_for_tests", "graphbuild.build.run", "graphbuild.annotators.grabcut"])
+    context.set_forkserver_preload(
+        ["tests.annotators_for_tests", "graphbuild.build.run", "graphbuild.annotators.grabcut"]
+    )
     process = context.Process(target=_build_and_exit, args=(folder, out, annotators, options))
     process.start()
     return process
@@ -157,7 +169,9 @@ class TwoKinds(Annotator):
         for request in batch:
             edges = _edges(request)
             wide = edges.shape[1] > edges.shape[0]
-            made.append(Derived({"canny": edges} if wide else {"canny": edges, "foreground_mask": edges == 0}, score=0.5))
+            made.append(
+                Derived({"canny": edges} if wide else {"canny": edges, "foreground_mask": edges == 0}, score=0.5)
+            )
         return made
 
 
@@ -169,7 +183,9 @@ class Styles(Annotator):
     variants: int = parameter(3, output=False)
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
-        return [Derived({"style_content": self._style(request)}, attrs={"variant": request.variant}) for request in batch]
+        return [
+            Derived({"style_content": self._style(request)}, attrs={"variant": request.variant}) for request in batch
+        ]
 
     def _style(self, request: Request) -> NDArray[np.uint8]:
         picture = np.roll(request.inputs["image"].array(), request.seed % 7, axis=1)

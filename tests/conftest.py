@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -28,10 +29,6 @@ os.environ |= {
 }
 sys.path[:0] = [path for path in _PATHS[:2] if path not in sys.path]
 (_SESSION / "control").mkdir()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than about ten seconds")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -69,16 +66,16 @@ def ray_address() -> Iterator[str]:
     """The one Ray instance of the session, with two CPUs."""
     import ray
 
-    context = ray.init(
+    ray.init(
         address="local",  # never somebody else's instance on this machine
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         object_store_memory=100 << 20,
     )
-    yield context.address_info["gcs_address"]
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

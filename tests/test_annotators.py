@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR, resolve
-from graphbuild.annotators.base import Annotator, Derived, Request, Skip, makes_of, name_of, needs_of, each
+from graphbuild.annotators.base import Annotator, Derived, Request, Skip, each, makes_of, name_of, needs_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.lsd import Lsd
@@ -26,7 +27,7 @@ CASES = ("00004-of-00022-7170", "00005-of-00022-4396", "00017-of-00022-8377", "0
 
 
 def _request(data: bytes, *, seed: int = 1, caption: str | None = None) -> Request:
-    encoded = check_image(data)
+    encoded, _ = check_image(data)
     item = Item(0, "id", "key", caption, None, None, None, None)
     return Request(item, {"image": Node(0, "image", 0, "v0", encoded.data, encoded.format, "source")}, 0, seed)
 
@@ -47,6 +48,7 @@ def _f1(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     return float(2 * precision * recall / (precision + recall))
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("case", CASES)
 def test_canny_is_the_one_of_graph200k(case: str, data_folder: Callable[[str], Path]) -> None:
     """Guards against Canny on the grey picture, swapped channels or other thresholds than the dataset's."""
@@ -161,7 +163,7 @@ def test_resolve_takes_parameters_and_classes() -> None:
 )
 def test_resolve_says_what_is_valid(use: str, config: dict[str, Any], words: list[str]) -> None:
     """Guards against a traceback where a typo should be named."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
         resolve(use, config)
     assert all(word in str(caught.value) for word in words), caught.value
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphbuild.annotators.base import Derived, Request
+from graphbuild.annotators.base import Annotator, Derived, Request
 from graphbuild.annotators.canny import Canny
 from graphbuild.build import ray_pool, schedule
 from graphbuild.build.job import Job
@@ -40,7 +40,7 @@ from tests.annotators_for_tests import (
     write_photos,
 )
 
-EVERYTHING = ["canny", "lsd", "grabcut", "source_caption", Styles(), Canny(of="style_content")]
+EVERYTHING: list[Annotator | str] = ["canny", "lsd", "grabcut", "source_caption", Styles(), Canny(of="style_content")]
 
 
 def _statuses(graph: Graph, kind: str) -> Counter[tuple[str, str | None]]:
@@ -64,10 +64,17 @@ def inline(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("order", ["forward", "backward"])
-def test_ray_and_inline_give_the_same_bytes(
-    order: str, workers: int, photos: Path, inline: Path, tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+def test_ray_and_inline_give_the_same_bytes(  # noqa: PLR0917 - fixtures
+    order: str,
+    workers: int,
+    photos: Path,
+    inline: Path,
+    tmp_path: Path,
+    ray_address: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Guards against state that leaks from one row to the next: OpenCV's generator, thread counts, unit order."""
     make_jobs: Callable[[Plan], list[Job]] = schedule.make_jobs
@@ -89,6 +96,7 @@ def test_ray_and_inline_give_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.data
 def test_all_photos(data_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Guards against any real photograph that is lost, fails, or comes out in another size."""
     folder = data_folder("photos")
@@ -269,6 +277,7 @@ def test_undecodable_files_are_not_the_annotators_fault(tmp_path: Path, photos: 
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_row_that_kills_its_worker_is_condemned(
     photos: Path, tmp_path: Path, ray_address: str, control: Callable[..., str]
 ) -> None:
@@ -318,7 +327,7 @@ def test_refused_on_an_existing_graph(photos: Path, own_photos: Path, tmp_path: 
     text = (tmp_path / "g/graph.json").read_text()
     for change in ({"features": ["frames"]}, {"format": 2}, {"surprise": 1}):
         (tmp_path / "g/graph.json").write_text(json.dumps(json.loads(text) | change))
-        with pytest.raises(GraphError, match="graph.json"):
+        with pytest.raises(GraphError, match=r"graph\.json"):
             Graph.open(tmp_path / "g")
         _refused(photos, tmp_path / "g", ["canny"])
 

@@ -33,7 +33,7 @@ finally:
 def command(folder: Path, *args: str, prefix: tuple[str, ...] = ("-m", "graphbuild.cli")) -> str:
     """Standard output of one command that ends well; `prefix` is what Python runs."""
     argv = [sys.executable, *prefix, *args]
-    done = subprocess.run(argv, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(argv, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

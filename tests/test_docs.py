@@ -1,12 +1,14 @@
 """The documents say what is true: their marked examples run, their commands and kinds exist.
 
-A ```python block right after a line `<!-- test -->` is executed; the blocks of one file share their names and run in
-order, in an empty folder.
+A ```python block right after a line `<!-- test -->` is executed; the blocks of one page share their names and run in
+order, in an empty folder. After `<!-- test: name.py -->` the block becomes that file in the folder, to be imported.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,23 +20,40 @@ from graphbuild.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
-_MARKED = re.compile(r"^<!-- test -->[ \t]*\n+```python\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_MARKED = re.compile(
+    r"^<!-- test(?:: (?P<file>[a-z_]+\.py))? -->[ \t]*\n+```python\n(?P<code>.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(text: str) -> list[str]:
     """The marked Python blocks of a page."""
-    return _MARKED.findall(text)
+    return [match["code"] for match in _MARKED.finditer(text)]
 
 
-def run_blocks(path: Path) -> int:
-    """Execute the marked blocks of a file, with tracebacks that point into it; returns how many there were."""
+def run_blocks(path: Path, folder: Path) -> int:
+    """Execute the marked blocks of a page, with tracebacks that point into it; returns how many there were."""
     names: dict[str, object] = {"__name__": "__main__"}
     text = path.read_text(encoding="utf-8")
     found = list(_MARKED.finditer(text))
     for match in found:
-        padding = "\n" * text.count("\n", 0, match.start(1))
-        exec(compile(padding + match.group(1), str(path), "exec"), names)
+        if match["file"]:
+            (folder / match["file"]).write_text(match["code"], encoding="utf-8")
+            continue
+        padding = "\n" * text.count("\n", 0, match.start("code"))
+        exec(compile(padding + match["code"], str(path), "exec"), names)
     return len(found)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, from which modules can be imported as long as the test runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if (tmp_path / f"{name}.py").is_file():
+            del sys.modules[name]
 
 
 def page(name: str) -> str:
@@ -51,34 +70,46 @@ def test_only_marked_blocks_are_collected() -> None:
         "x = 1\n",
         "y = x\n\n",
     ]
+    assert blocks("<!-- test: mine.py -->\n```python\nx = 1\n```\n") == ["x = 1\n"]
     assert blocks("<!-- test -->\n```\nx = 1\n```\n") == blocks("```python\nx = 1\n```\n") == []
 
 
-def test_blocks_share_names_and_errors_point_into_the_page(tmp_path: Path) -> None:
+def test_files_of_a_page_can_be_imported(folder: Path) -> None:
+    """A page that shows a module of one's own and then uses it."""
+    path = folder / "page.md"
+    shown = "<!-- test: mine.py -->\n```python\nx = 1\n```\n"
+    path.write_text(f"{shown}<!-- test -->\n```python\nfrom mine import x\n```\n")
+    assert run_blocks(path, folder) == 2
+
+
+def test_blocks_share_names_and_errors_point_into_the_page(folder: Path) -> None:
     """The second block sees the first; a failing one names the file and line."""
-    path = tmp_path / "page.md"
+    path = folder / "page.md"
     path.write_text("<!-- test -->\n```python\nx = 1\n```\n\n<!-- test -->\n```python\nassert x == 1\nx.missing\n```\n")
     with pytest.raises(AttributeError) as caught:
-        run_blocks(path)
+        run_blocks(path, folder)
     assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == (str(path), 9)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_run(path: Path, folder: Path) -> None:
     """An example that does not run teaches something false."""
-    monkeypatch.chdir(tmp_path)
-    if not run_blocks(path):
+    if not run_blocks(path, folder):
         pytest.skip(f"{path.name} has no marked example")
 
 
 def commands(text: str) -> set[str]:
-    """Sub-commands in the code of a page: `graphbuild run ...`, at a line's start or between backticks."""
-    return set(re.findall(r"(?:^[ \t]*(?:\$ )?|`)graphbuild ([a-z]+)", text, re.MULTILINE))
+    """Sub-commands of `graphbuild` in the code of a page, fenced or between backticks."""
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return {name for code in [*fenced, *inline]
+            for name in re.findall(r"^[ \t]*(?:\$ )?graphbuild ([a-z]+)", code, re.MULTILINE)}  # fmt: skip
 
 
 def test_commands_are_recognised() -> None:
     """In a code block, after a prompt, and inside a sentence; prose is not a command."""
-    text = "    graphbuild run --source x\n$ graphbuild status g\nuse `graphbuild promote g v1`; graphbuild turns images"
+    fenced = "```\ngraphbuild run --source x  # graphbuild stays\n$ graphbuild status g\n```\n"
+    text = f"graphbuild turns images\n{fenced}\nuse `graphbuild promote g v1`; graphbuild reads"
     assert commands(text) == {"run", "status", "promote"}
 
 

@@ -17,7 +17,11 @@ from graphbuild.lineage import canonical_json, checksum, digest_of, item_id_of, 
 from tests.annotators_for_tests import Styles
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -71,7 +75,7 @@ def test_canonical_json_is_json_and_ignores_order(value: Any) -> None:
 
 def test_canonical_json_refuses_nan() -> None:
     """Guards against `NaN` in a document, which is not JSON."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         canonical_json({"a": float("nan")})
 
 

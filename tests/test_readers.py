@@ -28,7 +28,7 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _load(*args: Any, **options: Any) -> Any:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     return datasets.load_dataset(*args, split="train", **options)
 
@@ -131,6 +131,7 @@ def test_pyarrow_dataset(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_ray_data(folder: Path, ray_address: str) -> None:
     """Guards against nodes and edges that Ray Data cannot read in parallel."""
     import ray.data

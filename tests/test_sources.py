@@ -89,7 +89,7 @@ def test_sample_lists_photographs_that_decode(monkeypatch: pytest.MonkeyPatch) -
     assert [item.key for item in items] == sorted(PHOTOS)
     for item in items:
         assert isinstance(item.original, bytes) and item.nodes == {"image": item.original}
-        assert check_image(item.original).width
+        assert check_image(item.original)[0].width
         assert item.caption and item.uri == f"skimage/data/{item.key}" and item.meta == {}
 
 

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from graphbuild.contracts import EDGES, CorruptNode, GraphError, Live, MissingNode, Outcome, Parent, Shard, Unit
 from graphbuild.lineage import checksum
-from graphbuild.store.graph import Graph, change_head, read_head
+from graphbuild.store.graph import Graph, Head, change_head, read_head
 from graphbuild.store.parts import Place, edge_table, outcomes, value_offsets, write_nodes
 from graphbuild.store.publish import AlreadyPublished, Files, Workspace, remove_dead_workspaces
 from tests.annotators_for_tests import Child, build, complete, leftovers, tree
@@ -126,12 +127,16 @@ def test_dead_workspaces_go_and_live_ones_stay(files: Files) -> None:
 # ---- heads and snapshots -----------------------------------------------------------------------------------------
 
 
+def _with(live: Live, head: Head) -> Head:
+    return {**head, f"{live.annotator}_{live.version}": live}
+
+
 def _add_kinds(root: str, who: int) -> None:
     files = Files(root)
     workspace = Workspace.create(files, f"run{who}")
     for number in range(10):
         live = Live(annotator=f"a{who}", version=f"v{number}")
-        change_head(files, workspace, lambda head, live=live: {**head, f"{live.annotator}_{live.version}": live})
+        change_head(files, workspace, partial(_with, live))
     workspace.close()
 
 
@@ -166,7 +171,7 @@ def test_reading_says_what_is_missing(graph_folder: Path) -> None:
     for variant in (-1, 1):
         with pytest.raises(MissingNode, match="variant"):
             graph.read(0, "image", variant)
-    with pytest.raises(MissingNode, match="no_caption|skipped"):
+    with pytest.raises(MissingNode, match="skipped"):
         graph.read(0, "caption")
     with pytest.raises(GraphError, match="canny"):
         graph.read(0, "cannny")
@@ -279,7 +284,9 @@ def test_edge_rows_come_back(rows: list[Outcome]) -> None:
     table = edge_table(rows, {row.key: Place("part", 5, 7) for row in rows if row.status == "ok"})
     assert table.schema.equals(EDGES) and outcomes(table) == rows
     parts = table.column("part").to_pylist()
-    assert [part is not None for part in parts] == [(row.key in {r.key for r in rows if r.status == "ok"}) for row in rows]
+    assert [part is not None for part in parts] == [
+        (row.key in {r.key for r in rows if r.status == "ok"}) for row in rows
+    ]
 
 
 # ---- damage and full disks ---------------------------------------------------------------------------------------
@@ -306,6 +313,13 @@ def test_a_flipped_bit_in_a_node(photos: Path, tmp_path: Path) -> None:
     assert report.units_left and "CorruptNode" in report.errors[0]
 
 
+def _read_everything(out: Path) -> None:
+    graph = Graph.open(out)
+    graph.items()
+    graph.edges()
+    graph.kinds()
+
+
 @pytest.mark.parametrize("where", ["page", "footer", "cut", "empty"])
 @pytest.mark.parametrize("what", ["edges", "items"])
 def test_a_damaged_table(what: str, where: str, photos: Path, tmp_path: Path) -> None:
@@ -319,18 +333,14 @@ def test_a_damaged_table(what: str, where: str, photos: Path, tmp_path: Path) ->
         _flip(path, len(data) - 6)
     else:
         path.write_bytes(data[: len(data) // 2] if where == "cut" else b"")
-    with pytest.raises(GraphError) as caught:
-        graph = Graph.open(tmp_path / "g")
-        graph.items()
-        graph.edges()
-        graph.kinds()
-    assert path.name in str(caught.value)
+    with pytest.raises(GraphError, match=path.name):
+        _read_everything(tmp_path / "g")
 
 
 @pytest.mark.parametrize("folder", ["items", "nodes", "edges", "_staging"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_full_disk(folder: str, nth: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against half a commit, a crash or a silent gap when the disk is full: it is said, and a rerun completes."""
+    """Guards against half a commit, a crash or a silent gap when the disk is full: a rerun completes."""
     publish, seen = Files.publish_file, []
 
     def full(files: Files, temp: str, name: str) -> bool:

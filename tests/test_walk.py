@@ -201,7 +201,8 @@ def test_a_path_without_a_common_variant_is_not_served(photos: File, tmp_path: F
     """Kinds that exist only in different variants cannot share a row: drawing them would end in a missing node."""
     build(photos, tmp_path / "g", [Half(), OtherHalf()], limit=3)
     graph = Graph.open(tmp_path / "g")
-    one = PathSampler(graph, PathSet(name="one", paths=(Path(name="a", cells=("image", "style_semantic"), targets=(1,)),)))
+    second = Path(name="second", cells=("image", "style_semantic"), targets=(1,))
+    one = PathSampler(graph, PathSet(name="one", paths=(second,)))
     assert {variant for index in range(50) for variant in one.walk(index).variants} == {1}
     both = Path(name="both", cells=("style_content", "style_semantic"), targets=(1,))
     with pytest.raises(GraphError, match="both"):

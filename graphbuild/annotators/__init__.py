@@ -70,5 +70,5 @@ def _from_entry_points(name: str) -> str:
         return found[name]
     known = sorted({*BUILTIN, *DEFAULT_FOR, *found})
     close = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ValueError(f"unknown annotator {name!r}{hint} Known: {', '.join(known)}, or module:Class")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR
@@ -24,6 +25,8 @@ from graphbuild.sources.base import Source, source_params
 from graphbuild.store.graph import Head
 
 SCHEMA_VERSION = 1
+
+_WORD = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 
 
 def source_maker(source: Source) -> Maker:
@@ -127,6 +130,10 @@ def _refuse_two_makers(annotators: Sequence[Annotator]) -> None:
     makers: dict[str, str] = {}
     for annotator in annotators:
         for kind in makes_of(annotator).values():
+            if not _WORD.fullmatch(kind.name):
+                raise GraphError(
+                    f"{name_of(annotator)} makes {kind.name!r}: a kind is a snake_case word, it names a folder"
+                )
             if kind.name in makers:
                 raise GraphError(
                     f"both {makers[kind.name]} and {name_of(annotator)} make {kind.name!r}; "

@@ -64,6 +64,7 @@ def run_source_unit(
     part = _publish_items(files, workspace, task.unit, list(known.values()) or items)
     every = sorted([*kept.values(), *rows.values()], key=lambda row: row.key)
     report = UnitReport(unit=task.unit, revision=task.revision, computed=len(rows), reused=len(kept))
+    report.computed_failed = sum(row.status == "failed" and row.reason not in FINAL_REASONS for row in rows.values())
     report.settle(publish_unit(files, workspace, rows=every, previous=previous, document=_document(task, part)), every)
     return report
 

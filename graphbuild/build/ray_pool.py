@@ -81,7 +81,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         return
     # Ray announces at length that this default will change; it is set to what it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield
     finally:

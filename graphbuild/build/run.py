@@ -177,6 +177,7 @@ class _Run:
         seconds = time.perf_counter() - self._clock
         work = sum(report.seconds for report in self.reports)
         items = sum(shard.stop - shard.start for shard in {report.unit.shard for report in self.reports})
+        status = status_of(graph)
         return RunReport(
             run_id=self.run_id,
             graph=str(self.files.root),
@@ -192,7 +193,8 @@ class _Run:
             items_per_second=round(items / seconds, 3),
             annotator_share=round(sum(r.annotate_seconds for r in self.reports) / work, 4) if work else 0.0,
             errors=self.errors,
-            retriable=status_of(graph).retriable,
+            failed=sum(counts["failed"] for counts in status.kinds.values()),
+            retriable=status.retriable,
             snapshot=graph.digest,
         )
 
@@ -200,4 +202,6 @@ class _Run:
 def _location_of(source: Source | None) -> dict[str, Any]:
     if source is None:
         return {}
-    return {f.name: getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True)}
+    found = {f.name: getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True)}
+    # A relative path means nothing to a later `retry` elsewhere; an address is left as it is.
+    return {k: os.path.abspath(v) if isinstance(v, str) and os.path.exists(v) else v for k, v in found.items()}

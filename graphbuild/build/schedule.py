@@ -10,7 +10,6 @@ from graphbuild.build.ingest import SourceTask
 from graphbuild.build.job import Job
 from graphbuild.build.plan import Plan
 from graphbuild.build.unit import BROKEN_ROWS, Task, UnitReport
-from graphbuild.contracts import FINAL_REASONS
 
 UNIT_TRIES = 3
 MAX_DEATHS = 20
@@ -103,9 +102,7 @@ class Schedule:
     def _count(self, task: Task | SourceTask, report: UnitReport) -> None:
         """Stop an annotator of which more than half of at least BROKEN_ROWS finished rows failed."""
         maker = (task.maker.name, task.maker.version)
-        failed = {r.removeprefix("failed:"): n for r, n in report.reasons.items() if r.startswith("failed:")}
-        bad = sum(count for reason, count in failed.items() if reason not in FINAL_REASONS) if report.computed else 0
-        self._rows[maker, True] += bad
+        self._rows[maker, True] += report.computed_failed
         self._rows[maker, False] += report.computed
         rows, all_bad = self._rows[maker, False], self._rows[maker, True]
         if rows >= BROKEN_ROWS and all_bad * 2 > rows and maker not in self._stopped:

@@ -106,7 +106,7 @@ class Spool:
         return {(item_ix, kind, variant): count for item_ix, kind, variant, count in rows}
 
     def close(self) -> None:
-        self.files.remove(self.folder)
+        _remove(self.files, self.folder)
 
 
 def spool_table(rows: list[Outcome]) -> pa.Table:
@@ -122,4 +122,14 @@ def remove_finished(files: Files) -> None:
     for folder in files.names("_staging"):
         name = f"_staging/{folder}/unit.json"
         if files.exists(name) and files.exists(json.loads(files.read(name))["commit"]):
+            _remove(files, f"_staging/{folder}")
+        elif not files.names(f"_staging/{folder}"):
             files.remove(f"_staging/{folder}")
+
+
+def _remove(files: Files, folder: str) -> None:
+    """Its `unit.json` goes last: after a kill halfway the next run still knows that the folder is finished with."""
+    for name in files.names(folder):
+        if name != "unit.json":
+            files.remove(f"{folder}/{name}")
+    files.remove(folder)

@@ -81,6 +81,7 @@ class UnitReport:
     counts: dict[Status, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     computed: int = 0
+    computed_failed: int = 0
     reused: int = 0
     seconds: float = 0.0
     annotate_seconds: float = 0.0
@@ -144,7 +145,7 @@ class Work:
                 self.rows[row.key] = row
         for key in self.spool.condemned(self.task.deaths > 0):
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
-            self._finish([self._failed(row, "killed_worker", _DEADLY) for row in rows if row in self._todo])
+            self.rows |= {row: self._failed(row, "killed_worker", _DEADLY) for row in rows if row in self._todo}
 
     # ---- planning --------------------------------------------------------------------------------------------
 
@@ -285,6 +286,7 @@ class Work:
         self.rows.update((row.key, row) for row in rows)
         self.tally.add(rows)
         self.report.computed += len(rows)
+        self.report.computed_failed = self.tally.failed
         self.spool.add(rows, self.flush_s)
         if self.tally.broken:
             last = next(row for row in reversed(rows) if row.status == "failed")

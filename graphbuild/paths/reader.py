@@ -47,7 +47,7 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
 
 
 def _path_set(name: str, text: str) -> PathSet:
-    _refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
+    refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
     document = _mapping("the file", yaml.load(text, Loader=_LOADER), _FILE_KEYS, needed=("paths",))
     default = _content(document.get("content"))
     entries = document["paths"]
@@ -128,14 +128,14 @@ def _mapping(
     return value
 
 
-def _refuse_repeated_keys(node: yaml.Node | None) -> None:
+def refuse_repeated_keys(node: yaml.Node | None) -> None:
     """PyYAML keeps the last of two equal keys without a word; one of the two settings would have no effect."""
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            _refuse_repeated_keys(child)
+            refuse_repeated_keys(child)
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise ValueError(f"line {node.start_mark.line + 1}: key {twice[0]!r} used twice; allowed: once")
         for _, child in node.value:
-            _refuse_repeated_keys(child)
+            refuse_repeated_keys(child)

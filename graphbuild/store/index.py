@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from graphbuild.contracts import Outcome, Shard
+from graphbuild.contracts import EDGES, GraphError, Outcome, Shard
 from graphbuild.store.parts import Commit, Place, outcomes, read_table
 from graphbuild.store.publish import Files
 
@@ -27,6 +27,8 @@ class EdgeRows:
     def __init__(self, files: Files, commit: Commit) -> None:
         self.commit = commit
         self.table = read_table(files, commit.name)
+        if not self.table.schema.equals(EDGES):
+            raise GraphError(f"{files.path(commit.name)}: another schema than edges of format 1")
         self._columns: dict[str, list[object]] = {}
         self._rows = _positions(self.table, commit.document.unit.shard, commit.document.variants)
 

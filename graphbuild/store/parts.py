@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def write_nodes(
         offsets = value_offsets(temp, "payload" if written[0].format in _TEXT_FORMATS else "image.bytes")
         digest = _verify_part(files, temp, written, offsets)
         name = f"{prefix}-{len(parts)}-{digest[:16]}.parquet"
-        nbytes = sum(size for _, size in offsets)
+        nbytes = os.path.getsize(temp)
         parts.append(PartRef(name=name, kind=kind, rows=len(written), nbytes=nbytes, checksum=digest))
         files.publish_file(temp, name)
         for row, (offset, size) in zip(written, offsets, strict=True):
@@ -322,6 +323,8 @@ def read_commit(files: Files, name: str) -> Commit:
     if document.format != FORMAT:
         raise GraphError(f"{files.path(name)}: format {document.format}, this release reads format {FORMAT}")
     unit = document.unit
+    if name != edges_name(unit, document.revision):
+        raise GraphError(f"{files.path(name)}: is the commit of {unit}, revision {document.revision}")
     ref = CommitRef(
         annotator=unit.annotator,
         version=unit.version,

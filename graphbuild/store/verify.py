@@ -62,7 +62,12 @@ def _readable(files: Files, name: str, verdict: Verdict) -> Commit | None:
 
 
 def _head_problems(files: Files) -> Iterator[str]:
-    for live in set(read_head(files)[1].values()):
+    try:
+        head = read_head(files)[1]
+    except ValueError as error:
+        yield f"heads/: {error}"
+        return
+    for live in set(head.values()):
         try:
             lineage = read_lineage(files, live.version)
         except (OSError, ValueError) as error:
@@ -95,6 +100,8 @@ def _part_problems(files: Files, part: PartRef, level: Level) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"{part.name}: {error}"
         return
+    if (nbytes := files.size(part.name)) != part.nbytes:
+        yield f"{part.name}: {nbytes} bytes, its commit says {part.nbytes}"
     if rows != part.rows:
         yield f"{part.name}: {rows} rows, its commit says {part.rows}"
     if part.kind != "items" and not schema.equals(NODES):
