@@ -206,6 +206,7 @@ class WalkDocument(Document):
     cells: list[list[CellDocument]]
     holes: list[int] = Field(description="columns of the query row that are to be generated")
     resolution: int
+    switches: dict[str, Any] = Field(description="how cells were made, and the sampler's settings off their default")
     instruction: str
 
 

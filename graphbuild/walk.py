@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.contracts import GraphError
+from graphbuild.draws import Bits, Draws, draw_bits, hash64, label_hashes, unit
 from graphbuild.instruction import Layout, Pick
-from graphbuild.lineage import canonical_json
-from graphbuild.paths import Path, PathSet, load, role_kind
+from graphbuild.lineage import canonical_json, digest_of
+from graphbuild.paths import Path, PathSet, load
+from graphbuild.stock import Served, Stock
 from graphbuild.store.graph import Graph
-from graphbuild.store.recipes import parents_of
+from graphbuild.switches import ROWS, HeldOut, SamplerConfig, masks
+from graphbuild.tables import Tables, labels
 
 if TYPE_CHECKING:
     import os
 
     from graphbuild.grid import GridTask
 
-OnMissing = Literal["error", "drop"]
-ROWS = (0.3, 0.4, 0.3)
-"""Probability of 1, 2, 3 rows, the query included (VisualCloze, released training code)."""
+__all__ = ["ROWS", "Frozen", "HeldOut", "PathSampler", "SamplerConfig", "Walk", "Walks"]
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
+OnMissing = Literal["error", "drop"]
+_DEFAULTS = SamplerConfig()
+_GEOMETRY = label_hashes(["path", "rows"])
+_BLOCK = 1 << 14  # walks drawn at once: their tables stay in a processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,21 @@ class Walk:
     Attributes:
         path: the task; `columns[k]` is the cell of the path that shown column k holds.
         rows: `item_ix` of each row, the query row last.
-        variants: one per row, shared by the kinds of that row which have variants.
+        variants: one per row and shown column; 0 for recipe kinds.
+        columns: the cell behind each shown column.
         holes: shown columns of the query row that are to be generated.
         seeds: one per row, for the recipe kinds in it.
+        text_variant: which variant of the text that `path.content` names belongs to the query row.
     """
 
     index: int
     path: Path
     rows: tuple[int, ...]
-    variants: tuple[int, ...]
+    variants: tuple[tuple[int, ...], ...]
     columns: tuple[int, ...]
     holes: tuple[int, ...]
     seeds: tuple[int, ...]
+    text_variant: int = 0
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -62,6 +67,93 @@ class Walk:
         return tuple(column for column, cell in enumerate(self.columns) if cell in self.path.targets)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Walks:
+    """Many walks as arrays, one row a walk, padded; `walks[i]` and iteration give each as a `Walk`.
+
+    Attributes:
+        paths: what `path` counts in.
+        count: number of rows of each walk.
+        rows, seeds: walks x rows.
+        variants: walks x rows x columns.
+        columns, holes: walks x columns.
+    """
+
+    paths: tuple[Path, ...]
+    index: Bits
+    path: NDArray[np.int64]
+    count: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    variants: NDArray[np.int16]
+    columns: NDArray[np.int64]
+    holes: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
+    text_variant: NDArray[np.int16]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @overload
+    def __getitem__(self, at: int) -> Walk: ...
+    @overload
+    def __getitem__(self, at: slice) -> Walks: ...
+    def __getitem__(self, at: int | slice) -> Walk | Walks:
+        if isinstance(at, slice):
+            return Walks(self.paths, *(values[at] for values in self._arrays()))
+        at = range(len(self))[at]
+        return next(iter(self[at : at + 1]))
+
+    def __iter__(self) -> Iterator[Walk]:
+        columns = (values.tolist() for values in self._arrays())
+        for index, at, count, rows, variants, order, holes, seeds, text in zip(*columns, strict=True):
+            path = self.paths[at]
+            shown = len(path.cells)
+            yield Walk(
+                index,
+                path,
+                tuple(rows[:count]),
+                tuple([tuple(row[:shown]) for row in variants[:count]]),
+                tuple(order[:shown]),
+                tuple(compress(range(shown), holes)),
+                tuple(seeds[:count]),
+                text,
+            )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Walks]) -> Walks:
+        """One after the other."""
+        return cls(parts[0].paths, *map(np.concatenate, zip(*(part._arrays() for part in parts), strict=True)))
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [getattr(self, name) for name in _ARRAYS]
+
+
+_ARRAYS = tuple(field.name for field in fields(Walks) if field.name != "paths")
+
+
+class Frozen(NamedTuple):
+    """Walks written down for evaluation: they are the same whatever the library draws later.
+
+    Attributes:
+        header: snapshot, list, seed, group and switches they were drawn with.
+        records: one a walk, ids only.
+    """
+
+    header: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """What this set is called."""
+        return digest_of([self.header, self.records])
+
+    def write(self, file: str | os.PathLike[str]) -> None:
+        """JSON lines: the header with the digest, then the records."""
+        lines = [canonical_json(line) for line in ({**self.header, "digest": self.digest}, *self.records)]
+        with open(file, "w", encoding="utf-8") as out:
+            out.write("\n".join(lines) + "\n")
+
+
 class PathSampler:
     """Draws grid tasks from a graph.
 
@@ -71,7 +163,11 @@ class PathSampler:
         seed: another seed gives other walks.
         group: this many consecutive walks share path and number of rows, so that a batch has one geometry.
         on_missing: `error` refuses a path the graph cannot serve; `drop` leaves it out, its type keeps its weight.
-        layout: the instruction's layout sentence, `pipeline` or `random`.
+        layout: short for the `layout` of `config`.
+        config: every other switch.
+
+    Attributes:
+        paths: those that are drawn; a held-out path is not among them.
 
     Raises:
         GraphError: a path cannot be served (`error`), or none can.
@@ -86,39 +182,59 @@ class PathSampler:
         seed: int = 0,
         group: int = 1,
         on_missing: OnMissing = "error",
-        layout: Layout = "pipeline",
+        layout: Layout | None = None,
+        config: SamplerConfig = _DEFAULTS,
     ) -> None:
-        self.graph, self.seed, self.group, self.layout = graph, seed, group, layout
+        self.config = config if layout is None else replace(config, layout=layout)
+        self.graph, self.seed, self.group, self.layout = graph, seed, group, self.config.layout
         self.listed = paths if isinstance(paths, PathSet) else load(paths)
-        self.paths = self._servable(on_missing)
-        chances = PathSet(
-            name=self.listed.name, paths=self.paths, type_weights=self.listed.type_weights
-        ).probabilities()
-        self._cumulative = np.cumsum(chances)
-        config = {"paths": self.listed.name, "group": group} if group != 1 else {"paths": self.listed.name}
-        self._key = _hash64(canonical_json([config, seed]))
+        self.stock = Stock(graph, self.listed, self.config)
+        self._served = [self.stock.served(path) for path in self.listed.paths]
+        self.paths = self._drawable(on_missing)
+        self._tables = Tables(self.listed, self.paths, self._served, self.config)
+        grouped = {"group": group} if group != 1 else {}
+        self._key = hash64(canonical_json([{"paths": self.listed.name, **grouped, **self.config.changed()}, seed]))
 
-    def walk(self, index: int) -> Walk:
-        """Grid task `index` as ids: the same for any number of workers, after any resume."""
-        index = int(index)  # of numpy, say, whose integers overflow
-        shared = _Draws(self._key, index // self.group, "geometry")
-        path = self.paths[int(np.searchsorted(self._cumulative, shared.unit("path") * self._cumulative[-1], "right"))]
-        items = self._items[path.name]
-        rows = 1 + int(
-            np.searchsorted(np.cumsum(ROWS[: len(items)]), shared.unit("rows") * sum(ROWS[: len(items)]), "right")
-        )
-        own = _Draws(self._key, index, "items")
-        chosen = own.distinct("item", rows, len(items))
-        columns = self._shuffled(path, own)
-        return Walk(
-            index=index,
-            path=path,
-            rows=tuple(int(items[at]) for at in chosen),
-            variants=tuple(self._variant(path, int(items[at]), own, row) for row, at in enumerate(chosen)),
-            columns=columns,
-            holes=self._holes(path, columns, own),
-            seeds=tuple(own.below(f"seed:{row}", 1 << 62) for row in range(rows)),
-        )
+    def walk(
+        self,
+        index: int,
+        *,
+        path: str | None = None,
+        items: Sequence[int] | None = None,
+        variant: int | None = None,
+        hole: int | Sequence[int] | None = None,
+        columns: Sequence[int] | None = None,
+    ) -> Walk:
+        """Grid task `index` as ids: the same for any number of workers, after any resume.
+
+        Any part can be pinned; the others stay as they are drawn.
+
+        Args:
+            path: its name in the list, drawn or not.
+            items: `item_ix` of each row, the query last.
+            variant: of the kinds with variants that follow no other kind of the path, in every row.
+            hole: shown column, or columns, to be generated.
+            columns: the cell of the path for each shown column.
+
+        Raises:
+            ValueError: a pinned part does not exist; the message says what does.
+        """
+        at = None if path is None else self._position(path)
+        drawn = next(iter(self._draw(np.array([int(index)], np.uint64), at, items, variant)))
+        if columns is not None:
+            drawn = _with_columns(drawn, tuple(columns))
+        return drawn if hole is None else _with_holes(drawn, (hole,) if isinstance(hole, int) else hole)
+
+    def walks(self, start: int, n: int) -> Walks:
+        """Grid tasks `start`, `start` + 1, ...: what `walk` gives for each, much faster."""
+        stops = range(start, start + n, _BLOCK)
+        indices = [np.arange(at, min(at + _BLOCK, start + n), dtype=np.uint64) for at in stops]
+        return Walks.joined([self._draw(index) for index in indices or [np.empty(0, np.uint64)]])
+
+    def frozen(self, n: int, start: int = 0) -> Frozen:
+        """The first `n` walks as records, to be written down once and evaluated for ever."""
+        drawn = {"paths": self.listed.name, "seed": self.seed, "group": self.group, **self.config.changed()}
+        return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in self.walks(start, n)])
 
     def task(self, index: int, resolution: int = 384) -> GridTask:
         """Grid task `index` with its pictures; `resolution` is the side of a cell in pixels."""
@@ -128,122 +244,90 @@ class PathSampler:
 
     def pick(self, index: int) -> Pick:
         """The draws that choose the words of walk `index`."""
-        return _Draws(self._key, index, "words").below
+        return Draws(self._key, index, "words").below
 
     def variants_of(self, kind: str) -> int:
         """How many variants the graph plans of a stored kind."""
-        return int(self._present[kind].shape[1])
+        return self.stock.nodes.variants(kind)
 
     def coverage(self) -> dict[str, dict[str, int]]:
-        """Path -> how many items have each of its kinds, and `all` of them at once."""
-        return {path.name: self._counts(path) for path in self.listed.paths}
+        """Path -> how many items have each of its kinds, and `all` of them in variants that belong together."""
+        served = zip(self.listed.paths, self._served, strict=True)
+        return {path.name: {**self.stock.counts(path), "all": found.pool.size} for path, found in served}
 
-    # ---- what the graph can serve ------------------------------------------------------------------------------
+    # ---- what is drawn -----------------------------------------------------------------------------------------
 
-    @cached_property
-    def _present(self) -> dict[str, NDArray[np.bool_]]:
-        """Kind -> bool, items x variants, for every stored kind that the paths need."""
-        needed = {parent for path in self.listed.paths for kind in path.kinds for parent in parents_of(kind)}
-        return {kind: self.graph.presence(kind) for kind in sorted(needed) if kind in self.graph.head}
-
-    @cached_property
-    def _items(self) -> dict[str, NDArray[np.int64]]:
-        return {path.name: np.flatnonzero(self._serves(path)) for path in self.listed.paths}
-
-    def _serves(self, path: Path) -> NDArray[np.bool_]:
-        present = [self._present[kind] for kind in _stored(path) if kind in self._present]
-        if len(present) < len(_stored(path)):
-            return np.zeros(self.graph.num_items, bool)
-        single = [p[:, 0] for p in present if p.shape[1] == 1]
-        return np.asarray(np.all([*single, _common(present).any(axis=1)], axis=0), bool)
-
-    def _servable(self, on_missing: OnMissing) -> tuple[Path, ...]:
-        if refused := [path.name for path in self.listed.paths if path.where]:
-            raise GraphError(f"path {refused[0]!r}: this release does not understand `where`; leave it out")
-        servable = tuple(path for path in self.listed.paths if len(self._items[path.name]) and path.weight > 0)
-        lacking = [path for path in self.listed.paths if not len(self._items[path.name])]
-        if not servable or (lacking and on_missing == "error"):
-            shown = "; ".join(f"{path.name}: {self._counts(path)}" for path in lacking[:3])
+    def _drawable(self, on_missing: OnMissing) -> tuple[Path, ...]:
+        fitting = {path.name: self._fits(served) for path, served in zip(self.listed.paths, self._served, strict=True)}
+        lacking = [path for path in self.listed.paths if not fitting[path.name]]
+        drawable = tuple(path for path in self.listed.paths
+                         if fitting[path.name] and path.weight > 0 and masks(path, self.config))  # fmt: skip
+        if not drawable or (lacking and on_missing == "error"):
+            coverage = self.coverage()
+            shown = "; ".join(f"{path.name}: {coverage[path.name]}" for path in lacking[:3])
             raise GraphError(
-                f"{self.graph.url} serves {len(servable)} of the {len(self.listed.paths)} paths of "
-                f"{self.listed.name!r}. Items that have: {shown}. Run the missing annotators, or leave such paths out with on_missing='drop'"
+                f"{self.graph.url} serves {len(drawable)} of the {len(self.listed.paths)} paths of "
+                f"{self.listed.name!r}. Items that have: {shown or 'all'}. Run the missing annotators, or leave such "
+                "paths out with on_missing='drop'; a path whose targets are held out is never served"
             )
-        return servable
+        return drawable
 
-    def _counts(self, path: Path) -> dict[str, int]:
-        counts = {kind: int(p.any(axis=1).sum()) if (p := self._present.get(kind)) is not None else 0
-                  for kind in _stored(path)}  # fmt: skip
-        return {**counts, "all": len(self._items[path.name])}
+    def _fits(self, served: Served) -> bool:
+        """Whether there are items enough for a number of rows that has a chance."""
+        return sum(self.config.rows[: served.pool.groups]) > 0
 
-    # ---- draws -----------------------------------------------------------------------------------------------
+    def _position(self, name: str) -> int:
+        for at, (path, served) in enumerate(zip(self.listed.paths, self._served, strict=True)):
+            if path.name == name and self._fits(served):
+                return at
+        raise ValueError(f"path: {name!r}; allowed: {', '.join(path.name for path in self.paths)}")
 
-    def _variant(self, path: Path, item_ix: int, draws: _Draws, row: int) -> int:
-        """One variant for the row, among those that all its varied kinds have."""
-        common = np.flatnonzero(_common([self._present[kind][item_ix : item_ix + 1] for kind in _stored(path)]))
-        return int(common[draws.below(f"variant:{row}", len(common))])
+    # ---- draws -------------------------------------------------------------------------------------------------
 
-    def _shuffled(self, path: Path, draws: _Draws) -> tuple[int, ...]:
-        """Columns in shown order: the conditions shuffled, the last cell last."""
-        order = list(range(len(path.cells) - 1))
-        for at in range(len(order) - 1, 0, -1):
-            other = draws.below(f"shuffle:{at}", at + 1)
-            order[at], order[other] = order[other], order[at]
-        return (*order, len(path.cells) - 1)
-
-    def _holes(self, path: Path, columns: Sequence[int], draws: _Draws) -> tuple[int, ...]:
-        """The targets, or with probability 1/2 one uniformly drawn column (VisualCloze's released code)."""
-        if len(path.targets) == 1 and draws.unit("mask") < 0.5:
-            return (draws.below("hole", len(columns)),)
-        return tuple(column for column, cell in enumerate(columns) if cell in path.targets)
-
-
-def _common(present: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Items x variants that every kind with variants has; all true, one wide, if no kind has variants."""
-    varied = [p for p in present if p.shape[1] > 1]
-    width = min((p.shape[1] for p in varied), default=1)
-    return np.asarray(np.all([np.ones((len(present[0]), width), bool), *(p[:, :width] for p in varied)], axis=0), bool)
-
-
-def _stored(path: Path) -> list[str]:
-    """The stored kinds a path needs."""
-    return sorted({parent for role in path.cells for parent in parents_of(role_kind(role))})
-
-
-class _Draws:
-    """Counter-based draws: each is a function of (key, counter, label) alone, so leaving one out moves no other."""
-
-    def __init__(self, key: int, counter: int, stream: str) -> None:
-        self._base = _mix(key ^ _hash64(stream)) + counter * _GOLDEN
-
-    def bits(self, label: str) -> int:
-        """64 uniform bits."""
-        return _mix(_mix(self._base & _MASK) ^ _hash64(label))
-
-    def unit(self, label: str) -> float:
-        """Uniform in [0, 1)."""
-        return (self.bits(label) >> 11) * 2.0**-53
-
-    def below(self, label: str, n: int) -> int:
-        """Uniform in range(n), by multiply and shift (D. Lemire, "Fast Random Integer Generation in an Interval")."""
-        return (self.bits(label) * n) >> 64
-
-    def distinct(self, label: str, count: int, n: int) -> list[int]:
-        """`count` different numbers below n, by R. Floyd's sampling; then shuffled so that order is uniform too."""
-        chosen: list[int] = []
-        for at, top in enumerate(range(n - count, n)):
-            drawn = self.below(f"{label}:{at}", top + 1)
-            place = self.below(f"{label}-place:{at}", at + 1)
-            chosen.insert(place, top if drawn in chosen else drawn)
-        return chosen
+    def _draw(
+        self, index: Bits, path: int | None = None, items: Sequence[int] | None = None, variant: int | None = None
+    ) -> Walks:
+        tables, most = self._tables, max(len(self.config.rows), len(items or ()))
+        shared = unit(draw_bits(self._key, "geometry", index // np.uint64(self.group), _GEOMETRY))
+        own = draw_bits(self._key, "items", index, labels(most, tables.width))
+        at = tables.paths(shared[:, 0]) if path is None else np.full(len(index), path)
+        if items is None:
+            count = tables.counts(at, shared[:, 1])
+            rows = tables.items(at, count, own[:, 1 : 1 + most])
+        else:
+            count, rows = np.array([len(items)]), self._served[int(at[0])].pool.checked(items)[None]
+        columns = tables.columns(at, own[:, 1 + 2 * most :])
+        holes = tables.holes(at, unit(own[:, 0]))[np.arange(len(index))[:, None], columns]
+        seeds = (own[:, 1 + most : 1 + 2 * most] >> np.uint64(2)).astype(np.int64)
+        variants = np.zeros((*rows.shape, tables.width), np.int16)
+        text = np.zeros(len(index), np.int16)
+        for chosen, number, bound in tables.bound(at):
+            names = tuple(f"variant:{number}:{row}" for row in range(rows.shape[1]))
+            bits = draw_bits(self._key, "items", index[chosen], label_hashes(names))
+            for cell, drawn in bound.choose(rows[chosen], bits, variant):
+                if cell is None:
+                    text[chosen] = drawn[np.arange(len(chosen)), count[chosen] - 1]
+                else:
+                    variants[chosen, :, cell] = drawn
+        variants = np.take_along_axis(variants, columns[:, None], axis=2) if variants.any() else variants
+        return Walks(self.listed.paths, index, at, count, rows, variants, columns, holes, seeds, text)
 
 
-def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (G. Steele et al., OOPSLA 2014)."""
-    value = (value + _GOLDEN) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+def _with_columns(walk: Walk, columns: tuple[int, ...]) -> Walk:
+    """The same cells in another order; what was a hole stays one."""
+    if sorted(columns) != sorted(walk.columns):
+        raise ValueError(f"columns: {columns}; allowed: each of 0..{len(walk.columns) - 1} once")
+    moved = [walk.columns.index(cell) for cell in columns]
+    variants = tuple(tuple(row[column] for column in moved) for row in walk.variants)
+    holes = tuple(column for column, old in enumerate(moved) if old in walk.holes)
+    return replace(walk, columns=columns, variants=variants, holes=holes)
 
 
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def _with_holes(walk: Walk, holes: Sequence[int]) -> Walk:
+    if not holes or not set(holes) <= set(range(len(walk.columns))):
+        raise ValueError(f"hole: {list(holes)}; allowed: columns 0..{len(walk.columns) - 1}, at least one")
+    return replace(walk, holes=tuple(sorted(set(holes))))
+
+
+def _record(walk: Walk) -> dict[str, Any]:
+    return {field.name: getattr(walk, field.name) for field in fields(walk)} | {"path": walk.path.name}

@@ -13,9 +13,10 @@ import pytest
 from graphbuild import grid
 from graphbuild.contracts import WalkDocument
 from graphbuild.grid import GridTask, centre_square
+from graphbuild.instruction import KEEP_ALL
 from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler
+from graphbuild.walk import PathSampler, SamplerConfig
 from tests.annotators_for_tests import Styles, build, complete
 
 ROOT = File(__file__).parents[1]
@@ -24,6 +25,7 @@ TO_IMAGE = Path(name="to-image", cells=("canny", "foreground", "image"), targets
 TO_CANNY = Path(name="to-canny", cells=("image", "canny"), targets=(1,), content=CAPTION)
 JOINT = Path(name="joint", cells=("blur", "lines", "image"), targets=(1, 2))
 TURNED = Path(name="turned", cells=("rotate_90", "gaussian_noise", "style_content", "image"), targets=(3,))
+EVERY_WORD = SamplerConfig(keep=KEEP_ALL)
 PATHS = PathSet(name="grids", paths=(TO_IMAGE, TO_CANNY, JOINT, TURNED))
 
 
@@ -43,7 +45,7 @@ def graph(photos: File, tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 @pytest.fixture(scope="module")
 def tasks(graph: Graph) -> list[GridTask]:
-    sampler = PathSampler(graph, PATHS)
+    sampler = PathSampler(graph, PATHS, config=EVERY_WORD)
     return [sampler.task(index, 48) for index in range(40)]
 
 
@@ -108,6 +110,7 @@ def test_a_document_survives_json_and_obeys_its_schema(graph: Graph, tasks: list
         text = document.model_dump_json()
         jsonschema.validate(json.loads(text), schema)
         assert WalkDocument.model_validate_json(text) == document and "\n" not in text
+        assert document.switches["cell_fit"] == "crop_square" and document.switches["keep"]["task"] == 1
         assert document.rows == list(task.walk.rows) and document.holes == list(task.holes)
         assert document.snapshot == graph.digest and document.instruction == task.prompt
         assert [[cell.kind for cell in row] for row in document.cells] == [list(task.walk.kinds)] * len(task.rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from graphbuild.contracts import (
 from graphbuild.kinds import KINDS
 from graphbuild.lineage import canonical_json, checksum, digest_of
 from graphbuild.store.index import EdgeRows, cached_presence
+from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
 from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
 from graphbuild.store.publish import AlreadyPublished, Files, Workspace
 from graphbuild.store.recipes import recipe_node
@@ -40,6 +42,7 @@ from graphbuild.store.recipes import recipe_node
 Head = dict[str, Live]
 _HEAD = TypeAdapter(Head)
 _HEAD_TRIES = 100
+_INDEX_AFTER = 32  # edges parts of one maker loaded for single reads, before its kind is indexed
 
 
 class Graph:
@@ -57,6 +60,14 @@ class Graph:
         self._newest = newest
         self._rows = lru_cache(maxsize=256)(self._load_rows)
         self._commit = lru_cache(maxsize=None)(lambda name: read_commit(files, name))
+        self._offsets: dict[tuple[str, str | None], Offsets] = {}
+        self._loads: Counter[str] = Counter()
+        self._shard_names: dict[tuple[str, str], dict[int, str]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is costly to find out travels along; descriptors and indexes are opened anew."""
+        known = {name: self.__dict__[name] for name in ("digest", "shards") if name in self.__dict__}
+        return Graph, (self.store, self.document, self.head, self._newest), known
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], snapshot: str | None = None) -> Graph:
@@ -179,10 +190,16 @@ class Graph:
         if kind not in self.head and kind in KINDS and KINDS[kind].is_recipe:
             parents = {parent: self.read(item_ix, parent) for parent in KINDS[kind].parents}
             return recipe_node(kind, parents, seed)
+        if (offsets := self._offsets.get((kind, version))) is not None:
+            edge = LazyEdge(partial(self._edge, item_ix, kind, variant, version))
+            if (node := offsets.read(self.store, item_ix, variant, edge)) is not None:
+                return node
         rows = self.rows(item_ix, kind, version)
+        if self._loads[os.path.dirname(rows.commit.name)] > _INDEX_AFTER and "digest" in self.__dict__:
+            self.offsets(kind, version)
         row = rows.find(item_ix, kind, variant)
         if row is None or rows.value(row, "status") != "ok":
-            raise MissingNode(_why_missing(rows, row, item_ix, kind, variant))
+            raise MissingNode(rows.why_missing(row, item_ix, kind, variant))
         return read_node(self.store, rows, row)
 
     def rows(self, item_ix: int, kind: str, version: str | None = None) -> EdgeRows:
@@ -198,6 +215,20 @@ class Graph:
             raise MissingNode(f"item {item_ix}: {kind} of {shard.label} is not committed yet; run graphbuild run")
         return self._rows(name)
 
+    def offsets(self, kind: str, version: str | None = None) -> Offsets:
+        """Where the nodes of a stored kind lie; from then on `read` of it costs the same wherever they are."""
+        if (kind, version) not in self._offsets:
+            maker = self.maker(kind, version)
+            commits = self.unit_commits(maker.annotator, maker.version)
+            self._offsets[kind, version] = cached_offsets(
+                self.digest, self.store, commits, kind=kind, version=maker.version, num_items=self.num_items
+            )
+        return self._offsets[kind, version]
+
+    def reopen(self) -> None:
+        """Let go of descriptors and their lock: for a process that was forked while threads were reading."""
+        self.store = Files(self.store.root)
+
     def commit_rows(self, commit: Commit) -> EdgeRows:
         return self._rows(commit.name)
 
@@ -212,11 +243,14 @@ class Graph:
         return cached_presence(self.digest, self.store, self.commits(kind), kind, self.num_items)
 
     def _load_rows(self, name: str) -> EdgeRows:
+        self._loads[os.path.dirname(name)] += 1
         return EdgeRows(self.store, self._commit(name))
 
-    @cached_property
-    def _shard_names(self) -> dict[tuple[str, str], dict[int, str]]:
-        return {}
+    def _edge(self, item_ix: int, kind: str, variant: int, version: str | None) -> tuple[pa.Table, int]:
+        rows = self.rows(item_ix, kind, version)
+        row = rows.find(item_ix, kind, variant)
+        assert row is not None, "a node without an edge"
+        return rows.table, row
 
     def _by_shard(self, annotator: str, version: str) -> dict[int, str]:
         key = (annotator, version)
@@ -273,36 +307,8 @@ def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
         format=str(rows.value(row, "format")),
         codec=document.lineage.codec[kind],
         attrs={} if attrs is None else json.loads(str(attrs)),
-        edge=_LazyEdge(rows.table, row),
+        edge=LazyEdge.of(rows.table, row),
     )
-
-
-class _LazyEdge(Mapping[str, Any]):
-    """An edge row as a mapping, turned into Python values only when looked at: reads stay cheap."""
-
-    def __init__(self, table: pa.Table, row: int) -> None:
-        self._table, self._row = table, row
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._table.column_names:
-            raise KeyError(key)
-        return self._table.column(key)[self._row].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table.column_names)
-
-    def __len__(self) -> int:
-        return int(self._table.num_columns)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-
-def _why_missing(rows: EdgeRows, row: int | None, item_ix: int, kind: str, variant: int) -> str:
-    if row is None:
-        variants = rows.commit.document.variants.get(kind, 0)
-        return f"item {item_ix} has no {kind} variant {variant}; {variants} variants are planned"
-    return f"item {item_ix} has no {kind}: {rows.value(row, 'status')} ({rows.value(row, 'reason')})"
 
 
 # ---- graph.json, lineage, heads, commits -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,13 @@ class EdgeRows:
         part, offset, nbytes = (self.value(row, name) for name in ("part", "offset", "nbytes"))
         return Place(cast(str, part), cast(int, offset), cast(int, nbytes))
 
+    def why_missing(self, row: int | None, item_ix: int, kind: str, variant: int) -> str:
+        """What became of a node that is not stored, for a message."""
+        if row is None:
+            variants = self.commit.document.variants.get(kind, 0)
+            return f"item {item_ix} has no {kind} variant {variant}; {variants} variants are planned"
+        return f"item {item_ix} has no {kind}: {self.value(row, 'status')} ({self.value(row, 'reason')})"
+
     def outcomes(self) -> list[Outcome]:
         """All rows as records, without their data."""
         return outcomes(self.table)
@@ -86,15 +93,58 @@ def cached_presence(
 ) -> NDArray[np.bool_]:
     """`presence`, kept in the user's cache folder under the snapshot's digest, so that a rerun reads no edge row."""
     path = cache_folder() / digest / f"presence-{kind}.npy"
-    try:
-        cached: NDArray[np.bool_] = np.load(path, allow_pickle=False)
-        if cached.dtype == bool and cached.ndim == 2 and len(cached) == num_items:
-            return cached
-    except (OSError, ValueError):
-        pass  # absent or damaged: rebuilt below
+    cached = load_cached(path)
+    if cached is not None and cached.dtype == bool and cached.ndim == 2 and len(cached) == num_items:
+        return cached
     present = presence(files, commits, kind, num_items)
-    _save(path, present)
+    save_cached(path, present)
     return present
+
+
+NodeParents = NDArray[np.int64]
+"""Where nodes come from, one row a (child, parent): the child's item and variant, the parent's item, kind and variant.
+A kind is a position in the sorted names of the parents that the kind's lineage declares."""
+
+
+def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
+    """The parents that the edges of a kind's `ok` nodes recorded."""
+    found = [np.empty((0, 5), np.int64)]
+    for commit in commits:
+        names = sorted(commit.document.lineage.parents)
+        if names:
+            found.append(
+                _parents_in(
+                    read_table(files, commit.name, ["item_ix", "kind", "variant", "status", "parents"]), kind, names
+                )
+            )
+    return np.concatenate(found)
+
+
+def cached_node_parents(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
+    """`node_parents`, kept like presence."""
+    path = cache_folder() / digest / f"parents-{kind}.npy"
+    cached = load_cached(path)
+    if cached is not None and cached.dtype == np.int64 and cached.ndim == 2 and cached.shape[1] == 5:
+        return cached
+    parents = node_parents(files, commits, kind)
+    save_cached(path, parents)
+    return parents
+
+
+def _parents_in(table: pa.Table, kind: str, names: Sequence[str]) -> NodeParents:
+    ok = pc.and_(pc.equal(table.column("status"), "ok"), pc.equal(table.column("kind"), kind))
+    table = table.filter(ok).combine_chunks()
+    lists = table.column("parents")
+    child, parent = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+    kinds = pc.fill_null(pc.index_in(pc.struct_field(parent, "kind"), pa.array(names)), -1)
+    rows = [
+        table.column("item_ix").to_numpy()[child],
+        table.column("variant").to_numpy()[child],
+        pc.struct_field(parent, "item_ix").to_numpy(),
+        kinds.to_numpy(),
+        pc.struct_field(parent, "variant").to_numpy(),
+    ]
+    return np.stack(rows, axis=1).astype(np.int64)
 
 
 def cache_folder() -> Path:
@@ -103,18 +153,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GRAPHBUILD_CACHE") or home / "graphbuild")
 
 
-def _forget_old(folder: Path) -> None:
+def forget_old(folder: Path) -> None:
     """Keep the indexes of the last few snapshots used."""
     for old in sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime)[:-KEPT_SNAPSHOTS]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _save(path: Path, array: NDArray[np.bool_]) -> None:
+def load_cached(path: Path) -> NDArray[Any] | None:
+    """An array from the cache, or None if it is absent or damaged: the caller computes it again."""
+    try:
+        return cast(NDArray[Any], np.load(path, allow_pickle=False))
+    except (OSError, ValueError):
+        return None
+
+
+def save_cached(path: Path, array: NDArray[Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             np.save(file, array, allow_pickle=False)
         os.replace(file.name, path)
-        _forget_old(path.parent.parent)
+        forget_old(path.parent.parent)
     except OSError:
         return  # a cache that cannot be written is only slower

@@ -1,0 +1,269 @@
+"""Samples: grid tasks that are ids until their pixels are asked for, and the threads that decode them ahead."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Condition, Lock
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from graphbuild.codecs import Pixels
+from graphbuild.contracts import CorruptNode, GraphError, MissingNode
+from graphbuild.grid import GridTask
+from graphbuild.kinds import kind_of
+from graphbuild.store.offsets import identity
+from graphbuild.store.recipes import parents_of
+from graphbuild.walk import PathSampler
+
+Known = Callable[[str], bool]
+"""Says of a sample's key whether the consumer has what it would make of the pixels, such as latents."""
+
+
+class Block(NamedTuple):
+    """The indices that one batch consists of, and the global position after its step."""
+
+    first: int
+    stop: int
+    next: int
+
+
+class CellCache:
+    """The decoded cells used last, by key, in at most `max_bytes` bytes. Threads may share it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.nbytes = max_bytes, 0
+        self._cells: OrderedDict[str, Pixels] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: str) -> Pixels | None:
+        with self._lock:
+            if key in self._cells:
+                self._cells.move_to_end(key)
+            return self._cells.get(key)
+
+    def put(self, key: str, cell: Pixels) -> None:
+        with self._lock:
+            self.nbytes += cell.nbytes - getattr(self._cells.pop(key, None), "nbytes", 0)
+            self._cells[key] = cell
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= self._cells.popitem(last=False)[1].nbytes
+
+
+class TaskSource:
+    """What all samples of one dataset share. A sample that travels between processes finds it again by its token."""
+
+    def __init__(
+        self, sampler: PathSampler, resolution: int, cache_bytes: int, known: Known | None, *, token: str = ""
+    ) -> None:
+        self.sampler, self.resolution, self.known = sampler, resolution, known
+        self.token = token or uuid.uuid4().hex
+        self.cache = CellCache(cache_bytes)
+        self._pid = os.getpid()
+        _SOURCES[self.token] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _source, (self.token, self.sampler, self.resolution, self.cache.max_bytes, self.known)
+
+    def prepare(self, in_worker: bool) -> None:
+        """Index what the paths read; in a worker also renew what it must not share with the process it came from."""
+        if in_worker:
+            import cv2
+
+            cv2.setNumThreads(1)
+        if self._pid != os.getpid():
+            self.sampler.graph.reopen()
+            self.cache, self._pid = CellCache(self.cache.max_bytes), os.getpid()
+        paths, head = self.sampler.paths, self.sampler.graph.head
+        read = {parent for path in paths for kind in path.kinds for parent in parents_of(kind)}
+        for kind in sorted(read | {path.content.source for path in paths if path.content} & set(head)):
+            self.sampler.graph.offsets(kind)
+
+
+_SOURCES: WeakValueDictionary[str, TaskSource] = WeakValueDictionary()
+
+
+def _source(token: str, *shared: Any) -> TaskSource:
+    return _SOURCES.get(token) or TaskSource(*shared, token=token)
+
+
+class GridSample:
+    """Grid task `index`: ids at first; its pixels are decoded when they are asked for, each cell once.
+
+    Attributes:
+        walk: the ids; `shape`: rows (C + 1) and columns (L).
+        block: the batch it belongs to, None outside `GridTasks`.
+    """
+
+    def __init__(self, source: TaskSource, index: int, block: Block | None = None) -> None:
+        self.index, self.block, self.source = index, block, source
+        self._task: GridTask | None = self.task
+        self.walk, self._switches = self._task.walk, getattr(self._task, "switches", None)
+        self.shape = len(self.walk.rows), len(self.walk.columns)
+        self._cells: dict[tuple[int, int], Pixels] = {}
+        self._keys: list[list[str]] = []
+        self._wanted: bool | None = None
+        self._prompt: str | None = None
+
+    @property
+    def task(self) -> GridTask:
+        """The grid task; let go of once all cells are decoded, as its pictures may be large."""
+        return vars(self).get("_task") or self.source.sampler.task(self.index, self.source.resolution)
+
+    @property
+    def prompt(self) -> str:
+        """The instruction."""
+        if self._prompt is None:
+            self._prompt = self.task.prompt
+        return self._prompt
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _sample, (self.source.token, self.index, self.block), {"_cells": self._cells, "_wanted": self._wanted}
+
+    @property
+    def cell_keys(self) -> list[list[str]]:
+        """Of each cell 32 hex digits, other ones whenever its pixels could differ; no node is read for them."""
+        if not self._keys:
+            rows, columns = (range(number) for number in self.shape)
+            identities = [[self._identity(row, column) for column in columns] for row in rows]
+            common = f"{self.source.resolution}|{self._switches}"
+            if getattr(self._switches, "cell_fit", "") == "aspect":  # the size of a cell depends on the others
+                common += f"|{self.walk.holes}|{identities}"
+            self._keys = [[_digest(f"{own}|{common}") for own in row] for row in identities]
+        return self._keys
+
+    @property
+    def row_keys(self) -> list[str]:
+        """The same of each row: its cells in shown order."""
+        return [_digest("|".join(keys)) for keys in self.cell_keys]
+
+    @property
+    def key(self) -> str:
+        """The same of the whole grid."""
+        return _digest("|".join(self.row_keys))
+
+    @property
+    def wanted(self) -> bool:
+        """False if the consumer said, asked once, that it knows the key."""
+        if self._wanted is None:
+            self._wanted = self.source.known is None or not self.source.known(self.key)
+        return self._wanted
+
+    def cell(self, row: int, column: int) -> Pixels:
+        """One cell, height x width x 3 RGB uint8."""
+        if (row, column) not in self._cells:
+            made = self._cached if self.source.cache.max_bytes else self._decoded
+            self._cells[row, column] = made(row, column)
+        return self._cells[row, column]
+
+    def cells(self) -> list[list[Pixels]]:
+        """All cells, row by row; the query row is last and holds its targets too."""
+        rows, columns = self.shape
+        cells = [[self.cell(row, column) for column in range(columns)] for row in range(rows)]
+        _, self._task = self.prompt, None
+        return cells
+
+    def rows(self) -> list[Pixels]:
+        """Each row as one picture, height x width x 3 RGB uint8: its cells side by side."""
+        return [np.concatenate(row, axis=1) for row in self.cells()]
+
+    def load(self) -> GridSample:
+        """Decode all cells if they are wanted; returns itself."""
+        if self.wanted:
+            self.cells()
+        return self
+
+    def _cached(self, row: int, column: int) -> Pixels:
+        key, cache = self.cell_keys[row][column], self.source.cache
+        if (cell := cache.get(key)) is None:
+            cell = self._decoded(row, column)
+            cache.put(key, cell)
+        return cell
+
+    def _decoded(self, row: int, column: int) -> Pixels:
+        try:
+            return self.task.cell(row, column)
+        except (LookupError, OSError, ValueError) as error:
+            walk = self.walk
+            kind = type(error) if isinstance(error, CorruptNode | MissingNode) else GraphError
+            raise kind(
+                f"grid task {self.index} ({walk.path.name}), row {row}, column {column}: item {walk.rows[row]}, "
+                f"{walk.kinds[column]}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _identity(self, row: int, column: int) -> str:
+        sampler, walk = self.source.sampler, self.walk
+        kind, drawn = walk.kinds[column], walk.variants[row]
+        varied = not kind_of(kind).is_recipe and sampler.variants_of(kind) > 1
+        variant = drawn[column] if isinstance(drawn, tuple) else drawn * varied
+        return identity(sampler.graph.offsets, walk.rows[row], kind, variant, seed=walk.seeds[row])
+
+
+def _sample(token: str, index: int, block: Block | None) -> GridSample:
+    if (source := _SOURCES.get(token)) is None:
+        raise GraphError(
+            f"sample {index} comes from another process; to receive it, keep its dataset alive in this one"
+        )
+    return GridSample(source, index, block)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _ForkGuard:
+    """Lets a fork wait until no thread is decoding: a child would inherit their locks held, and never get them."""
+
+    def __init__(self) -> None:
+        self._free, self._busy, self._forking = Condition(Lock()), 0, False
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
+
+    def load(self, sample: GridSample) -> GridSample:
+        with self._free:
+            while self._forking:
+                self._free.wait()
+            self._busy += 1
+        try:
+            return sample.load()
+        finally:
+            with self._free:
+                self._busy -= 1
+                self._free.notify_all()
+
+    def _before(self) -> None:
+        self._free.acquire()
+        self._forking = True
+        while self._busy:
+            self._free.wait()
+
+    def _after(self) -> None:
+        self._forking = False
+        self._free.notify_all()
+        self._free.release()
+
+
+_GUARD = _ForkGuard()
+
+
+def loaded(samples: Iterable[GridSample], prefetch: int, threads: int) -> Generator[GridSample, None, None]:
+    """The same samples in the same order, at most `prefetch` of them decoded ahead by threads; with 0, as they are."""
+    if not prefetch:
+        yield from samples
+        return
+    pool = ThreadPoolExecutor(threads, "graphbuild")
+    waiting: deque[Future[GridSample]] = deque()
+    try:
+        for sample in samples:
+            waiting.append(pool.submit(_GUARD.load, sample))
+            if len(waiting) > prefetch:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

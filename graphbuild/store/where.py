@@ -1,0 +1,72 @@
+"""Conditions on items: which rows of the items table meet `{"quality_assessment.objectConsistency": {">=": 3}}`."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from graphbuild.contracts import GraphError
+
+OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "in": lambda value, allowed: value in allowed,
+}
+
+
+def matching(items: pa.Table, where: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The rows that meet every condition. A value that an item lacks meets none.
+
+    Args:
+        where: a column of the items table, or a dotted place in its `meta`, to a value it must equal or to a mapping
+            of operators: `==, !=, <, <=, >, >=, in`.
+
+    Raises:
+        GraphError: no item has such a column or place, an unknown operator, or values that cannot be compared.
+    """
+    met = np.ones(len(items), bool)
+    for name, condition in where.items():
+        tests = condition if isinstance(condition, Mapping) else {"==": condition}
+        if unknown := [test for test in tests if test not in OPERATORS]:
+            raise GraphError(f"where: {name}: unknown operator {unknown[0]!r}; allowed: {', '.join(OPERATORS)}")
+        values = _values(items, name)
+        for test, wanted in tests.items():
+            met &= [_holds(name, test, value, wanted) for value in values]
+    return met
+
+
+def _holds(name: str, test: str, value: Any, wanted: Any) -> bool:
+    try:
+        return value is not None and bool(OPERATORS[test](value, wanted))
+    except TypeError as error:
+        raise GraphError(f"where: {name} {test} {wanted!r}: an item has {value!r}, which cannot be compared") from error
+
+
+def _values(items: pa.Table, name: str) -> list[Any]:
+    if name != "meta" and name in items.column_names:
+        return list(items.column(name).to_pylist())
+    documents = [json.loads(text) if text else {} for text in items.column("meta").to_pylist()]
+    values = [_at(document, name.split(".")) for document in documents]
+    if items.num_rows and all(value is None for value in values):
+        places = sorted({key for document in documents if isinstance(document, dict) for key in document})
+        columns = [column for column in items.column_names if column != "meta"]
+        raise GraphError(
+            f"where: no item has {name!r}; columns: {', '.join(columns)}; in meta: {', '.join(places) or 'nothing'}"
+        )
+    return values
+
+
+def _at(document: Any, place: list[str]) -> Any:
+    for key in place:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document

@@ -1,0 +1,329 @@
+"""The loader against the decoder alone and against other readers: `python tests/bench/bench_loader.py`.
+
+(a) 20,480 stored nodes (2,048 items, 10 kinds, JPEG and PNG of 512 x 512 photographs that come with scikit-image) in 16
+shards. Random 3 x 3 grids at 512 px, where a cell is the decoded picture: drawn by the sampler, read, checked, decoded
+and pasted into a batch. The peer decodes the same bytes, from memory, in the same process. Rounds of the two take
+turns, so a neighbour on the machine slows both; the ratio of each pair counts. Cold: the page cache is told to forget
+the node parts (POSIX_FADV_DONTNEED) before a round.
+
+(b) The same pictures as a wide Parquet file shaped like Graph200K (a column a kind), read by `datasets` map-style (a
+row decodes all its columns, 3 of 10 are used), and as a WebDataset tar stream (a row's members are all read, 3 decoded).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import cv2
+import numpy as np
+
+from graphbuild.build.commit import publish_unit
+from graphbuild.codecs import CODECS, Node
+from graphbuild.contracts import (
+    CommitDocument,
+    GraphDocument,
+    LineageDocument,
+    Live,
+    Outcome,
+    Shard,
+    SourceDocument,
+    Unit,
+)
+from graphbuild.data import GridTasks, collate
+from graphbuild.kinds import kind_of
+from graphbuild.lineage import checksum, version_of
+from graphbuild.paths import Path as TaskPath
+from graphbuild.paths import PathSet
+from graphbuild.store.graph import Graph, change_head
+from graphbuild.store.parts import write_items
+from graphbuild.store.publish import Files, Workspace
+from graphbuild.walk import PathSampler
+
+KINDS = ("image", "reference", "style_content", "style_semantic", "edit_global", "normal", "edit_local", "canny",
+         "lines", "foreground_mask")  # fmt: skip
+SHARD_ITEMS = 128
+SIDE = 512
+USED = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="256 items, 3 rounds")
+    parser.add_argument("--items", type=int, default=0, help="a multiple of 128")
+    args = parser.parse_args()
+    items, rounds, grids = (256, 3, 8) if args.quick else (args.items or 2048, 15, 16)
+    cv2.setNumThreads(1)
+    folder = Path(tempfile.mkdtemp(prefix="graphbuild-bench-"))
+    os.environ["GRAPHBUILD_CACHE"] = str(folder / "cache")
+    try:
+        patterns = pictures()
+        write_graph(folder / "graph", items // SHARD_ITEMS, patterns)
+        graph = Graph.open(folder / "graph")
+        against_decoding(graph, rounds, grids)
+        against_readers(graph, folder, min(items, 256), max(3, rounds // 3))
+    finally:
+        shutil.rmtree(folder)
+
+
+# ---- (a) the decoder alone ---------------------------------------------------------------------------------------
+
+
+def against_decoding(graph: Graph, rounds: int, grids: int) -> None:
+    sampler = grid_sampler(graph)
+    print(f"(a) {graph.num_items * len(KINDS)} nodes, 3 x 3 grids at {SIDE} px, {rounds} rounds of {grids}")
+    loaders = {"lazy, one thread": {"prefetch": 0}, "prefetch 4, 2 threads": {"prefetch": 4, "threads": 2}}
+    for name, options in loaders.items():
+        for cold in (False, True):
+            ratios, outside = compare(sampler, rounds, grids, cold=cold, **options)
+            print(f"{name:24s} {'cold' if cold else 'warm'}: {spread(ratios)} of the decoder's rate; "
+                  f"{statistics.median(outside):.0f} us an image outside it")  # fmt: skip
+
+
+def compare(
+    sampler: PathSampler, rounds: int, grids: int, *, cold: bool, **options: Any
+) -> tuple[list[float], list[float]]:
+    """Ratios of rates and microseconds an image outside the decoder, of each pair of rounds."""
+    ratios, outside = [], []
+    for number in range(-1, rounds):  # the first pair warms up
+        start = (number + 1) * grids
+        stored = [
+            node for index in range(start, start + grids) for row in sampler.task(index, SIDE).rows for node in row
+        ]
+        if cold:
+            forget(sampler.graph)
+        dataset = GridTasks(sampler, resolution=SIDE, start=start, stop=start + grids, rank=0, world=1, **options)
+        theirs = seconds(lambda stored=stored: decode(stored)) if number % 2 else 0.0
+        ours = seconds(lambda dataset=dataset: load(dataset))
+        theirs = theirs or seconds(lambda stored=stored: decode(stored))
+        if number >= 0:
+            ratios.append(theirs / ours)
+            outside.append((ours - theirs) / len(stored) * 1e6)
+    return ratios, outside
+
+
+def grid_sampler(graph: Graph) -> PathSampler:
+    """Three random kinds a path, three rows always."""
+    rng = np.random.default_rng(0)
+    chosen = {tuple(str(kind) for kind in rng.choice(KINDS, 3, replace=False)) for _ in range(40)}
+    paths = PathSet(
+        name="bench", paths=tuple(TaskPath(name="-".join(c), cells=c, targets=(2,)) for c in sorted(chosen))
+    )
+    import graphbuild.walk
+
+    graphbuild.walk.ROWS = (0.0, 0.0, 1.0)  # type: ignore[misc]
+    return PathSampler(graph, paths)
+
+
+def load(dataset: GridTasks) -> None:
+    for sample in dataset:
+        batch = collate([sample])
+        assert tuple(batch.pixels.shape) == (1, 3, 3 * SIDE, 3 * SIDE)
+
+
+def decode(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        CODECS[node.codec].values(node.bytes, node.format)
+
+
+def forget(graph: Graph) -> None:
+    for kind in KINDS:
+        for path in graph.files(kind):
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+# ---- (b) other readers ---------------------------------------------------------------------------------------------
+
+
+def against_readers(graph: Graph, folder: Path, rows: int, rounds: int) -> None:
+    """Pictures that are used, a second: 3 columns of random rows."""
+    wide, tar = write_wide(graph, folder, rows), write_tar(graph, folder, rows)
+    readers: dict[str, Callable[[Sequence[int]], int]] = {
+        "Graph.read": lambda order: read_graph(graph, order),
+        "datasets, map-style, whole rows": read_datasets(wide, folder),
+        "WebDataset, stream": lambda order: read_webdataset(tar, len(order)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for number in range(rounds + 1):
+        order = np.random.default_rng(number).permutation(rows)[:48].tolist()
+        for name, reader in readers.items():
+            took = seconds(lambda reader=reader, order=order: reader(order))
+            if number:
+                rates[name].append(len(order) * USED / took)
+    print(f"(b) {rows} rows of {len(KINDS)} pictures, {USED} used, {rounds} rounds of 48 rows, one process")
+    for name, values in rates.items():
+        ratios = [ours / other for ours, other in zip(rates["Graph.read"], values, strict=True)]
+        print(
+            f"{name:32s} {statistics.median(values):6.0f} used pictures/s; Graph.read is {spread(ratios)} times as fast"
+        )
+
+
+def read_graph(graph: Graph, order: Sequence[int]) -> int:
+    """Another 3 kinds for each row, as paths would ask."""
+    return sum(
+        graph.read(item_ix, KINDS[(item_ix + at) % len(KINDS)]).array().shape[0]
+        for item_ix in order
+        for at in range(USED)
+    )
+
+
+def read_datasets(wide: Path, folder: Path) -> Callable[[Sequence[int]], int]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    table = datasets.load_dataset("parquet", data_files=str(wide), split="train", cache_dir=str(folder / "hf"))
+    assert isinstance(table.features["image"], datasets.Image)
+
+    def read(order: Sequence[int]) -> int:
+        total = 0
+        for item_ix in order:
+            row = table[item_ix]
+            total += sum(np.asarray(row[KINDS[(item_ix + at) % len(KINDS)]]).shape[0] for at in range(USED))
+        return total
+
+    return read
+
+
+def read_webdataset(tar: Path, count: int) -> int:
+    import webdataset
+
+    total = 0
+    for number, sample in enumerate(webdataset.WebDataset(str(tar), shardshuffle=False).shuffle(100)):
+        if number == count:
+            break
+        for at in range(USED):
+            data = sample[KINDS[(number + at) % len(KINDS)]]
+            total += cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB).shape[0]
+    return total
+
+
+def write_wide(graph: Graph, folder: Path, rows: int) -> Path:
+    """One Parquet file, a struct<bytes, path> column a kind, as `datasets` writes it (row groups of 100)."""
+    import datasets
+
+    features = datasets.Features({kind: datasets.Image() for kind in KINDS})
+    columns = {kind: [{"bytes": graph.read(at, kind).bytes, "path": None} for at in range(rows)] for kind in KINDS}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    table.to_parquet(folder / "wide.parquet", batch_size=100)
+    return folder / "wide.parquet"
+
+
+def write_tar(graph: Graph, folder: Path, rows: int) -> Path:
+    with tarfile.open(folder / "wide.tar", "w") as tar:
+        for item_ix in range(rows):
+            for kind in KINDS:
+                data = graph.read(item_ix, kind).bytes
+                info = tarfile.TarInfo(f"{item_ix:06d}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, BytesIO(data))
+    return folder / "wide.tar"
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})"
+
+
+# ---- the graph -----------------------------------------------------------------------------------------------------
+
+
+def pictures() -> dict[str, list[bytes]]:
+    """Kind -> encoded 512 x 512 crops of photographs, 32 each, as the library would store them."""
+    crops = list(_crops(32))
+    return {kind: [_encoded(kind, crop) for crop in crops] for kind in KINDS}
+
+
+def _crops(count: int) -> Iterator[np.ndarray]:
+    import skimage
+    from PIL import Image
+
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        with Image.open(Path(skimage.__file__).parent / "data" / names[number % len(names)]) as photo:
+            edge = int(rng.integers(200, min(photo.size)))
+            left, top = (int(rng.integers(0, side - edge + 1)) for side in photo.size)
+            crop = photo.convert("RGB").resize((SIDE, SIDE), box=(left, top, left + edge, top + edge))
+        yield np.asarray(crop)
+
+
+def _encoded(kind: str, crop: np.ndarray) -> bytes:
+    codec = kind_of(kind).codec
+    assert codec is not None
+    if codec == "source":
+        codec = "jpeg"
+    edges = cv2.Canny(crop, 100, 200)
+    return CODECS[codec].encode(edges if codec == "png1" else crop).data
+
+
+def write_graph(out: Path, num_shards: int, patterns: dict[str, list[bytes]]) -> None:
+    files = Files(out)
+    workspace = Workspace.create(files, "bench")
+    document = GraphDocument(source=SourceDocument(name="bench", params={}), shard_size=SHARD_ITEMS)
+    files.publish("graph.json", document.model_dump_json().encode(), workspace)
+    codecs = {kind: kind_of(kind).codec or "" for kind in KINDS}
+    lineage = LineageDocument(annotator="source:bench", code_version=1, params={}, model=None, codec=codecs,
+                              schema_version=1, parents={})  # fmt: skip
+    version = version_of(lineage)
+    files.publish(f"lineage/{version}.json", lineage.model_dump_json().encode(), workspace)
+    live = Live(annotator="source:bench", version=version)
+    change_head(files, workspace, lambda head: dict.fromkeys(KINDS, live))
+    for index in range(num_shards):
+        shard = Shard(index=index, start=index * SHARD_ITEMS, stop=(index + 1) * SHARD_ITEMS)
+        _write_shard(files, workspace, Unit(annotator="source:bench", version=version, shard=shard), lineage, patterns)
+    workspace.close()
+    os.sync()  # or writing back would slow down the first round
+
+
+def _write_shard(
+    files: Files, workspace: Workspace, unit: Unit, lineage: LineageDocument, patterns: dict[str, list[bytes]]
+) -> None:
+    numbers = range(unit.shard.start, unit.shard.stop)
+    rows = [_row(item_ix, kind, patterns[kind]) for item_ix in numbers for kind in sorted(KINDS)]
+    items = [{"item_ix": item_ix, "item_id": f"{item_ix:032x}", "key": str(item_ix)} for item_ix in numbers]
+    document = CommitDocument(
+        unit=unit,
+        revision=0,
+        use="bench",
+        config={},
+        lineage=lineage,
+        variants=dict.fromkeys(KINDS, 1),
+        parents=[],
+        items=write_items(files, workspace, unit, items),
+        parts=[],
+        counts={},
+        reasons={},
+        rows_digest="",
+    )
+    publish_unit(files, workspace, rows=rows, previous=None, document=document)
+
+
+def _row(item_ix: int, kind: str, patterns: Sequence[bytes]) -> Outcome:
+    data = patterns[(item_ix * 7 + len(kind)) % len(patterns)]
+    form = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return Outcome(item_ix=item_ix, item_id=f"{item_ix:032x}", kind=kind, variant=0, status="ok", format=form,
+                   width=SIDE, height=SIDE, content_hash=checksum(data), seed=0, data=data)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
