@@ -92,7 +92,7 @@ def _options(
 
 
 @app.command()
-def run(  # noqa: PLR0913, PLR0917 - a command's options
+def run(
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -142,7 +142,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options
 
 
 @app.command()
-def plan(  # noqa: PLR0913, PLR0917 - a command's options
+def plan(
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -322,7 +322,7 @@ def promote(
 
 
 @app.command()
-def sample(  # noqa: PLR0913, PLR0917 - a command's options
+def sample(
     graph: GraphArgument,
     paths: Annotated[
         str | None, typer.Option(help="A path list by name or .yaml; default: all that the graph serves.")

@@ -166,7 +166,8 @@ class PathSampler:
             shown = "; ".join(f"{path.name}: {self._counts(path)}" for path in lacking[:3])
             raise GraphError(
                 f"{self.graph.url} serves {len(servable)} of the {len(self.listed.paths)} paths of "
-                f"{self.listed.name!r}. Items that have: {shown}. Run the missing annotators, or leave such paths out with on_missing='drop'"
+                f"{self.listed.name!r}. Items that have: {shown}. Run the missing annotators, or leave such paths out "
+                "with on_missing='drop'"
             )
         return servable
 
