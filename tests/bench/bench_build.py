@@ -8,11 +8,11 @@ library functions on every side, one cv2 thread a worker, two workers:
 - loop: two processes, each with every second photo, the encoded bytes written to one file a process;
 - Ray Data: `read_binary_files`, `map_batches` over whole blocks, `write_parquet`.
 
-What is counted: items finished while both workers are at work, from the later worker's first start to the earlier
-worker's last stop; a span of work that reaches out of this window counts by its share inside. So starting Ray, actors
-or processes, importing, planning and the uneven end are left out on every side; waiting between two spans is not. A
-span is a job (ours, times from the run's events; the worker's own work on it, with all its fsyncs), a block (Ray Data)
-or a process (loop). Lazy imports inside the first job or block are counted, the loop warms up first.
+What is counted is the steady state. A span is a job (ours, from the run's events), a block (Ray Data) or a chunk of
+photos (loop); each counts from the end of its worker's span before it, so that waiting and writing in between are
+counted, while a worker's first span, with starting, importing and warming up, is not. Seconds an item = seconds over
+items of the ingest spans + the same of the annotate spans; items/s = workers over that. Planning, starting Ray and
+the uneven end are left out on every side.
 
 Sides take turns; each ratio is taken inside one round. Ray is down while the loop runs. Other work on the machine
 only ever slows a side down, so `best / best`, the fastest round of each, is the ratio to read on a shared machine.
@@ -21,7 +21,6 @@ only ever slows a side down, so `best / best`, the fastest round of each, is the
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import logging
 import multiprocessing
@@ -31,10 +30,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,14 +64,18 @@ NUM_WORKERS = 2
 SIDE = 512
 NUM_BLOCKS = 16
 WARM_UP = 4
+CHUNK = 25
+TOLERANCE = 0.03
+"""Seconds by which the driver's clock may set events of one worker apart."""
 
 
 class Span(NamedTuple):
-    """Work of one worker without a break."""
+    """Work of one worker without a break: one step over some items."""
 
     start: float
     stop: float
-    items: float
+    items: int
+    step: str = "annotate"
 
 
 class Measured(NamedTuple):
@@ -153,31 +157,41 @@ def write_photos(folder: Path, count: int) -> Path:
 # ---- what is counted -------------------------------------------------------------------------------------------
 
 
-def rate_of(spans: Sequence[Span]) -> float:
-    """Items per second while every worker is at work."""
-    lanes: list[tuple[float, int]] = [(0.0, number) for number in range(NUM_WORKERS)]
-    starts, stops = [float("inf")] * NUM_WORKERS, [0.0] * NUM_WORKERS
+def rate_of(lanes: Sequence[Sequence[Span]]) -> float:
+    """Items per second of all workers together, from the spans of each in order."""
+    seconds, items = Counter[str](), Counter[str]()
+    for lane in lanes:
+        for before, span in pairwise(lane):
+            seconds[span.step] += span.stop - before.stop
+            items[span.step] += span.items
+    return len(lanes) / sum(seconds[step] / items[step] for step in seconds)
+
+
+def lanes_of(spans: Sequence[Span]) -> list[list[Span]]:
+    """The spans of each worker. A worker takes its next one at once, so that shows whose it is."""
+    lanes: list[list[Span]] = []
     for span in sorted(spans):
-        # Events do not say whose span it is; a worker runs one at a time, so it is of the one that is free longest.
-        number = heapq.heappop(lanes)[1]
-        starts[number], stops[number] = min(starts[number], span.start), span.stop
-        heapq.heappush(lanes, (span.stop, number))
-    start, stop = max(starts), min(stops)
-    inside = (max(0.0, min(span.stop, stop) - max(span.start, start)) / (span.stop - span.start) for span in spans)
-    return sum(span.items * share for span, share in zip(spans, inside, strict=True)) / (stop - start)
+        resting = [lane for lane in lanes if lane[-1].stop <= span.start + TOLERANCE]
+        lane = max(resting or lanes, key=lambda lane: lane[-1].stop, default=[])
+        if len(lanes) < NUM_WORKERS and not (resting and lane[-1].stop > span.start - TOLERANCE):
+            lanes.append([span])
+        else:
+            lane.append(span)
+    return lanes
 
 
 def spans_of_run(out: Path, run_id: str) -> list[Span]:
-    """The jobs of a run from its events. A job's items count when annotated, not when ingested."""
-    jobs: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    """The jobs of a run from its events: one per shard and step."""
+    jobs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in (out / "runs" / run_id / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
-        jobs[event["unit"].rpartition(" ")[2], event["unit"].startswith("source:")].append(event)
+        step = "ingest" if event["unit"].startswith("source:") else "annotate"
+        jobs[event["unit"].rpartition(" ")[2], step].append(event)
     spans = []
-    for (_, is_source), events in jobs.items():
+    for (_, step), events in jobs.items():
         stop = min(datetime.fromisoformat(event["at"]).timestamp() for event in events)
         start = stop - sum(event["seconds"] for event in events)
-        spans.append(Span(start, stop, 0 if is_source else events[0]["computed"]))
+        spans.append(Span(start, stop, events[0]["computed"], step))
     return spans
 
 
@@ -199,7 +213,7 @@ def _run(photos: Path, out: Path) -> Measured:
     report = run(Folder(path=str(photos)), [Canny(), Lsd()], out, executor="ray", console=Console(quiet=True))
     if report.units_left or report.errors:
         raise RuntimeError(f"{report.units_left} left: {report.errors}")
-    return Measured(rate_of(spans_of_run(out, report.run_id)), report.annotator_share)
+    return Measured(rate_of(lanes_of(spans_of_run(out, report.run_id))), report.annotator_share)
 
 
 @contextmanager
@@ -245,10 +259,10 @@ def loop(photos: Path, out: Path) -> Measured:
     ]
     for process in processes:
         process.start()
-    found = [Span(*spans.get(timeout=600)) for _ in processes]
+    lanes = [spans.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
-    return Measured(rate_of(found))
+    return Measured(rate_of(lanes))
 
 
 def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
@@ -256,12 +270,15 @@ def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
     for path in paths[:WARM_UP]:
         annotated(Path(path).read_bytes())
     barrier.wait()
-    start = time.time()
+    lane = [Span(0, time.time(), 0)]
     with open(out, "wb") as file:
-        for path in paths:
-            for data in annotated(Path(path).read_bytes()):
-                file.write(data or b"")
-    spans.put((start, time.time(), len(paths)))
+        for at in range(0, len(paths), CHUNK):
+            chunk = paths[at : at + CHUNK]
+            for path in chunk:
+                for data in annotated(Path(path).read_bytes()):
+                    file.write(data or b"")
+            lane.append(Span(lane[-1].stop, time.time(), len(chunk)))
+    spans.put(lane)
 
 
 def ray_data(photos: Path, out: Path) -> Measured:
@@ -275,7 +292,7 @@ def ray_data(photos: Path, out: Path) -> Measured:
     blocks: dict[tuple[float, float], int] = defaultdict(int)
     for row in times:
         blocks[row["start"], row["stop"]] += 1
-    return Measured(rate_of([Span(start, stop, items) for (start, stop), items in blocks.items()]))
+    return Measured(rate_of(lanes_of([Span(start, stop, items) for (start, stop), items in blocks.items()])))
 
 
 def _block(table: pa.Table) -> pa.Table:
