@@ -116,7 +116,7 @@ def _encode(codec: str, value: bytes | Pixels | Unusable) -> tuple[Encoded | Unu
     if isinstance(value, Unusable):
         return value, None
     try:
-        return check_image(value) if isinstance(value, bytes) else (CODECS[codec].encode(value), value)
+        return check_image(value, grey=True) if isinstance(value, bytes) else (CODECS[codec].encode(value), value)
     except UnusableImage as error:
         return Unusable(error.reason, str(error)), None
 

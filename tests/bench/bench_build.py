@@ -16,9 +16,8 @@ the uneven end are left out on every side.
 
 Sides take turns; each ratio is taken inside one round. Ray is down while the loop runs. On a machine with other work
 these ratios scatter by tens of percent. `in annotators` then says more: the share of worker time spent decoding and
-annotating, which is the same work on every side, so that the quotient of two shares is the ratio of their speeds
-whatever else runs, but for the time between spans on our side (our share is the run report's: it counts a worker's
-first job and not the wait for the next).
+annotating. That is the same work on every side, slowed down by other work as much as the rest, so the quotient of two
+shares is the ratio of their speeds as well (`by share`).
 """
 
 from __future__ import annotations
@@ -73,20 +72,24 @@ TOLERANCE = 0.03
 
 
 class Span(NamedTuple):
-    """Work of one worker without a break: one step over some items, `inside` annotators for so many seconds."""
+    """Work of one worker without a break: one step over some items."""
 
     start: float
     stop: float
     items: int
     step: str = "annotate"
-    inside: float = 0.0
 
 
 class Measured(NamedTuple):
-    """Items per second, and the share of worker time inside annotators."""
+    """Items per second, and seconds an item inside annotators."""
 
     rate: float
-    share: float
+    inside: float
+
+    @property
+    def share(self) -> float:
+        """The share of worker time inside annotators."""
+        return self.inside * self.rate / NUM_WORKERS
 
 
 def main() -> None:
@@ -172,12 +175,6 @@ def rate_of(lanes: Sequence[Sequence[Span]]) -> float:
     return len(lanes) / sum(seconds[step] / items[step] for step in seconds)
 
 
-def share_of(lanes: Sequence[Sequence[Span]]) -> float:
-    """The share of worker time inside annotators, counted like `rate_of`."""
-    inside = sum(span.inside for lane in lanes for span in lane[1:])
-    return inside / sum(lane[-1].stop - lane[0].stop for lane in lanes)
-
-
 def lanes_of(spans: Sequence[Span]) -> list[list[Span]]:
     """The spans of each worker. A worker takes its next one at once, so that shows whose it is."""
     lanes: list[list[Span]] = []
@@ -224,7 +221,9 @@ def _run(photos: Path, out: Path) -> Measured:
     report = run(Folder(path=str(photos)), [Canny(), Lsd()], out, executor="ray", console=Console(quiet=True))
     if report.units_left or report.errors:
         raise RuntimeError(f"{report.units_left} left: {report.errors}")
-    return Measured(rate_of(lanes_of(spans_of_run(out, report.run_id))), report.annotator_share)
+    lanes = lanes_of(spans_of_run(out, report.run_id))
+    inside = sum(annotator.annotate_seconds for annotator in report.annotators.values())
+    return Measured(rate_of(lanes), inside / len(os.listdir(photos)))
 
 
 @contextmanager
@@ -272,10 +271,10 @@ def loop(photos: Path, out: Path) -> Measured:
     ]
     for process in processes:
         process.start()
-    lanes = [spans.get(timeout=600) for _ in processes]
+    lanes, inside = zip(*(spans.get(timeout=600) for _ in processes), strict=True)
     for process in processes:
         process.join()
-    return Measured(rate_of(lanes), share_of(lanes))
+    return Measured(rate_of(lanes), sum(inside) / len(paths))
 
 
 def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
@@ -283,17 +282,17 @@ def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
     for path in paths[:WARM_UP]:
         annotated(Path(path).read_bytes())
     barrier.wait()
-    lane = [Span(0, time.time(), 0)]
+    lane, seconds = [Span(0, time.time(), 0)], 0.0
     with open(out, "wb") as file:
         for at in range(0, len(paths), CHUNK):
-            chunk, seconds = paths[at : at + CHUNK], 0.0
+            chunk = paths[at : at + CHUNK]
             for path in chunk:
                 made, inside = annotated(Path(path).read_bytes())
                 seconds += inside
                 for data in made:
                     file.write(data or b"")
-            lane.append(Span(lane[-1].stop, time.time(), len(chunk), inside=seconds))
-    spans.put(lane)
+            lane.append(Span(lane[-1].stop, time.time(), len(chunk)))
+    spans.put((lane, seconds))
 
 
 def ray_data(photos: Path, out: Path) -> Measured:
@@ -303,12 +302,10 @@ def ray_data(photos: Path, out: Path) -> Measured:
     with ray_with_two_cpus():
         files = ray.data.read_binary_files(str(photos), include_paths=True, override_num_blocks=NUM_BLOCKS)
         files.map_batches(_block, batch_size=None, batch_format="pyarrow").write_parquet(str(out))
-    times = pq.read_table(out, columns=["start", "stop", "inside"]).to_pylist()
-    blocks: dict[tuple[float, float], list[float]] = defaultdict(list)
-    for row in times:
-        blocks[row["start"], row["stop"]].append(row["inside"])
-    lanes = lanes_of([Span(*block, len(inside), inside=sum(inside)) for block, inside in blocks.items()])
-    return Measured(rate_of(lanes), share_of(lanes))
+    rows = pq.read_table(out, columns=["start", "stop", "inside"]).to_pylist()
+    blocks = Counter((row["start"], row["stop"]) for row in rows)
+    lanes = lanes_of([Span(start, stop, items) for (start, stop), items in blocks.items()])
+    return Measured(rate_of(lanes), sum(row["inside"] for row in rows) / len(rows))
 
 
 def _block(table: pa.Table) -> pa.Table:
