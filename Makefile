@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # A graph of the photographs that come with scikit-image, and pictures of tasks drawn from it. No weights, no downloads.
 demo: $(VENV)/.core
 	$(BIN)/graphbuild run --source sample --out sample-graph
-	$(BIN)/graphbuild sample sample-graph --count 6 --out sample-grids
+	$(BIN)/graphbuild sample sample-graph --count 6 --out sample-graph-grids
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest

@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-OUT = Console(soft_wrap=True, highlight=False)
+OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
 DONE, UNDONE, REFUSED = 0, 1, 2
@@ -92,7 +92,7 @@ def _options(
 
 
 @app.command()
-def run(  # noqa: PLR0913, PLR0917 - a command's options
+def run(
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -142,7 +142,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options
 
 
 @app.command()
-def plan(  # noqa: PLR0913, PLR0917 - a command's options
+def plan(
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -268,8 +268,8 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
         typer.echo(document.model_dump_json())
         return
     OUT.print(status_table(document))
-    for building in document.building:
-        OUT.print(f"not live: {building}", markup=False)
+    for version in document.not_live:
+        OUT.print(f"not live: {version}", markup=False)
     OUT.print(f"snapshot {document.snapshot}", markup=False)
 
 
@@ -322,7 +322,7 @@ def promote(
 
 
 @app.command()
-def sample(  # noqa: PLR0913, PLR0917 - a command's options
+def sample(
     graph: GraphArgument,
     paths: Annotated[
         str | None, typer.Option(help="A path list by name or .yaml; default: all that the graph serves.")

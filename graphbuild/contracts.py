@@ -180,7 +180,7 @@ class StatusDocument(Document):
     units: dict[Literal["done", "wanted"], int]
     reasons: dict[str, dict[str, int]]
     live: dict[str, Live]
-    building: list[str]
+    not_live: list[str] = Field(description="versions with commits that no kind is served by")
     retriable: int
     snapshot: str
 

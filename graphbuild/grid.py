@@ -352,16 +352,37 @@ def _pil(picture: Pixels) -> Image.Image:
 
 
 def write_tasks(sampler: PathSampler, indices: Iterable[int], resolution: int, out: Path) -> Iterator[Path]:
-    """A labelled PNG of each task in the folder `out`, then `walks.jsonl` with their ids; yields what it wrote."""
+    """A labelled PNG of each task in the folder `out`, then `walks.jsonl` with their ids; yields their paths. What an
+    earlier call drew from the same snapshot and settings is not drawn again."""
     out.mkdir(parents=True, exist_ok=True)
-    documents = []
-    for index in indices:
-        task = sampler.task(index, resolution)
-        name = re.sub(r"[^\w.+-]", "_", task.walk.path.name)  # a path may be called anything
-        picture = out / f"{index:07d}-{name}.png"
-        task.image().save(picture)
-        documents.append(task.document().model_dump_json())
-        yield picture
     walks = out / "walks.jsonl"
-    walks.write_text("\n".join(documents) + "\n")
+    drawn = _drawn(walks)
+    lines = []
+    for index in indices:
+        path = sampler.walk(index).path.name
+        name = re.sub(r"[^\w.+-]", "_", path)  # a path may be called anything
+        picture = out / f"{index:07d}-{name}.png"
+        asked = (index, path, *_settings(sampler), resolution)
+        if asked not in drawn or not picture.exists():
+            task = sampler.task(index, resolution)
+            task.image().save(picture)
+            drawn[asked] = task.document().model_dump_json()
+        lines.append(drawn[asked])
+        yield picture
+    walks.write_text("\n".join(lines) + "\n")
     yield walks
+
+
+def _settings(sampler: PathSampler) -> tuple[object, ...]:
+    return (sampler.seed, sampler.group, sampler.graph.digest, sampler.listed.name)
+
+
+def _drawn(walks: Path) -> dict[tuple[object, ...], str]:
+    """Task and settings -> line of an existing walks file; a file of another release counts for nothing."""
+    try:
+        lines = walks.read_text().splitlines()
+        found = [WalkDocument.model_validate_json(line) for line in lines]
+    except (OSError, ValueError):
+        return {}
+    keys = [(d.index, d.path, d.seed, d.group, d.snapshot, d.paths, d.resolution) for d in found]
+    return dict(zip(keys, lines, strict=True))

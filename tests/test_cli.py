@@ -334,7 +334,7 @@ def test_bare_names_keep_the_live_parameters(cli: Command) -> None:
     write_photos(Path("photos"), range(30, 33))
     assert cli(f"{RUN} --annotators canny").code == 0
     document = status(cli)
-    assert document.live["canny"] == live and document.kinds["canny"]["ok"] == 9 and document.building == []
+    assert document.live["canny"] == live and document.kinds["canny"]["ok"] == 9 and document.not_live == []
     assert {commit.document.config["low"] for commit in Graph.open("g").commits("canny")} == {50.0}
 
 
@@ -384,7 +384,7 @@ def test_promote(cli: Command) -> None:
     assert cli(pipeline("  - {use: canny, low: 50}")).code == 0
     second = status(cli)
     old, new = first.live["canny"].version, second.live["canny"].version
-    assert old != new and second.building == [f"canny {old}"] and f"not live: canny {old}" in cli("status g").out
+    assert old != new and second.not_live == [f"canny {old}"] and f"not live: canny {old}" in cli("status g").out
     assert Graph.open("g", snapshot=first.snapshot).read(0, "canny").version == old
     result = cli(f"promote g {old}")
     assert result.code == 0 and f"{old} is live for canny" in result.out

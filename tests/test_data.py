@@ -289,7 +289,7 @@ def _broken(folder: File, tmp_path: File, kind: str) -> PathSampler:
     return PathSampler(Graph.open(out), PATHS, seed=3, group=BATCH)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_names_the_item(workers: int, folder: File, tmp_path: File) -> None:
     """Guards against a traceback of a worker that does not tell which picture to look at."""
     damaged = _broken(folder, tmp_path, "canny")

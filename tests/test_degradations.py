@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +18,7 @@ from graphbuild.degradations.kernels import convolve, disk, line
 from graphbuild.degradations.pixels import Pixels, histograms, levels
 from graphbuild.degradations.tones import median_edges, otsu_edges
 from graphbuild.degradations.wavelet import wavelet_compressed
+from tests.conftest import DATA
 
 UPSTREAM = {
     "blur": "blur",
@@ -90,9 +89,8 @@ def test_names_are_the_upstream_ones_in_snake_case() -> None:
 
 
 def test_names_cover_the_table_of_facts() -> None:
-    folder = os.environ.get("GRAPHBUILD_TEST_DATA")
-    table = Path(folder).parent / "spec/degradations.yaml" if folder else None
-    if table is None or not table.exists():
+    table = DATA.parent / "spec/degradations.yaml"
+    if not table.exists():
         pytest.skip("no degradations.yaml beside GRAPHBUILD_TEST_DATA")
     rows = yaml.safe_load(table.read_text())["degradations"]
     assert [row["name"] for row in rows] == list(UPSTREAM)

@@ -12,7 +12,7 @@ import pytest
 
 from graphbuild import grid
 from graphbuild.contracts import WalkDocument
-from graphbuild.grid import GridTask, centre_square
+from graphbuild.grid import GridTask, centre_square, write_tasks
 from graphbuild.instruction import KEEP_ALL
 from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
@@ -168,3 +168,18 @@ def test_a_document_alone_finds_every_cell_again(graph: Graph, tasks: list[GridT
                     document["rows"][row], cell["kind"], cell["variant"], cell["version"] or None, seed=seed
                 )
                 assert np.array_equal(node.array(), task.rows[row][column].array()), cell
+
+
+def test_a_second_sample_draws_nothing_again(graph: Graph, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a `make demo` that opens pictures when nothing changed, and against stale ones when it did."""
+    sampler = PathSampler(graph, on_missing="drop")
+    first = list(write_tasks(sampler, range(3), 32, tmp_path))
+    walks = first[-1].read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(GridTask, "image", lambda _: pytest.fail("drawn again"))
+        assert list(write_tasks(PathSampler(graph, on_missing="drop"), range(3), 32, tmp_path)) == first
+        with pytest.raises(pytest.fail.Exception):
+            list(write_tasks(PathSampler(graph, seed=1, on_missing="drop"), range(3), 32, tmp_path))
+    assert first[-1].read_text() == walks
+    list(write_tasks(sampler, range(3), 48, tmp_path))
+    assert first[-1].read_text() != walks

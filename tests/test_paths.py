@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import pickle
 import re
@@ -15,6 +14,7 @@ import yaml
 
 from graphbuild.kinds import KINDS
 from graphbuild.paths import Content, Path, PathSet, load, role_kind, shipped
+from tests.conftest import DATA
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NAMES = {
@@ -45,8 +45,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def facts() -> Any:
-    data = pathlib.Path(os.environ.get("GRAPHBUILD_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
-    file = data.parent / "spec" / "graph200k_tasks.yaml"
+    file = DATA.parent / "spec" / "graph200k_tasks.yaml"
     if not file.exists():
         pytest.skip(f"no {file.name} beside the test data; set GRAPHBUILD_TEST_DATA")
     return yaml.safe_load(file.read_text(encoding="utf-8"))

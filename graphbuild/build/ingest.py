@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphbuild.build.commit import publish_unit
-from graphbuild.build.unit import Maker, UnitReport, previous_rows, scrub
+from graphbuild.build.unit import Maker, UnitReport, previous_rows, scrub, unit_document
 from graphbuild.codecs import CODECS, Encoded, Pixels, UnusableImage, check_image
-from graphbuild.contracts import FINAL_REASONS, CommitDocument, GraphError, Outcome, PartRef, Unit
+from graphbuild.contracts import FINAL_REASONS, GraphError, Outcome, PartRef, Unit
 from graphbuild.lineage import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, phash
 from graphbuild.store.index import EdgeRows
@@ -65,7 +65,16 @@ def run_source_unit(
     every = sorted([*kept.values(), *rows.values()], key=lambda row: row.key)
     report = UnitReport(unit=task.unit, revision=task.revision, computed=len(rows), reused=len(kept))
     report.computed_failed = sum(row.status == "failed" and row.reason not in FINAL_REASONS for row in rows.values())
-    report.settle(publish_unit(files, workspace, rows=every, previous=previous, document=_document(task, part)), every)
+    report.settle(
+        publish_unit(
+            files,
+            workspace,
+            rows=every,
+            previous=previous,
+            document=unit_document(task.maker, task.unit, task.revision, items=part),
+        ),
+        every,
+    )
     return report
 
 
@@ -107,7 +116,7 @@ def _encode(codec: str, value: bytes | Pixels | Unusable) -> tuple[Encoded | Unu
     if isinstance(value, Unusable):
         return value, None
     try:
-        return check_image(value) if isinstance(value, bytes) else (CODECS[codec].encode(value), value)
+        return check_image(value, grey=True) if isinstance(value, bytes) else (CODECS[codec].encode(value), value)
     except UnusableImage as error:
         return Unusable(error.reason, str(error)), None
 
@@ -143,21 +152,3 @@ def _publish_items(files: Files, workspace: Workspace, unit: Unit, rows: list[It
         return write_items(files, workspace, unit, rows)
     except AlreadyPublished as error:
         raise ReplanNeeded(f"{unit}: another run published other items for this shard") from error
-
-
-def _document(task: SourceTask, items: PartRef) -> CommitDocument:
-    maker = task.maker
-    return CommitDocument(
-        unit=task.unit,
-        revision=task.revision,
-        use=maker.use,
-        config=maker.config,
-        lineage=maker.lineage,
-        variants=maker.variants,
-        parents=[],
-        items=items,
-        parts=[],
-        counts={},
-        reasons={},
-        rows_digest="",
-    )

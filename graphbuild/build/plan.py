@@ -152,7 +152,7 @@ class _Planner:
         self.units: list[PlannedUnit] = []
         self.retriable = 0
         self._newest = newest_commits(files)
-        self._commits: dict[str, Commit] = {}
+        self._commits: dict[tuple[str, str], dict[int, Commit]] = {}
         self._planned: set[tuple[str, str, int]] = set()
 
     # ---- sources ---------------------------------------------------------------------------------------------
@@ -272,13 +272,12 @@ class _Planner:
         self.units.append(PlannedUnit(task, why, items * sum(task.maker.variants.values())))
 
     def _unit_commits(self, annotator: str, version: str) -> dict[int, Commit]:
-        commits = [self._read(name) for name in self._newest.get((annotator, version), [])]
-        return {commit.ref.shard: commit for commit in commits}
-
-    def _read(self, name: str) -> Commit:
-        if name not in self._commits:
-            self._commits[name] = read_commit(self.files, name)
-        return self._commits[name]
+        """Shard -> the newest commit; every footer is read once."""
+        key = (annotator, version)
+        if key not in self._commits:
+            commits = [read_commit(self.files, name) for name in self._newest.get(key, [])]
+            self._commits[key] = {commit.ref.shard: commit for commit in commits}
+        return self._commits[key]
 
     def _ref(self, live: Live, shard: int) -> CommitRef | None:
         commit = self._unit_commits(live.annotator, live.version).get(shard)

@@ -38,7 +38,7 @@ HEARTBEAT_SECONDS = 60.0
 REPLANS = 10
 
 
-def run(  # noqa: PLR0913 - each is a choice of the user's, and keyword-only
+def run(
     source: Source | None,
     annotators: Sequence[Annotator | str],
     out: str | os.PathLike[str],

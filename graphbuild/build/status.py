@@ -21,7 +21,7 @@ def status_of(graph: Graph) -> StatusDocument:
         units={"done": len(commits), "wanted": len(makers) * shards},
         reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},
         live=dict(sorted(graph.head.items())),
-        building=sorted(f"{a} {v}" for a, v in graph.makers() if (a, v) not in makers),
+        not_live=sorted(f"{a} {v}" for a, v in graph.makers() if (a, v) not in makers),
         retriable=sum(retriable_rows(commit.document) for commit in commits),
         snapshot=graph.digest,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from graphbuild.contracts import (
     Live,
     Outcome,
     Parent,
+    PartRef,
     Status,
     Unit,
 )
@@ -300,7 +301,8 @@ class Work:
     def commit(self) -> UnitReport:
         """Publish the unit, unless no outcome changed."""
         rows = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
-        document = unit_document(self.task, [rows.commit.ref for rows in self.parents.values()])
+        refs = (rows.commit.ref for rows in self.parents.values())
+        document = unit_document(self.task.maker, self.task.unit, self.task.revision, refs)
         committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.previous, document=document)
         self.spool.close()
         self.report.reused = len(self.kept)
@@ -315,16 +317,19 @@ def _facts(attrs: Mapping[str, Any], result: Derived) -> dict[str, Any]:
     return {"attrs": canonical_json(every) if every else None, "score": json.loads(canonical_json(score))}
 
 
-def unit_document(task: Task, parents: list[CommitRef]) -> CommitDocument:
-    maker = task.maker
+def unit_document(
+    maker: Maker, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
+) -> CommitDocument:
+    """What the commit of a unit will say, before its rows are known."""
     return CommitDocument(
-        unit=task.unit,
-        revision=task.revision,
+        unit=unit,
+        revision=revision,
         use=maker.use,
         config=maker.config,
         lineage=maker.lineage,
         variants=maker.variants,
         parents=sorted(set(parents), key=lambda ref: (ref.annotator, ref.version)),
+        items=items,
         parts=[],
         counts={},
         reasons={},

@@ -96,13 +96,14 @@ def source_params(source: Source) -> dict[str, Any]:
 
 
 def phash(pixels: Pixels) -> int:
-    """64-bit perceptual hash as a signed int64: the signs of the 8 x 8 lowest DCT terms of the 32 x 32 grey
-    picture against their median (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
-    Pictures whose hashes differ in a few bits look alike.
+    """64-bit perceptual hash of an RGB or grey picture as a signed int64: the signs of the 8 x 8 lowest DCT terms of
+    the 32 x 32 grey picture against their median (C. Zauner, "Implementation and Benchmarking of Perceptual Image
+    Hash Functions", 2010). Pictures whose hashes differ in a few bits look alike.
     """
     import cv2
 
-    grey = cv2.cvtColor(cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
     low = cv2.dct(grey.astype(np.float32))[:8, :8]
     bits = np.packbits(low.ravel() > np.median(low))
     return int(bits.view(">i8")[0])

@@ -86,7 +86,7 @@ def nodes_folder(kind: str, version: str) -> str:
 # ---- node parts ------------------------------------------------------------------------------------------------
 
 
-def write_nodes(
+def write_nodes(  # noqa: PLR0917 - what a part is named after, then what it holds
     files: Files, workspace: Workspace, unit: Unit, revision: int, kind: str, rows: Iterable[Outcome]
 ) -> tuple[list[PartRef], dict[tuple[int, int], Place]]:
     """Publish the stored nodes of one kind, given in (item_ix, variant) order.

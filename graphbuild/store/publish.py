@@ -55,6 +55,7 @@ class Files:
         if "://" in text and not text.startswith("file://"):
             raise GraphError(f"{text}: graphs live on a local or shared file system in this release; give a path")
         self.root = Path(text.removeprefix("file://")).absolute()
+        self._folder = os.path.join(self.root, "")
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -63,10 +64,10 @@ class Files:
 
     def path(self, name: str) -> str:
         """What other readers open: an absolute path. A name that leads out of the graph is refused."""
-        path = self.root / name
-        if ".." in Path(name).parts or (path.is_absolute() and not path.is_relative_to(self.root)):
+        path = os.path.join(self._folder, name)  # as text: pathlib takes ten times as long, and this is on every path
+        if ".." in name.split("/") or not path.startswith(self._folder):
             raise GraphError(f"{name}: leads out of the graph {self.root}")
-        return str(path)
+        return path
 
     def exists(self, name: str) -> bool:
         return os.path.exists(self.path(name))

@@ -8,20 +8,21 @@ library functions on every side, one cv2 thread a worker, two workers:
 - loop: two processes, each with every second photo, the encoded bytes written to one file a process;
 - Ray Data: `read_binary_files`, `map_batches` over whole blocks, `write_parquet`.
 
-What is counted: items finished while both workers are at work, from the later worker's first start to the earlier
-worker's last stop; a span of work that reaches out of this window counts by its share inside. So starting Ray, actors
-or processes, importing, planning and the uneven end are left out on every side; waiting between two spans is not. A
-span is a job (ours, times from the run's events; the worker's own work on it, with all its fsyncs), a block (Ray Data)
-or a process (loop). Lazy imports inside the first job or block are counted, the loop warms up first.
+What is counted is the steady state. A span is a job (ours, from the run's events), a block (Ray Data) or a chunk of
+photos (loop); each counts from the end of its worker's span before it, so that waiting and writing in between are
+counted, while a worker's first span, with starting, importing and warming up, is not. Seconds an item = seconds over
+items of the ingest spans + the same of the annotate spans; items/s = workers over that. Planning, starting Ray and
+the uneven end are left out on every side.
 
-Sides take turns; each ratio is taken inside one round. Ray is down while the loop runs. Other work on the machine
-only ever slows a side down, so `best / best`, the fastest round of each, is the ratio to read on a shared machine.
+Sides take turns; each ratio is taken inside one round. Ray is down while the loop runs. On a machine with other work
+these ratios scatter by tens of percent. `in annotators` then says more: the share of worker time spent decoding and
+annotating. That is the same work on every side, slowed down by other work as much as the rest, so the quotient of two
+shares is the ratio of their speeds as well (`by share`).
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import logging
 import multiprocessing
@@ -31,10 +32,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,21 +66,30 @@ NUM_WORKERS = 2
 SIDE = 512
 NUM_BLOCKS = 16
 WARM_UP = 4
+CHUNK = 25
+TOLERANCE = 0.03
+"""Seconds by which the driver's clock may set events of one worker apart."""
 
 
 class Span(NamedTuple):
-    """Work of one worker without a break."""
+    """Work of one worker without a break: one step over some items."""
 
     start: float
     stop: float
-    items: float
+    items: int
+    step: str = "annotate"
 
 
 class Measured(NamedTuple):
-    """Items per second, and for ours the report's share of worker time inside annotators."""
+    """Items per second, and seconds an item inside annotators."""
 
     rate: float
-    share: float = 0.0
+    inside: float
+
+    @property
+    def share(self) -> float:
+        """The share of worker time inside annotators."""
+        return self.inside * self.rate / NUM_WORKERS
 
 
 def main() -> None:
@@ -121,14 +132,15 @@ def show(results: dict[str, list[Measured]], num_photos: int) -> None:
     print(f"{'side':24s} {'items/s':>8s} {'min':>8s} {'max':>8s} {'in annotators':>14s}")
     for name, runs in results.items():
         rates = [run.rate for run in runs]
-        share = f"{statistics.median(run.share for run in runs):14.3f}" if runs[0].share else f"{'':>14s}"
-        print(f"{name:24s} {statistics.median(rates):8.2f} {min(rates):8.2f} {max(rates):8.2f} {share}")
+        share = statistics.median(run.share for run in runs)
+        print(f"{name:24s} {statistics.median(rates):8.2f} {min(rates):8.2f} {max(rates):8.2f} {share:14.3f}")
     for ours in (name for name in results if name.startswith("ours")):
         for other in ("loop", "Ray Data"):
-            ratios = [a.rate / b.rate for a, b in zip(results[ours], results[other], strict=True)]
-            best = max(run.rate for run in results[ours]) / max(run.rate for run in results[other])
+            pairs = list(zip(results[ours], results[other], strict=True))
+            ratios, shares = [a.rate / b.rate for a, b in pairs], [a.share / b.share for a, b in pairs]
             spread = f"{min(ratios):.3f}..{max(ratios):.3f}"
-            print(f"ratio {ours} / {other}: {statistics.median(ratios):.3f} ({spread}), best / best {best:.3f}")
+            by_share = f"by share {statistics.median(shares):.3f} ({min(shares):.3f}..{max(shares):.3f})"
+            print(f"ratio {ours} / {other}: {statistics.median(ratios):.3f} ({spread}), {by_share}")
 
 
 def write_photos(folder: Path, count: int) -> Path:
@@ -153,31 +165,41 @@ def write_photos(folder: Path, count: int) -> Path:
 # ---- what is counted -------------------------------------------------------------------------------------------
 
 
-def rate_of(spans: Sequence[Span]) -> float:
-    """Items per second while every worker is at work."""
-    lanes: list[tuple[float, int]] = [(0.0, number) for number in range(NUM_WORKERS)]
-    starts, stops = [float("inf")] * NUM_WORKERS, [0.0] * NUM_WORKERS
+def rate_of(lanes: Sequence[Sequence[Span]]) -> float:
+    """Items per second of all workers together, from the spans of each in order."""
+    seconds, items = Counter[str](), Counter[str]()
+    for lane in lanes:
+        for before, span in pairwise(lane):
+            seconds[span.step] += span.stop - before.stop
+            items[span.step] += span.items
+    return len(lanes) / sum(seconds[step] / items[step] for step in seconds)
+
+
+def lanes_of(spans: Sequence[Span]) -> list[list[Span]]:
+    """The spans of each worker. A worker takes its next one at once, so that shows whose it is."""
+    lanes: list[list[Span]] = []
     for span in sorted(spans):
-        # Events do not say whose span it is; a worker runs one at a time, so it is of the one that is free longest.
-        number = heapq.heappop(lanes)[1]
-        starts[number], stops[number] = min(starts[number], span.start), span.stop
-        heapq.heappush(lanes, (span.stop, number))
-    start, stop = max(starts), min(stops)
-    inside = (max(0.0, min(span.stop, stop) - max(span.start, start)) / (span.stop - span.start) for span in spans)
-    return sum(span.items * share for span, share in zip(spans, inside, strict=True)) / (stop - start)
+        resting = [lane for lane in lanes if lane[-1].stop <= span.start + TOLERANCE]
+        lane = max(resting or lanes, key=lambda lane: lane[-1].stop, default=[])
+        if len(lanes) < NUM_WORKERS and not (resting and lane[-1].stop > span.start - TOLERANCE):
+            lanes.append([span])
+        else:
+            lane.append(span)
+    return lanes
 
 
 def spans_of_run(out: Path, run_id: str) -> list[Span]:
-    """The jobs of a run from its events. A job's items count when annotated, not when ingested."""
-    jobs: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    """The jobs of a run from its events: one per shard and step."""
+    jobs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in (out / "runs" / run_id / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
-        jobs[event["unit"].rpartition(" ")[2], event["unit"].startswith("source:")].append(event)
+        step = "ingest" if event["unit"].startswith("source:") else "annotate"
+        jobs[event["unit"].rpartition(" ")[2], step].append(event)
     spans = []
-    for (_, is_source), events in jobs.items():
+    for (_, step), events in jobs.items():
         stop = min(datetime.fromisoformat(event["at"]).timestamp() for event in events)
         start = stop - sum(event["seconds"] for event in events)
-        spans.append(Span(start, stop, 0 if is_source else events[0]["computed"]))
+        spans.append(Span(start, stop, events[0]["computed"], step))
     return spans
 
 
@@ -199,7 +221,9 @@ def _run(photos: Path, out: Path) -> Measured:
     report = run(Folder(path=str(photos)), [Canny(), Lsd()], out, executor="ray", console=Console(quiet=True))
     if report.units_left or report.errors:
         raise RuntimeError(f"{report.units_left} left: {report.errors}")
-    return Measured(rate_of(spans_of_run(out, report.run_id)), report.annotator_share)
+    lanes = lanes_of(spans_of_run(out, report.run_id))
+    inside = sum(annotator.annotate_seconds for annotator in report.annotators.values())
+    return Measured(rate_of(lanes), inside / len(os.listdir(photos)))
 
 
 @contextmanager
@@ -223,15 +247,17 @@ def ray_with_two_cpus() -> Iterator[None]:
 # ---- the work itself, for the peers -----------------------------------------------------------------------------
 
 
-def annotated(data: bytes) -> list[bytes | None]:
-    """One photo to its encoded canny and lines; None where the annotator skips."""
+def annotated(data: bytes) -> tuple[list[bytes | None], float]:
+    """One photo to its encoded canny and lines, None where the annotator skips; and the seconds inside annotators."""
     node = Node(0, "image", 0, "", data, "jpeg", "source")
     request = Request(Item(0, "", "", None, None, None, None, None), {"image": node}, 0, 0)
-    made = []
+    made, inside = [], 0.0
     for annotator, kind in ((Canny(), "canny"), (Lsd(), "lines")):
+        started = time.perf_counter()
         result = annotator.annotate([request], None)[0]
+        inside += time.perf_counter() - started
         made.append(CODECS["png1"].encode(result.nodes[kind]).data if isinstance(result, Derived) else None)
-    return made
+    return made, inside
 
 
 def loop(photos: Path, out: Path) -> Measured:
@@ -245,10 +271,10 @@ def loop(photos: Path, out: Path) -> Measured:
     ]
     for process in processes:
         process.start()
-    found = [Span(*spans.get(timeout=600)) for _ in processes]
+    lanes, inside = zip(*(spans.get(timeout=600) for _ in processes), strict=True)
     for process in processes:
         process.join()
-    return Measured(rate_of(found))
+    return Measured(rate_of(lanes), sum(inside) / len(paths))
 
 
 def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
@@ -256,12 +282,17 @@ def _loop(paths: Sequence[str], out: Path, barrier: Any, spans: Any) -> None:
     for path in paths[:WARM_UP]:
         annotated(Path(path).read_bytes())
     barrier.wait()
-    start = time.time()
+    lane, seconds = [Span(0, time.time(), 0)], 0.0
     with open(out, "wb") as file:
-        for path in paths:
-            for data in annotated(Path(path).read_bytes()):
-                file.write(data or b"")
-    spans.put((start, time.time(), len(paths)))
+        for at in range(0, len(paths), CHUNK):
+            chunk = paths[at : at + CHUNK]
+            for path in chunk:
+                made, inside = annotated(Path(path).read_bytes())
+                seconds += inside
+                for data in made:
+                    file.write(data or b"")
+            lane.append(Span(lane[-1].stop, time.time(), len(chunk)))
+    spans.put((lane, seconds))
 
 
 def ray_data(photos: Path, out: Path) -> Measured:
@@ -271,11 +302,10 @@ def ray_data(photos: Path, out: Path) -> Measured:
     with ray_with_two_cpus():
         files = ray.data.read_binary_files(str(photos), include_paths=True, override_num_blocks=NUM_BLOCKS)
         files.map_batches(_block, batch_size=None, batch_format="pyarrow").write_parquet(str(out))
-    times = pq.read_table(out, columns=["start", "stop"]).to_pylist()
-    blocks: dict[tuple[float, float], int] = defaultdict(int)
-    for row in times:
-        blocks[row["start"], row["stop"]] += 1
-    return Measured(rate_of([Span(start, stop, items) for (start, stop), items in blocks.items()]))
+    rows = pq.read_table(out, columns=["start", "stop", "inside"]).to_pylist()
+    blocks = Counter((row["start"], row["stop"]) for row in rows)
+    lanes = lanes_of([Span(start, stop, items) for (start, stop), items in blocks.items()])
+    return Measured(rate_of(lanes), sum(row["inside"] for row in rows) / len(rows))
 
 
 def _block(table: pa.Table) -> pa.Table:
@@ -284,8 +314,9 @@ def _block(table: pa.Table) -> pa.Table:
     made = [annotated(data) for data in table.column("bytes").to_pylist()]
     columns = {
         "path": table.column("path"),
-        "canny": pa.array([canny for canny, _ in made], pa.binary()),
-        "lines": pa.array([lines for _, lines in made], pa.binary()),
+        "canny": pa.array([canny for (canny, _), _ in made], pa.binary()),
+        "lines": pa.array([lines for (_, lines), _ in made], pa.binary()),
+        "inside": [inside for _, inside in made],
         "start": [start] * len(made),
         "stop": [time.time()] * len(made),
     }

@@ -7,7 +7,8 @@ turns, so a neighbour on the machine slows both; the ratio of each pair counts. 
 the node parts (POSIX_FADV_DONTNEED) before a round.
 
 (b) The same pictures as a wide Parquet file shaped like Graph200K (a column a kind), read by `datasets` map-style (a
-row decodes all its columns, 3 of 10 are used), and as a WebDataset tar stream (a row's members are all read, 3 decoded).
+row decodes all its columns, 3 of 10 are used), and as a WebDataset tar stream (all members of a row are read, 3
+decoded).
 """
 
 from __future__ import annotations

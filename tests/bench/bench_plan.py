@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import statistics
 import sys
@@ -48,7 +47,6 @@ from graphbuild.contracts import (
     SourceDocument,
     Unit,
 )
-from graphbuild.lineage import canonical_json
 from graphbuild.sources.base import Entry, Source, SourceItem
 from graphbuild.store.graph import change_head
 from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, read_commit, write_edges, write_items
@@ -104,11 +102,8 @@ def main() -> None:
 
 
 def show(units: int, sizes: dict[int, int], seconds: dict[int, list[float]], listing: dict[int, float]) -> None:
-    print(
-        f"{'rows/unit':>10s} {'units':>7s} {'edge rows':>11s} {'B/row':>6s} {'plan s':>7s} {'min':>6s} {'max':>6s} ",
-        end="",
-    )
-    print(f"{'ms/unit':>8s} {'with a listing s':>17s}")
+    head = f"{'rows/unit':>10s} {'units':>7s} {'edge rows':>11s} {'B/row':>6s} {'plan s':>7s} {'min':>6s} {'max':>6s}"
+    print(f"{head} {'ms/unit':>8s} {'with a listing s':>17s}")
     for rows, taken in seconds.items():
         middle = statistics.median(taken)
         print(
@@ -199,11 +194,8 @@ def _part(maker: Maker, label: str) -> str:
 def _rows(maker: Maker, source: Maker, count: int) -> pa.Table:
     (kind,) = maker.variants
     rng = np.random.default_rng(len(maker.name))
-    hashes, seeds, sizes = (
-        [rng.bytes(16).hex() for _ in range(2 * count)],
-        rng.integers(0, 2**63, count),
-        rng.integers(4_000, 20_000, count),
-    )
+    hashes = [rng.bytes(16).hex() for _ in range(2 * count)]
+    seeds, sizes = rng.integers(0, 2**63, count), rng.integers(4_000, 20_000, count)
     places = {}
     rows = []
     for number in range(count):
