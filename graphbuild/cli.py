@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from graphbuild import __version__
-from graphbuild.contracts import GraphError, RunReport, schema_files
-
-if TYPE_CHECKING:
-    from graphbuild.build.plan import Plan
+from graphbuild.contracts import GraphError, MissingNode, RunReport, schema_files
 
 app = typer.Typer(
     help="Turn images into a graph of annotations, and the graph into in-context training tasks.",
@@ -46,7 +43,15 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="Take only the firs
 ShardSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Items per shard of a new graph (default at most 1024).")
 ]
+ExecutorOption = Annotated[str, typer.Option(help="ray, or inline for this process alone.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")]
 AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
+PathsOption = Annotated[str | None, typer.Option(help="A path list by name or .yaml; default: all that can be served.")]
+SeedOption = Annotated[int, typer.Option(help="Another seed draws other tasks.")]
+GroupOption = Annotated[int, typer.Option(min=1, help="So many tasks in a row share path and number of rows.")]
+MaskOption = Annotated[str, typer.Option(help="How holes are drawn: code or paper.")]
+LayoutOption = Annotated[str, typer.Option(help="The layout sentence: pipeline or random.")]
+SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
 
 
 def main() -> None:
@@ -59,18 +64,19 @@ def _refusing() -> Iterator[None]:
     """Wrong usage and refused input: one message, exit code 2."""
     try:
         yield
-    except (GraphError, ValueError) as error:
-        ERR.print(f"graphbuild: {error}", markup=False)
-        raise typer.Exit(REFUSED) from error
+    except (GraphError, MissingNode, ValueError) as error:
+        raise _stop(str(error), REFUSED) from error
     except FileNotFoundError as error:
-        ERR.print(f"graphbuild: {error.filename}: no such file or folder", markup=False)
-        raise typer.Exit(REFUSED) from error
+        raise _stop(f"{error.filename}: no such file or folder", REFUSED) from error
     except OSError as error:
-        ERR.print(f"graphbuild: {error}; what is committed is kept, run the same command again", markup=False)
-        raise typer.Exit(UNDONE) from error
+        raise _stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:
-        ERR.print(f"graphbuild: stopped; what is committed is kept, continue with: {_command()}", markup=False)
-        raise typer.Exit(UNDONE) from error
+        raise _stop(f"stopped; what is committed is kept, continue with: {_command()}", UNDONE) from error
+
+
+def _stop(why: str, code: int) -> typer.Exit:
+    ERR.print(f"graphbuild: {why}", markup=False)
+    return typer.Exit(code)
 
 
 def _version(value: bool) -> None:
@@ -81,9 +87,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
 ) -> None:
     pass
 
@@ -100,12 +104,10 @@ def run(
     out: OutOption = None,
     limit: LimitOption = None,
     shard_size: ShardSizeOption = None,
-    executor: Annotated[str, typer.Option(help="ray, or inline for this process alone.")] = "ray",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
     accept_changed: AcceptOption = False,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Also compute failed rows again that may succeed now.")
-    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also compute failed rows that may succeed now.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any row failed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,22 +124,12 @@ def run(
     from graphbuild.build.run import run as build
     from graphbuild.pipeline import assemble
 
+    how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with _refusing():
         chosen, makers, where = assemble(source, path, pipeline, annotators, out)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
-        report = build(
-            chosen,
-            makers,
-            where,
-            executor=executor,  # type: ignore[arg-type]
-            limit=limit,
-            shard_size=shard_size,
-            accept_changed=accept_changed,
-            retry=retry,
-            address=address,
-            console=ERR,
-        )
+        report = build(chosen, makers, where, executor=executor, address=address, console=ERR, **how)  # type: ignore[arg-type]
     raise typer.Exit(_show_report(report, where, strict=strict, as_json=as_json))
 
 
@@ -160,27 +152,24 @@ def plan(
 
       graphbuild plan --source sample --out sample-graph
     """
+    from graphbuild import explain
     from graphbuild.build.plan import make_plan
     from graphbuild.pipeline import assemble
     from graphbuild.store.publish import Files
 
-    options: dict[str, Any] = {
-        "limit": limit,
-        "shard_size": shard_size,
-        "accept_changed": accept_changed,
-        "retry": retry,
-    }
+    how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with _refusing():
         chosen, makers, where = assemble(source, path, pipeline, annotators, out)
-        _show_plan(make_plan(Files(where), chosen, makers, **options), where, as_json)
+        planned = make_plan(Files(where), chosen, makers, **how)
+    _say(json.dumps(explain.plan(planned, where)), explain.plan_lines(planned, where), as_json)
 
 
 @app.command()
 def retry(
     graph: GraphArgument,
     path: PathOption = None,
-    executor: Annotated[str, typer.Option(help="ray, or inline for this process alone.")] = "ray",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute failed rows again that may succeed now; unchanged rows are kept. Publishes a new revision.
@@ -201,37 +190,10 @@ def retry(
     raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))
 
 
-def _show_plan(plan: Plan, where: Path, as_json: bool) -> None:
-    from graphbuild.build.report import plan_table
-
-    rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in plan.reasons().items()]
-    todo, total = len(plan.units), plan.wanted
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"graph": str(where), "units": {"todo": todo, "wanted": total}, "items": plan.num_items, "plan": rows}
-            )
-        )
-        return
-    if not rows:
-        OUT.print(f"{where}: nothing to do, all {total} units are committed", markup=False)
-        return
-    OUT.print(plan_table(plan, where))
-    if plan.vanished:
-        OUT.print(f"{plan.vanished} known items are no longer listed; their nodes stay", markup=False)
-
-
 def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:
-    from graphbuild.build.report import report_table
+    from graphbuild import explain
 
-    if as_json:
-        typer.echo(report.model_dump_json())
-    elif not report.annotators and not report.units_left:
-        OUT.print(f"{where}: nothing to do, all {report.units_wanted} units are committed", markup=False)
-    else:
-        OUT.print(report_table(report))
-        speed = f"{report.items_per_second:.1f} items/s, {report.annotator_share:.0%} of worker time inside annotators"
-        OUT.print(f"{report.seconds:.1f} s, {speed}", markup=False)
+    _say(report.model_dump_json(), explain.report_lines(report, where), as_json)
     for error in report.errors:
         ERR.print(error, markup=False)
     if report.units_left:
@@ -241,6 +203,12 @@ def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool)
         again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(str(where))}"
         ERR.print(f"{report.failed} failed rows{again if report.retriable else ''}", markup=False)
     return UNDONE if strict and report.failed else DONE
+
+
+def _say(document: str, lines: Iterable[Any], as_json: bool) -> None:
+    """One JSON document, or lines and tables."""
+    for line in [document] if as_json else lines:
+        typer.echo(line) if isinstance(line, str) else OUT.print(line)
 
 
 def _command() -> str:
@@ -258,19 +226,13 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
 
       graphbuild status photos-graph --json
     """
-    from graphbuild.build.report import status_table
+    from graphbuild import explain
     from graphbuild.build.status import status_of
     from graphbuild.store.graph import Graph
 
     with _refusing():
         document = status_of(Graph.open(graph))
-    if as_json:
-        typer.echo(document.model_dump_json())
-        return
-    OUT.print(status_table(document))
-    for version in document.not_live:
-        OUT.print(f"not live: {version}", markup=False)
-    OUT.print(f"snapshot {document.snapshot}", markup=False)
+    _say(document.model_dump_json(), explain.status_lines(document), as_json)
 
 
 @app.command()
@@ -285,18 +247,12 @@ def verify(
 
       graphbuild verify photos-graph --full
     """
+    from graphbuild import explain
     from graphbuild.store.verify import verify as check
 
     with _refusing():
         verdict = check(graph, "full" if full else "quick")
-    if as_json:
-        typer.echo(json.dumps(vars(verdict)))
-    else:
-        for problem in verdict.problems:
-            OUT.print(problem, markup=False)
-        hashed = f", {verdict.nodes} nodes hashed" if full else ""
-        sound = "sound" if not verdict.problems else f"{len(verdict.problems)} problems"
-        OUT.print(f"{graph}: {verdict.commits} commits, {verdict.parts} parts{hashed}: {sound}", markup=False)
+    _say(json.dumps(vars(verdict)), explain.verdict_lines(verdict, graph, full), as_json)
     raise typer.Exit(UNDONE if verdict.problems else DONE)
 
 
@@ -318,60 +274,106 @@ def promote(
     OUT.print(f"{version} is live for {', '.join(kinds)}", markup=False)
 
 
-# ---- sampling --------------------------------------------------------------------------------------------------
+# ---- tasks -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def tasks(
+    graph: Annotated[Path | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
+    paths: Annotated[str, typer.Option(help="A path list by name or .yaml.")] = "graph200k",
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks of a path list; with a graph, how many items serve each and what is left of its probability.
+
+    Example:
+
+      graphbuild tasks sample-graph --paths graph200k
+    """
+    from graphbuild import explain
+    from graphbuild.store.graph import Graph
+
+    with _refusing():
+        rows, why = (explain.tasks(paths), "") if graph is None else explain.served_tasks(Graph.open(graph), paths)
+    _say(json.dumps(rows), explain.tasks_lines(rows), as_json)
+    if why:
+        raise _stop(why, UNDONE)
 
 
 @app.command()
 def sample(
     graph: GraphArgument,
-    paths: Annotated[
-        str | None, typer.Option(help="A path list by name or .yaml; default: all that the graph serves.")
-    ] = None,
+    paths: PathsOption = None,
     count: Annotated[int, typer.Option(min=1, help="How many grid tasks.")] = 8,
-    seed: Annotated[int, typer.Option(help="Another seed draws other tasks.")] = 0,
+    seed: SeedOption = 0,
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
+    group: GroupOption = 1,
+    mask: MaskOption = "code",
+    layout: LayoutOption = "pipeline",
     resolution: Annotated[int, typer.Option(min=16, help="Side of a cell in pixels.")] = 384,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and walks.jsonl.")] = Path("grids"),
-    snapshot: Annotated[str | None, typer.Option(help="Draw from a published snapshot.")] = None,
+    cell_fit: Annotated[str, typer.Option(help="crop_square, stretch_square or aspect.")] = "crop_square",
+    form: Annotated[str, typer.Option("--format", help="png, jsonl (ids), parquet or webdataset.")] = "png",
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("grids"),
+    snapshot: SnapshotOption = None,
 ) -> None:
-    """Draw grid tasks: a labelled PNG of each, and one line of ids in walks.jsonl.
+    """Draw grid tasks: a labelled PNG of each and one line of ids in walks.jsonl, or another format.
 
     Example:
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
     """
-    from graphbuild.grid import write_tasks
+    from graphbuild import taskfiles
+    from graphbuild.layouts import CellSwitches
     from graphbuild.store.graph import Graph
-    from graphbuild.walk import PathSampler
+
+    with _refusing():
+        taskfiles.writer_of(form)
+        cells, opened = CellSwitches(cell_fit=cell_fit), Graph.open(graph, snapshot=snapshot)  # type: ignore[arg-type]
+        sampler = taskfiles.open_sampler(opened, paths, seed=seed, group=group, mask=mask, layout=layout)
+        ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
+        if error := taskfiles.keep_snapshot(opened):
+            ERR.print(f"the snapshot is not kept: {error}", markup=False)
+        indices = range(index, index + count)
+        for file in taskfiles.write_tasks(sampler, indices, resolution, out, form=form, switches=cells):
+            typer.echo(file)
+
+
+@app.command()
+def explain(
+    graph: GraphArgument,
+    item: Annotated[str | None, typer.Argument(help="An item's number or key.", metavar="[ITEM]")] = None,
+    kind: Annotated[str | None, typer.Argument(help="The kind of one of its nodes.", metavar="[KIND]")] = None,
+    index: Annotated[int | None, typer.Option("--sample", min=0, help="Explain this grid task instead.")] = None,
+    variant: Annotated[int, typer.Option(min=0, help="Which of the item's nodes of that kind.")] = 0,
+    paths: PathsOption = None,
+    seed: SeedOption = 0,
+    group: GroupOption = 1,
+    mask: MaskOption = "code",
+    layout: LayoutOption = "pipeline",
+    snapshot: SnapshotOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where one node comes from and lies, or what a grid task consists of and why.
+
+    Examples:
+
+      graphbuild explain sample-graph 0 canny
+
+      graphbuild explain sample-graph --sample 1234567
+    """
+    from graphbuild import explain as why
+    from graphbuild.store.graph import Graph
+    from graphbuild.taskfiles import open_sampler
 
     with _refusing():
         opened = Graph.open(graph, snapshot=snapshot)
-        on_missing = "drop" if paths is None else "error"
-        sampler = PathSampler(opened, paths or "graph200k", seed=seed, on_missing=on_missing)  # type: ignore[arg-type]
-        ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
-        _keep_snapshot(opened)
-        for line in write_tasks(sampler, range(index, index + count), resolution, out):
-            typer.echo(line)
-
-
-def _keep_snapshot(graph: Any) -> None:
-    """Publish the snapshot that the walks refer to; a graph that cannot be written to is sampled all the same."""
-    import secrets
-
-    from graphbuild.store.publish import Workspace
-
-    try:
-        workspace = Workspace.create(graph.store, f"sample-{secrets.token_hex(3)}")
-    except OSError as error:
-        ERR.print(f"the snapshot is not kept: {error}", markup=False)
-        return
-    try:
-        graph.publish_snapshot(workspace)
-    finally:
-        workspace.close()
-
-
-# ---- contracts -------------------------------------------------------------------------------------------------
+        if index is not None and item is None:
+            sampler = open_sampler(opened, paths, seed=seed, group=group, mask=mask, layout=layout)
+            document, lines = why.sample(sampler, index), why.sample_lines
+        elif index is None and item is not None and kind is not None:
+            document, lines = why.node(opened, item, kind, variant), why.node_lines
+        else:
+            raise GraphError("explain: name ITEM and KIND, or --sample I")
+    _say(json.dumps(document), lines(document), as_json)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +81,10 @@ class Node:
         Raises:
             ValueError: a text or JSON node has no picture.
         """
-        return self._picture
+        if "_picture" not in self.__dict__:  # no cached_property: until Python 3.12 it has one lock for all nodes
+            self.__dict__["_picture"] = self._decoded()
+        picture: Pixels = self.__dict__["_picture"]
+        return picture
 
     def values(self) -> Any:
         """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
@@ -92,14 +95,13 @@ class Node:
         """The stored text or JSON document."""
         return self.bytes.decode()
 
-    @cached_property
-    def _picture(self) -> Pixels:
+    def _decoded(self) -> Pixels:
         values = self.values()
         if not isinstance(values, np.ndarray):
             raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
         if self.codec == "labels":
-            values = np.asarray(self.attrs["palette"], np.uint8)[values]
-        picture = values if values.ndim == 3 else np.repeat(values[:, :, None], 3, axis=2)
+            values = np.take(np.asarray(self.attrs["palette"], np.uint8), values, axis=0)
+        picture = values if values.ndim == 3 else _grey_to_rgb(values)
         picture.flags.writeable = False
         return picture
 
@@ -110,6 +112,12 @@ class Codec:
 
     encode: Callable[[Any], Encoded]
     values: Callable[[bytes, str], Any]
+
+
+def _grey_to_rgb(grey: Pixels) -> Pixels:
+    import cv2
+
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
 
 
 def check_image(data: bytes, *, grey: bool = False) -> tuple[Encoded, Pixels]:

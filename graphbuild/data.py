@@ -246,7 +246,9 @@ def _boxes(cells: list[list[Pixels]] | None, sample: GridSample) -> NDArray[np.i
 def _sheets(pictures: dict[int, list[list[Pixels]]], boxes: NDArray[np.int32]) -> NDArray[np.uint8]:
     """D x H x W x 3 uint8: the cells at their boxes, black where a picture is smaller than the largest."""
     height, width = (boxes[..., at] + boxes[..., at + 2] for at in (0, 1))
-    sheets = np.zeros((len(pictures), height.max(), width.max(), 3), np.uint8)
+    sheets = np.empty((len(pictures), height.max(), width.max(), 3), np.uint8)
+    if (boxes[..., 2] * boxes[..., 3]).sum(axis=(1, 2)).min() < height.max() * width.max():
+        sheets[:] = 0
     for sheet, (at, cells) in zip(sheets, pictures.items(), strict=True):
         for cell, (top, left, high, wide) in zip(chain(*cells), boxes[at].reshape(-1, 4).tolist(), strict=True):
             sheet[top : top + high, left : left + wide] = cell

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from graphbuild.walk import PathSampler, Walk
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["GridTask", "centre_square", "colour_name", "labels_of", "write_tasks"]
+__all__ = ["GridTask", "centre_square", "colour_name", "labels_of"]
 
 _MARGIN = 12
 _LABEL = 22
@@ -351,38 +349,10 @@ def _pil(picture: Pixels) -> Image.Image:
     return Image.fromarray(picture)
 
 
-def write_tasks(sampler: PathSampler, indices: Iterable[int], resolution: int, out: Path) -> Iterator[Path]:
-    """A labelled PNG of each task in the folder `out`, then `walks.jsonl` with their ids; yields their paths. What an
-    earlier call drew from the same snapshot and settings is not drawn again."""
-    out.mkdir(parents=True, exist_ok=True)
-    walks = out / "walks.jsonl"
-    drawn = _drawn(walks)
-    lines = []
-    for index in indices:
-        path = sampler.walk(index).path.name
-        name = re.sub(r"[^\w.+-]", "_", path)  # a path may be called anything
-        picture = out / f"{index:07d}-{name}.png"
-        asked = (index, path, *_settings(sampler), resolution)
-        if asked not in drawn or not picture.exists():
-            task = sampler.task(index, resolution)
-            task.image().save(picture)
-            drawn[asked] = task.document().model_dump_json()
-        lines.append(drawn[asked])
-        yield picture
-    walks.write_text("\n".join(lines) + "\n")
-    yield walks
+def __getattr__(name: str) -> Any:
+    """`write_tasks` lives in `graphbuild.taskfiles` and is still found here."""
+    if name == "write_tasks":
+        from graphbuild.taskfiles import write_tasks
 
-
-def _settings(sampler: PathSampler) -> tuple[object, ...]:
-    return (sampler.seed, sampler.group, sampler.graph.digest, sampler.listed.name)
-
-
-def _drawn(walks: Path) -> dict[tuple[object, ...], str]:
-    """Task and settings -> line of an existing walks file; a file of another release counts for nothing."""
-    try:
-        lines = walks.read_text().splitlines()
-        found = [WalkDocument.model_validate_json(line) for line in lines]
-    except (OSError, ValueError):
-        return {}
-    keys = [(d.index, d.path, d.seed, d.group, d.snapshot, d.paths, d.resolution) for d in found]
-    return dict(zip(keys, lines, strict=True))
+        return write_tasks
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

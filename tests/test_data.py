@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from graphbuild.codecs import Node
-from graphbuild.contracts import CorruptNode, GraphError, MissingNode
+from graphbuild.contracts import CorruptNode, GraphError
 from graphbuild.data import GridTaskList, GridTasks, collate, position
 from graphbuild.paths import Path, PathSet
 from graphbuild.samples import CellCache, GridSample
@@ -342,54 +342,6 @@ def test_closing_ends_threads_and_files(sampler: PathSampler) -> None:
         next(iter(tasks(sampler)))
     gc.collect()
     assert _threads() == [] and psutil.Process().num_fds() <= before + 2
-
-
-# ---- the index behind it -----------------------------------------------------------------------------------------
-
-
-def test_reading_by_offsets_is_reading(folder: File) -> None:
-    """Guards against an index that serves another node, loses attributes, or hides why one is missing."""
-    plain, indexed = Graph.open(folder), Graph.open(folder)
-    for kind in ("image", "canny", "style_content"):
-        offsets = indexed.offsets(kind)
-        for item_ix in range(plain.num_items):
-            for variant in range(offsets.num_variants):
-                ours, theirs = indexed.read(item_ix, kind, variant), plain.read(item_ix, kind, variant)
-                assert {**vars(ours), "edge": dict(ours.edge)} == {**vars(theirs), "edge": dict(theirs.edge)}
-                assert pickle.loads(pickle.dumps(ours)).edge["item_ix"] == item_ix
-        for item_ix, variant in ((-1, 0), (18, 0), (0, -1), (0, offsets.num_variants)):
-            with pytest.raises(MissingNode):
-                indexed.read(item_ix, kind, variant)
-
-
-def test_a_damaged_index_is_built_again(folder: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a cut-off cache file, and a cache folder that cannot be written."""
-    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "cache"))
-    Graph.open(folder).offsets("canny")
-    (records,) = (tmp_path / "cache").rglob("records.npy")
-    for damage in (b"", records.read_bytes()[:300]):
-        records.write_bytes(damage)
-        assert Graph.open(folder).offsets("canny").spot(0, 0) is not None
-    assert len(records.read_bytes()) > 300
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "file"))
-    assert Graph.open(folder).offsets("canny").spot(0, 0) is not None
-
-
-def test_a_wrong_index_does_not_serve_wrong_bytes(
-    folder: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards against trusting a cache: what it finds is checked, and the edges part decides."""
-    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "cache"))
-    expected = Graph.open(folder).read(1, "canny").bytes
-    Graph.open(folder).offsets("canny")
-    (path,) = (tmp_path / "cache").rglob("records.npy")
-    records = np.load(path)
-    records["offset"] += 1
-    np.save(path, records)
-    graph = Graph.open(folder)
-    graph.offsets("canny")
-    assert graph.read(1, "canny").bytes == expected
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

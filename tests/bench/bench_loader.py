@@ -49,10 +49,11 @@ from graphbuild.kinds import kind_of
 from graphbuild.lineage import checksum, version_of
 from graphbuild.paths import Path as TaskPath
 from graphbuild.paths import PathSet
+from graphbuild.samples import keep_freed_memory
 from graphbuild.store.graph import Graph, change_head
 from graphbuild.store.parts import write_items
 from graphbuild.store.publish import Files, Workspace
-from graphbuild.walk import PathSampler
+from graphbuild.walk import PathSampler, SamplerConfig
 
 KINDS = ("image", "reference", "style_content", "style_semantic", "edit_global", "normal", "edit_local", "canny",
          "lines", "foreground_mask")  # fmt: skip
@@ -68,6 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     items, rounds, grids = (256, 3, 8) if args.quick else (args.items or 2048, 15, 16)
     cv2.setNumThreads(1)
+    keep_freed_memory()  # as in a worker
     folder = Path(tempfile.mkdtemp(prefix="graphbuild-bench-"))
     os.environ["GRAPHBUILD_CACHE"] = str(folder / "cache")
     try:
@@ -123,10 +125,7 @@ def grid_sampler(graph: Graph) -> PathSampler:
     paths = PathSet(
         name="bench", paths=tuple(TaskPath(name="-".join(c), cells=c, targets=(2,)) for c in sorted(chosen))
     )
-    import graphbuild.walk
-
-    graphbuild.walk.ROWS = (0.0, 0.0, 1.0)  # type: ignore[misc]
-    return PathSampler(graph, paths)
+    return PathSampler(graph, paths, config=SamplerConfig(rows=(0, 0, 1)))
 
 
 def load(dataset: GridTasks) -> None:
@@ -220,6 +219,7 @@ def write_wide(graph: Graph, folder: Path, rows: int) -> Path:
     features = datasets.Features({kind: datasets.Image() for kind in KINDS})
     columns = {kind: [{"bytes": graph.read(at, kind).bytes, "path": None} for at in range(rows)] for kind in KINDS}
     table = datasets.Dataset.from_dict(columns, features=features)
+    datasets.disable_progress_bars()
     table.to_parquet(folder / "wide.parquet", batch_size=100)
     return folder / "wide.parquet"
 
