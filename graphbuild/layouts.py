@@ -136,6 +136,8 @@ def cover(picture: Pixels, size: Size) -> Pixels:
     from PIL import Image
 
     (width, height), (from_width, from_height) = size, _size(picture)
+    if size == (from_width, from_height):
+        return picture
     wide = width / height <= from_width / from_height
     full = (from_width * height // from_height, height) if wide else (width, from_height * width // from_width)
     resized = Image.fromarray(picture).resize(full, Image.Resampling.LANCZOS)
