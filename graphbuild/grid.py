@@ -347,12 +347,3 @@ def _pil(picture: Pixels) -> Image.Image:
     from PIL import Image
 
     return Image.fromarray(picture)
-
-
-def __getattr__(name: str) -> Any:
-    """`write_tasks` lives in `graphbuild.taskfiles` and is still found here."""
-    if name == "write_tasks":
-        from graphbuild.taskfiles import write_tasks
-
-        return write_tasks
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

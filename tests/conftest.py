@@ -48,6 +48,19 @@ def data_folder() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def spec_file() -> Callable[[str], Path]:
+    """File `name` of the facts beside the test data; the test skips if it is not there."""
+
+    def file(name: str) -> Path:
+        path = DATA.parent / "spec" / name
+        if not path.is_file():
+            pytest.skip(f"no {name} beside the test data {DATA}; set GRAPHBUILD_TEST_DATA")
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="session")
 def photos() -> Path:
     """18 small real photographs, read only: crops of what scikit-image carries, JPEG and PNG."""
     from tests.annotators_for_tests import write_photos

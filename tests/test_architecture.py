@@ -50,7 +50,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 UPWARD = {
     ("graphbuild/walk.py", "grid"): "PathSampler.task makes a GridTask",
-    ("graphbuild/grid.py", "taskfiles"): "write_tasks is still found in its old place",
 }
 """Imports against the table, with the reason; they may only be inside a function or for the type checker."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import cv2
@@ -18,7 +19,6 @@ from graphbuild.degradations.kernels import convolve, disk, line
 from graphbuild.degradations.pixels import Pixels, histograms, levels
 from graphbuild.degradations.tones import median_edges, otsu_edges
 from graphbuild.degradations.wavelet import wavelet_compressed
-from tests.conftest import DATA
 
 UPSTREAM = {
     "blur": "blur",
@@ -88,11 +88,8 @@ def test_names_are_the_upstream_ones_in_snake_case() -> None:
     assert VERSION == 1
 
 
-def test_names_cover_the_table_of_facts() -> None:
-    table = DATA.parent / "spec/degradations.yaml"
-    if not table.exists():
-        pytest.skip("no degradations.yaml beside GRAPHBUILD_TEST_DATA")
-    rows = yaml.safe_load(table.read_text())["degradations"]
+def test_names_cover_the_table_of_facts(spec_file: Callable[[str], Path]) -> None:
+    rows = yaml.safe_load(spec_file("degradations.yaml").read_text())["degradations"]
     assert [row["name"] for row in rows] == list(UPSTREAM)
 
 

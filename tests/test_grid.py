@@ -12,10 +12,11 @@ import pytest
 
 from graphbuild import grid
 from graphbuild.contracts import WalkDocument
-from graphbuild.grid import GridTask, centre_square, write_tasks
+from graphbuild.grid import GridTask, centre_square
 from graphbuild.instruction import KEEP_ALL
 from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
+from graphbuild.taskfiles import write_tasks
 from graphbuild.walk import PathSampler, SamplerConfig
 from tests.annotators_for_tests import Styles, build, complete
 

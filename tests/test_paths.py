@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import yaml
 
 from graphbuild.kinds import KINDS
 from graphbuild.paths import Content, Path, PathSet, load, role_kind, shipped
-from tests.conftest import DATA
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NAMES = {
@@ -44,10 +44,8 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def facts() -> Any:
-    file = DATA.parent / "spec" / "graph200k_tasks.yaml"
-    if not file.exists():
-        pytest.skip(f"no {file.name} beside the test data; set GRAPHBUILD_TEST_DATA")
+def facts(spec_file: Callable[[str], pathlib.Path]) -> Any:
+    file = spec_file("graph200k_tasks.yaml")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
