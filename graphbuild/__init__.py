@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphbuild.sources import resolve as source
     from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
     from graphbuild.store.graph import Graph
+    from graphbuild.switches import HeldOut, SamplerConfig
     from graphbuild.walk import PathSampler, Walk
 
 _HOME = {
@@ -36,6 +37,7 @@ _HOME = {
     **{name: f"graphbuild.codecs:{name}" for name in ("Node", "UnusableImage")},
     **{name: f"graphbuild.kinds:{name}" for name in ("KINDS", "Kind")},
     **{name: f"graphbuild.walk:{name}" for name in ("PathSampler", "Walk")},
+    **{name: f"graphbuild.switches:{name}" for name in ("HeldOut", "SamplerConfig")},
 }
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ __all__ = [
     "Graph",
     "GraphError",
     "GridTask",
+    "HeldOut",
     "Kind",
     "MissingNode",
     "Node",
@@ -56,6 +59,7 @@ __all__ = [
     "Request",
     "Resources",
     "RunReport",
+    "SamplerConfig",
     "Skip",
     "Source",
     "SourceItem",

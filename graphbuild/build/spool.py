@@ -42,11 +42,8 @@ class Spool:
 
     def _load_file(self, name: str, expected: str) -> list[Outcome]:
         try:
-            source = pa.memory_map(self.files.path(name))
-            if checksum(source.read_buffer())[:16] != expected:
-                return []
-            source.seek(0)
-            return outcomes(pa.ipc.open_file(source).read_all())
+            data = self.files.map(name)
+            return outcomes(pa.ipc.open_file(data).read_all()) if checksum(data)[:16] == expected else []
         except (OSError, pa.ArrowException):
             return []
 

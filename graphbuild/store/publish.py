@@ -12,7 +12,9 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
+import pyarrow as pa
 import xxhash
 
 from graphbuild.contracts import GraphError
@@ -99,6 +101,14 @@ class Files:
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         return os.pread(handle.fd, nbytes, offset)
+
+    def map(self, name: str) -> pa.Buffer:
+        """A whole file as a buffer, of which only what is touched is read."""
+        return pa.memory_map(self.path(name)).read_buffer()
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to seek and read in."""
+        return open(self.path(name), "rb")
 
     def checksum(self, name: str) -> str:
         """xxh3_128 of a whole file."""

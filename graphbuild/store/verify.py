@@ -95,7 +95,7 @@ def _commit_problems(files: Files, commit: Commit, level: Level, verdict: Verdic
 
 def _part_problems(files: Files, part: PartRef, level: Level) -> Iterator[str]:
     try:
-        with pq.ParquetFile(files.path(part.name)) as parquet:
+        with files.open(part.name) as file, pq.ParquetFile(file) as parquet:
             rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (OSError, ValueError) as error:
         yield f"{part.name}: {error}"
