@@ -96,7 +96,7 @@ class Measured(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="96 photos, one round")
-    parser.add_argument("--photos", type=int, default=400)
+    parser.add_argument("--photos", type=int, default=1200)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     num_photos, rounds = (96, 1) if args.quick else (args.photos, args.rounds)
