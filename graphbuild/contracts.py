@@ -258,6 +258,11 @@ class Outcome:
     def key(self) -> tuple[int, str, int]:
         return (self.item_ix, self.kind, self.variant)
 
+    @property
+    def retriable(self) -> bool:
+        """Failed for a reason that may be gone another time."""
+        return self.status == "failed" and self.reason not in FINAL_REASONS
+
 
 PARENT = pa.struct(
     [

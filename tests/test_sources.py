@@ -22,16 +22,9 @@ from graphbuild.sources.base import Source, SourceItem, Unusable, source_params
 from graphbuild.sources.folder import Folder
 from graphbuild.sources.sample import PHOTOS, Sample
 
-QUALITY = {"compositeStructure": 5, "objectConsistency": 4, "imageQuality": 5}
-
 
 def read_all(source: Source) -> list[SourceItem]:
     return list(source.read([entry.key for entry in source.entries()]))
-
-
-def photo(name: str) -> Image.Image:
-    (item,) = Sample().read([name])
-    return Image.open(io.BytesIO(item.original or b"")).convert("RGB")
 
 
 def png(image: Image.Image) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from graphbuild.build.commit import publish_unit
 from graphbuild.build.unit import Maker, UnitReport, previous_rows, scrub, unit_document
 from graphbuild.codecs import CODECS, Encoded, Pixels, UnusableImage, check_image
-from graphbuild.contracts import FINAL_REASONS, GraphError, Outcome, PartRef, Unit
+from graphbuild.contracts import GraphError, Outcome, PartRef, Unit
 from graphbuild.lineage import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, phash
 from graphbuild.store.index import EdgeRows
@@ -64,17 +64,9 @@ def run_source_unit(
     part = _publish_items(files, workspace, task.unit, list(known.values()) or items)
     every = sorted([*kept.values(), *rows.values()], key=lambda row: row.key)
     report = UnitReport(unit=task.unit, revision=task.revision, computed=len(rows), reused=len(kept))
-    report.computed_failed = sum(row.status == "failed" and row.reason not in FINAL_REASONS for row in rows.values())
-    report.settle(
-        publish_unit(
-            files,
-            workspace,
-            rows=every,
-            previous=previous,
-            document=unit_document(task.maker, task.unit, task.revision, items=part),
-        ),
-        every,
-    )
+    report.computed_failed = sum(row.retriable for row in rows.values())
+    document = unit_document(task.maker, task.unit, task.revision, items=part)
+    report.settle(publish_unit(files, workspace, rows=every, previous=previous, document=document), every)
     return report
 
 
@@ -87,7 +79,7 @@ def published_items(files: Files, unit: Unit) -> dict[int, ItemRow]:
 
 def _kept(previous: EdgeRows | None, retry: bool) -> Rows:
     rows = previous.outcomes() if previous is not None else []
-    again = {row.item_ix for row in rows if retry and row.status == "failed" and row.reason not in FINAL_REASONS}
+    again = {row.item_ix for row in rows if retry and row.retriable}
     return {row.key: row for row in rows if row.item_ix not in again}
 
 
@@ -132,9 +124,8 @@ def _outcome(task: SourceTask, item_ix: int, item_id: str, kind: str, encoded: E
     return base
 
 
-def _item_row(
-    task: SourceTask, item_ix: int, item_id: str, item: SourceItem, sha256: str | None
-) -> ItemRow:  # its width, height and phash are those of the decoded picture, its stamp that of the listing
+def _item_row(task: SourceTask, item_ix: int, item_id: str, item: SourceItem, sha256: str | None) -> ItemRow:
+    """An items row but for what the listing (stamp) and the decoded picture (width, height, phash) give."""
     copied = ("key", "uri", "licence", "attribution", "split", "group")
     words = ("caption", "reference_caption", "subject", "category")
     return {

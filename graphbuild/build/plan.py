@@ -29,8 +29,6 @@ from graphbuild.store.graph import Head, newest_commits, read_document, read_hea
 from graphbuild.store.parts import Commit, read_commit
 from graphbuild.store.publish import Files, Workspace
 
-DEFAULT_SHARD_SIZE = 1024
-
 
 @dataclass(frozen=True)
 class PlannedUnit:
@@ -184,10 +182,9 @@ class _Planner:
 
     def committed(self, shards: Sequence[ShardItems]) -> list[ShardItems]:
         """The shards whose source unit is committed: all that can be planned for without the source."""
-        live = next(iter(self.head.values()), None)
         name = "source:" + read_document(self.files).source.name
-        done = {index for (annotator, version) in self._newest if annotator == name
-                for index in self._unit_commits(annotator, version)} if live else set()  # fmt: skip
+        versions = [version for annotator, version in self._newest if annotator == name]
+        done = {index for version in versions for index in self._unit_commits(name, version)}
         return [item for item in shards if item.shard.index in done]
 
     # ---- annotators ------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from graphbuild.build.commit import publish_unit
 from graphbuild.build.spool import CONDEMN_AFTER, Key, Spool
 from graphbuild.codecs import CODECS, Node, UnusableImage
 from graphbuild.contracts import (
-    FINAL_REASONS,
     CommitDocument,
     CommitRef,
     GraphError,
@@ -107,7 +106,7 @@ class Tally:
 
     def add(self, rows: Sequence[Outcome]) -> None:
         self.done += len(rows)
-        self.failed += sum(row.status == "failed" and row.reason not in FINAL_REASONS for row in rows)
+        self.failed += sum(row.retriable for row in rows)
 
     @property
     def broken(self) -> bool:
@@ -142,7 +141,7 @@ class Work:
     def _resume(self) -> None:
         for row in self.spool.load():
             # A failure that is not committed may have been mended since.
-            if row.key in self._todo and (row.status != "failed" or row.reason in FINAL_REASONS):
+            if row.key in self._todo and not row.retriable:
                 self.rows[row.key] = row
         for key in self.spool.condemned(self.task.deaths > 0):
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
@@ -366,8 +365,7 @@ def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bo
     wanted = {row.key: row for row in planned}
     kept = {}
     for row in previous:
-        again = retry and row.status == "failed" and row.reason not in FINAL_REASONS
-        if row.key in wanted and row.parents == wanted[row.key].parents and not again:
+        if row.key in wanted and row.parents == wanted[row.key].parents and not (retry and row.retriable):
             row.item_id = wanted[row.key].item_id
             kept[row.key] = row
     return kept

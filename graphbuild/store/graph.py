@@ -229,9 +229,6 @@ class Graph:
         """Let go of descriptors and their lock: for a process that was forked while threads were reading."""
         self.store = Files(self.store.root)
 
-    def commit_rows(self, commit: Commit) -> EdgeRows:
-        return self._rows(commit.name)
-
     def shard_of(self, item_ix: int) -> Shard:
         at = bisect.bisect_right(self.shards, item_ix, key=lambda shard: shard.start) - 1
         if at < 0 or not self.shards[at].start <= item_ix < self.shards[at].stop:
