@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphbuild.annotators import BUILTIN, DEFAULT_FOR
-from graphbuild.annotators.base import Annotator, makes_of
+from graphbuild.annotators import BUILTIN, DEFAULT_FOR, resolve
+from graphbuild.annotators.base import Annotator, Each, makes_of, needs_of
+from graphbuild.annotators.check import check_annotator
 from graphbuild.build.plan import make_plan
+from graphbuild.codecs import decode_image
 from graphbuild.grid import GridTask
 from graphbuild.kinds import KINDS
 from graphbuild.sources import resolve as resolve_source
@@ -122,3 +124,18 @@ def test_a_local_edit_keeps_its_background(graph: Graph) -> None:
         for variant in range(5):
             edit = graph.read(item, "edit_local", variant=variant).array()
             assert np.array_equal(edit[outside], image[outside]) and edit.shape == image.shape
+
+
+@pytest.mark.parametrize("name", [*TINY, *OTHERS])
+def test_every_annotator_keeps_the_contract(name: str, folder: Path, photos: Path) -> None:
+    """Determinism, batch equals singles, sizes, skip reasons, untouched global random state: what authors are told."""
+    shown = [decode_image(file.read_bytes(), file.suffix.lstrip(".")) for file in sorted(photos.iterdir())[:2]]
+    pictures = [np.ascontiguousarray(picture[:64, : 64 + 16 * number]) for number, picture in enumerate(shown)]
+    grey = [picture[:, :, 0].copy() for picture in pictures]
+    values = {
+        "caption": "A cat on a chair.", "edit_text": "A dog on a chair.", "background_text": "A cat in the snow.",
+        "depth": grey, "style_reference": pictures, "foreground_mask": [np.eye(*g.shape, dtype=bool) for g in grey],
+    }  # fmt: skip
+    annotator = resolve(name, {**TINY, **OTHERS}[name](folder / "checked" / name))
+    needs = {need.kind if isinstance(need, Each) else need for need in needs_of(annotator).values()} - {"image"}
+    check_annotator(annotator, pictures, inputs={kind: values[kind] for kind in needs}, tolerance=2.0)

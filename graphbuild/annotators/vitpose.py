@@ -106,7 +106,7 @@ class Vitpose(Condition):
     def annotate(self, batch: Sequence[Request], model: PoseNetworks) -> list[Derived | Skip]:
         import torch
 
-        pictures = [request.inputs["image"].array() for request in batch]
+        pictures = [request.inputs["image"].array().copy() for request in batch]  # torch warns of read-only ones
         with torch.inference_mode():
             boxes = self._people(pictures, model)
             return [self._one(picture, found, model) for picture, found in zip(pictures, boxes, strict=True)]
