@@ -62,12 +62,13 @@ def test_one_failed_answer_does_not_repeat_the_others(
 
 def test_missing_weights_come_in_one_message_before_work(tmp_path: Path, photos: Path) -> None:
     """A run must not find out after days, one model at a time."""
-    wanted = [Weighted(), resolve("depth_anything", {"model": "nobody/depth"})]
+    pinned = f"nobody/depth@{OLD}"
+    wanted = [Weighted(), resolve("depth_anything", {"model": pinned}), resolve("hed", {"model": "nobody/hed"})]
     with pytest.raises(MissingWeights) as caught:
         build(photos, tmp_path / "g", wanted)
     message = str(caught.value)
     assert "weighted: tests/thresholds (0.1 GB, cc-by-nc-4.0): graphbuild models fetch tests/thresholds" in message
-    assert "graphbuild models fetch nobody/depth" in message
+    assert f"graphbuild models fetch {pinned}" in message and "graphbuild models fetch nobody/hed" in message
     assert not (tmp_path / "g").exists()
 
 

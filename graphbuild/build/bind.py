@@ -113,8 +113,10 @@ def _pins(annotators: Sequence[Annotator], recorded: Callable[[str], Sequence[st
 def _pin(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
     if checkpoint.revision is None and checkpoint.repository in known:
         return known[checkpoint.repository]
-    identity = checkpoint.identity()
-    return checkpoint.model if checkpoint.local else identity
+    if checkpoint.model in known.values():
+        return checkpoint.model
+    checkpoint.folder()  # a commit that this graph has not used yet has to be here too
+    return checkpoint.model if checkpoint.local else checkpoint.identity()
 
 
 def refuse_missing(lines: Sequence[str]) -> None:
