@@ -255,6 +255,26 @@ class Hungry(Annotator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Second(Annotator):
+    """Another annotator of the picture."""
+
+    makes: ClassVar[tuple[str, ...]] = ("lines",)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"lines": _edges(request)}) for request in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Third(Annotator):
+    """And another one."""
+
+    makes: ClassVar[tuple[str, ...]] = ("hed",)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"hed": _edges(request)}) for request in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answers(Annotator):
     """Some requests of a batch fail, and say so in their place."""
 

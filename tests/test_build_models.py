@@ -18,7 +18,18 @@ from graphbuild.build.readiness import fetch_missing
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.store.graph import Graph, read_lineage
 from graphbuild.store.publish import Files
-from tests.annotators_for_tests import Answers, Hungry, Weighted, build, cached_checkpoint, calls, complete
+from tests.annotators_for_tests import (
+    Answers,
+    Hungry,
+    Second,
+    Third,
+    Weighted,
+    build,
+    cached_checkpoint,
+    calls,
+    complete,
+    start,
+)
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -184,6 +195,19 @@ def test_an_actor_is_replaced_after_its_units(
     loads = calls(control())
     assert report.annotators["weighted"].ok == 18
     assert len(loads) == len(set(loads)) >= 3 and all(load.endswith(" cpu") for load in loads)
+
+
+@pytest.mark.ray
+def test_pools_take_turns_on_few_cpus(
+    tmp_path: Path, photos: Path, repository: Path, ray_address: str, control: Callable[..., str]
+) -> None:
+    """Three models and two CPUs: the last one's actor starts only when an idle one goes. It once waited for ever."""
+    own = Resources(memory_gb=0.1)
+    models = [Hungry(tag=control(), resources=own), Second(resources=own), Third(resources=own)]
+    options = {"executor": "ray", "address": ray_address, "shard_size": 3}
+    process = start(photos, tmp_path / "g", models, limit=6, **options)
+    process.join(60)
+    assert process.exitcode == 0
 
 
 @pytest.mark.ray

@@ -60,6 +60,10 @@ class _Handle:
     seen: tuple[int, int] = (0, 0)
     asked: Any = None
 
+    def started(self) -> bool:
+        """Whether the cluster has found room for it."""
+        return bool(ray.wait([self.node], timeout=0)[0])
+
     @property
     def worn(self) -> bool:
         """It has had the units it may have, with those it was given; a fresh process takes its place."""
@@ -134,11 +138,13 @@ class _Driver:
         return [handle for pool in self._pools.values() for handle in pool]
 
     def _release_idle(self) -> None:
-        """Actors of a pool with nothing to do go, so that another pool gets their CPUs and GPUs."""
+        """Actors of a pool with nothing to do go when another pool wants their CPUs, GPUs and memory: it has jobs to
+        give out, or an actor that cannot start."""
         waiting = self.schedule.waiting_pools()
+        wanted = len(waiting) > 0 or any(handle.jobs and not handle.started() for handle in self._handles())
         for name, pool in self._pools.items():
             idle = [handle for handle in pool if not handle.jobs]
-            for handle in [handle for handle in idle if handle.worn or (not waiting[name] and len(waiting))]:
+            for handle in [handle for handle in idle if handle.worn or (wanted and not waiting[name])]:
                 ray.kill(handle.actor)
                 pool.remove(handle)
 
