@@ -40,15 +40,22 @@ TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 """Annotator -> a function that writes its checkpoints into a folder and returns its parameters."""
 
-OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {"pidinet": edges.tiny_pidinet}
-"""Second annotators of a kind: they cannot be in one run with the first."""
+OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "pidinet": edges.tiny_pidinet,
+    "lsd": lambda folder: {},
+    "grabcut": lambda folder: {},
+}
+"""Second annotators of a kind. They describe the edits, as one run makes a kind of the image only once."""
 
 
 def tiny_annotators(folder: Path) -> list[Annotator]:
-    """One annotator for every kind that is stored. They share two workers, each of which loads all models."""
+    """One annotator for every kind that is stored, and the others on edits. They share two workers, each of which loads
+    all models."""
     made = {name: make(folder / name) for name, make in TINY.items()}
+    made |= {name: {**make(folder / name), "of": "edit_global"} for name, make in OTHERS.items()}
     shared = Resources(batch_size=3)
-    return [resolve("canny"), *(resolve(name, {**config, "resources": shared}) for name, config in made.items())]
+    models = [resolve(name, {**config, "resources": shared}) for name, config in made.items()]
+    return [resolve("canny"), resolve("canny", {"of": "edit_local"}), *models]
 
 
 def write_pairs(folder: Path, count: int, side: int = 96) -> Path:

@@ -29,6 +29,7 @@ from tests.everything_for_tests import OTHERS, TINY, annotate_pairs, start_pairs
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 PAIRS = 6
+OF_EDITS = ("edit_global.hed", "edit_global.lines", "edit_global.foreground_mask")
 PARTS_BEFORE_KILL = 45
 """Of about 170; more than the conditions of the first shards, less than the edits of the last."""
 
@@ -65,8 +66,7 @@ def graph(folder: Path, pairs: Path, annotators: list[Annotator], ray_address: s
 
 def test_every_annotator_of_the_library_is_tried() -> None:
     """Guards against an annotator that ships and was never part of a graph."""
-    weightless = {"canny", "lsd", "grabcut", "source_caption"}
-    assert set(TINY) | set(OTHERS) | weightless == set(BUILTIN)
+    assert set(TINY) | set(OTHERS) | {"canny", "source_caption"} == set(BUILTIN)
     assert set(DEFAULT_FOR.values()) <= set(TINY) | {"canny"}
 
 
@@ -74,7 +74,8 @@ def test_every_annotator_of_the_library_is_tried() -> None:
 def test_every_kind_is_stored_for_every_item(graph: Graph) -> None:
     stored = {name: kind for name, kind in KINDS.items() if not kind.is_recipe}
     variants = {"style_reference": 3, "style_content": 3, "style_semantic": 3, "edit_text": 5, "edit_local": 5}
-    assert graph.kinds() == {name: PAIRS * variants.get(name, 1) for name in sorted(stored)}
+    expected = {name: variants.get(name, 1) for name in stored} | dict.fromkeys(OF_EDITS, 1) | {"edit_local.canny": 5}
+    assert graph.kinds() == {name: PAIRS * expected[name] for name in sorted(expected)}
     assert verify(graph.url, "full").problems == []
 
 
@@ -107,7 +108,8 @@ def test_every_path_is_drawn_to_the_last_pixel(graph: Graph) -> None:
 
 @pytest.mark.ray
 def test_annotations_have_the_size_of_their_picture(graph: Graph, annotators: list[Annotator]) -> None:
-    conditions = [kind.name for a in annotators for kind in makes_of(a).values() if kind.group == "condition"]
+    kinds = [kind for annotator in annotators for kind in makes_of(annotator).values()]
+    conditions = [kind.name for kind in kinds if kind.group == "condition"]
     for item in range(PAIRS):
         size = graph.read(item, "image").array().shape
         assert {kind: graph.read(item, kind).array().shape for kind in conditions} == dict.fromkeys(conditions, size)
