@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from graphbuild.codecs import Pixels
+from graphbuild.layouts import CellSwitches
 from graphbuild.samples import Block, GridSample, Known, TaskSource, loaded
 from graphbuild.walk import PathSampler
 
@@ -41,6 +42,7 @@ class GridTasks(IterableDataset[GridSample]):
         threads: that decode ahead.
         cache_bytes: of decoded cells kept in each process.
         known: is asked for each sample's key; what it knows is not decoded. Spawned workers need it picklable.
+        switches: how cells are made; by default as the sampler's configuration says, if it does.
 
     Raises:
         ValueError: a value is out of range or does not go with another one.
@@ -49,14 +51,14 @@ class GridTasks(IterableDataset[GridSample]):
     def __init__(
         self, sampler: PathSampler, *, resolution: int = 384, start: int = 0, stop: int | None = None, batch: int = 1,
         rank: int | None = None, world: int | None = None, prefetch: int = 4, threads: int = 2, cache_bytes: int = 0,
-        known: Known | None = None,
+        known: Known | None = None, switches: CellSwitches | None = None,
     ) -> None:  # fmt: skip
         self.start, self.stop, self.batch, self.prefetch, self.threads = start, stop, batch, prefetch, threads
         self.rank = _process("get_rank", "RANK", 0) if rank is None else rank
         self.world = _process("get_world_size", "WORLD_SIZE", 1) if world is None else world
         self.stride = self.world * batch
         self._check(sampler.group)
-        self.source = TaskSource(sampler, resolution, cache_bytes, known)
+        self.source = TaskSource(sampler, resolution, cache_bytes, known, switches)
         self.source.prepare(get_worker_info() is not None)
         self._next, self._pending, self._own = start, False, False
 
@@ -117,10 +119,10 @@ class GridTaskList(Dataset[GridSample]):
 
     def __init__(
         self, sampler: PathSampler, stop: int, *, resolution: int = 384, start: int = 0, threads: int = 2,
-        cache_bytes: int = 0, known: Known | None = None,
+        cache_bytes: int = 0, known: Known | None = None, switches: CellSwitches | None = None,
     ) -> None:  # fmt: skip
         self.indices, self.threads = range(start, stop), threads
-        self.source = TaskSource(sampler, resolution, cache_bytes, known)
+        self.source = TaskSource(sampler, resolution, cache_bytes, known, switches)
         self._prepared = 0
 
     def __len__(self) -> int:
@@ -202,7 +204,7 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
     _check_batch(samples)
     walks, snapshot = [sample.walk for sample in samples], samples[0].source.sampler.graph.digest
     pictures = {at: sample.cells() for at, sample in enumerate(samples) if sample.wanted}
-    boxes = np.stack([_boxes(pictures.get(at), sample) for at, sample in enumerate(samples)])
+    boxes = np.array([_boxes(pictures.get(at), sample) for at, sample in enumerate(samples)], np.int32)
     last = samples[-1]
     return GridBatch(
         index=torch.tensor([sample.index for sample in samples]),
@@ -233,14 +235,15 @@ def _check_batch(samples: Sequence[GridSample]) -> None:
         raise ValueError(f"samples {indices} differ in rows or columns; give the PathSampler group=world * batch")
 
 
-def _boxes(cells: list[list[Pixels]] | None, sample: GridSample) -> NDArray[np.int32]:
-    """Top, left, height and width of each cell: rows below each other, as high as their highest cell."""
-    side = sample.source.resolution
-    sizes = np.full((*sample.shape, 2), side) if cells is None else [[cell.shape[:2] for cell in row] for row in cells]
-    height, width = np.moveaxis(np.asarray(sizes, np.int32), -1, 0)
-    tops = np.cumsum(height.max(axis=1)) - height.max(axis=1)
-    lefts = np.cumsum(width, axis=1) - width
-    return np.stack(np.broadcast_arrays(tops[:, None], lefts, height, width), axis=-1).astype(np.int32)
+def _boxes(cells: list[list[Pixels]] | None, sample: GridSample) -> list[list[tuple[int, ...]]]:
+    """Top, left, height and width of each cell: rows below each other, each of cells of one size."""
+    (num_rows, num_columns), top = sample.shape, 0
+    boxes: list[list[tuple[int, ...]]] = []
+    for row in range(num_rows):
+        high, wide = (sample.source.resolution,) * 2 if cells is None else cells[row][0].shape[:2]
+        boxes.append([(top, column * wide, high, wide) for column in range(num_columns)])
+        top += high
+    return boxes
 
 
 def _sheets(pictures: dict[int, list[list[Pixels]]], boxes: NDArray[np.int32]) -> NDArray[np.uint8]:

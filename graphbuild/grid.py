@@ -17,6 +17,7 @@ from graphbuild.contracts import CellDocument, MissingNode, WalkDocument
 from graphbuild.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
 from graphbuild.kinds import kind_of
 from graphbuild.layouts import Canvas, CanvasLayout, CellSwitches, Frame, Size, View, centre_square
+from graphbuild.store.recipes import degraded
 from graphbuild.walk import PathSampler, Walk
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class GridTask:
     ) -> None:
         self.sampler, self.walk, self.resolution = sampler, walk, resolution
         self.switches = switches or CellSwitches.of(sampler.config)
+        self._kinds = walk.kinds
+        self._nodes: dict[tuple[int, int], Node] = {}
 
     @property
     def holes(self) -> tuple[int, ...]:
@@ -86,8 +89,15 @@ class GridTask:
     @cached_property
     def rows(self) -> list[list[Node]]:
         """The nodes, row by row in shown order; the query row is last and holds its targets too."""
-        columns = range(len(self.walk.kinds))
-        return [[self._node(row, column) for column in columns] for row in range(len(self.walk.rows))]
+        columns = range(len(self.walk.columns))
+        return [[self.node(row, column) for column in columns] for row in range(len(self.walk.rows))]
+
+    def node(self, row: int, column: int) -> Node:
+        """The node behind one cell; no other is read."""
+        row %= len(self.walk.rows)
+        if (row, column) not in self._nodes:
+            self._nodes[row, column] = self._node(row, column)
+        return self._nodes[row, column]
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
@@ -112,7 +122,7 @@ class GridTask:
     @property
     def hole_mask(self) -> NDArray[np.bool_]:
         """Rows x columns, true for a cell that is to be generated; such a cell is masked as a whole."""
-        mask = np.zeros((len(self.walk.rows), len(self.walk.kinds)), bool)
+        mask = np.zeros((len(self.walk.rows), len(self._kinds)), bool)
         mask[-1, list(self.holes)] = True
         return mask
 
@@ -130,7 +140,7 @@ class GridTask:
 
     def cell(self, row: int, column: int) -> Pixels:
         """One cell, the truth if it is a hole: height x width x 3 RGB uint8."""
-        return self._frames[row].cell(self.rows[row][column].array())
+        return self._frames[row].cell(self.node(row, column).array())
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         """The arguments of diffusers' `VisualClozePipeline.__call__` that give these cells, holes black, at inference.
@@ -149,7 +159,7 @@ class GridTask:
             for frame, nodes, holes in zip(self._frames, self.rows, self.hole_mask, strict=True)
         ]
         content, column = self._content
-        if content and column != len(self.walk.kinds) - 1:  # the pipeline would say that it describes the last image
+        if content and column != len(self._kinds) - 1:  # the pipeline would say that it describes the last image
             return {"task_prompt": f"{words.task} {words.content}", "content_prompt": None, "image": image}
         return {"task_prompt": words.task, "content_prompt": content or None, "image": image}
 
@@ -168,8 +178,8 @@ class GridTask:
 
         Context rows have no place in it. Captions joined by spaces are the prompt.
         """
-        order = layouts.view_order(self.walk.kinds, self.walk.targets)
-        tokens = layouts.task_tokens([self.walk.kinds[column] for column in order])
+        order = layouts.view_order(self._kinds, self.walk.targets)
+        tokens = layouts.task_tokens([self._kinds[column] for column in order])
         captions = [f"[[img{at}]] {self._view_words(column)}" for at, column in enumerate(order)]
         captions[0] = f"{tokens} {captions[0]}"
         return [
@@ -184,14 +194,14 @@ class GridTask:
         cells = self.cells(filled=True)
         across = max(row[0].shape[1] for row in cells) + _MARGIN
         down = max(row[0].shape[0] for row in cells) + _MARGIN
-        num_rows, num_columns = len(cells), len(self.walk.kinds)
+        num_rows, num_columns = len(cells), len(self._kinds)
         font = ImageFont.load_default(size=15)
         words = self._words(self.sampler.layout, KEEP_ALL).text
         lines = textwrap.wrap(f"{self.walk.index}: {words}", max(40, (num_columns * across) // 8))
         height = _LABEL + num_rows * down + 20 * len(lines) + _MARGIN
         sheet = Image.new("RGB", (num_columns * across + _MARGIN, height), "white")
         draw = ImageDraw.Draw(sheet)
-        for column, kind in enumerate(self.walk.kinds):
+        for column, kind in enumerate(self._kinds):
             draw.text((_MARGIN + column * across, 3), kind, _INK, font)
             for row in range(num_rows):
                 at = (_MARGIN + column * across, _LABEL + row * down)
@@ -228,11 +238,13 @@ class GridTask:
         return layouts.frames(len(self.walk.rows), self._lead, self.resolution, self.switches, squares=squares)
 
     def _lead(self, row: int) -> Size:
-        """Size of the first given picture of a row; a square if all are to be generated."""
+        """Size of the first given picture of a row, before a degradation that acts on the cell; a square if all are to
+        be generated."""
         given = [column for column, hole in enumerate(self.hole_mask[row]) if not hole]
         if not given:
             return self.resolution, self.resolution
-        height, width = self.rows[row][given[0]].array().shape[:2]
+        of_cell = self.switches.degrade_at == "cell" and self._degraded(given[0])
+        height, width = (self._image(row) if of_cell else self.node(row, given[0]).array()).shape[:2]
         return width, height
 
     def _empty(self, row: int) -> Pixels:
@@ -241,20 +253,34 @@ class GridTask:
 
     def _check_for_pipeline(self) -> None:
         squares = self.switches.cell_fit != "aspect" or len(self.holes) > 1
-        all_holes = len(self.holes) == len(self.walk.kinds)
+        all_holes = len(self.holes) == len(self._kinds)
         if (squares or all_holes) and self.resolution % layouts.DIVISOR:
             raise ValueError(f"resolution: {self.resolution}; allowed for the pipeline: multiples of {layouts.DIVISOR}")
+        if not squares and self.switches.degrade_at == "cell" and any(map(self._degraded, range(len(self._kinds)))):
+            raise ValueError("degrade_at: 'cell'; allowed for the pipeline with cells that are no squares: 512, source")
         if all_holes and len(self.holes) > 1:
             raise ValueError("every picture of the query row is a hole; the pipeline needs one that is given")
 
     def _node(self, row: int, column: int) -> Node:
-        item_ix, kind, variant = self.walk.rows[row], self.walk.kinds[column], self.walk.variants[row][column]
-        return self.sampler.graph.read(item_ix, kind, variant, seed=self.walk.seeds[row])
+        item_ix, kind, seed = self.walk.rows[row], self._kinds[column], self.walk.seeds[row]
+        if self.switches.degrade_at == "512" or not self._degraded(column):
+            return self.sampler.graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
+        image = self._image(row)
+        return degraded(
+            item_ix, kind, image if self.switches.degrade_at == "source" else self._frames[row].cell(image), seed
+        )
+
+    def _image(self, row: int) -> Pixels:
+        """What is degraded in a row."""
+        return self.sampler.graph.read(self.walk.rows[row], "image").array()
+
+    def _degraded(self, column: int) -> bool:
+        return kind_of(self._kinds[column]).group == "degradation"
 
     def _words(self, layout: Layout, keep: Keep) -> Instruction:
         content, at = self._content
         return compose(
-            self.walk.kinds,
+            self._kinds,
             self.walk.targets,
             rows=len(self.walk.rows),
             pick=self.sampler.pick(self.walk.index),
@@ -268,15 +294,15 @@ class GridTask:
     @cached_property
     def _labels(self) -> list[list[tuple[str, Colour]]]:
         """Names and colours in the query row, one list a column; only kinds that can have them are read."""
-        named = [kind_of(kind).codec in ("labels", "boxes") for kind in self.walk.kinds]
+        named = [kind_of(kind).codec in ("labels", "boxes") for kind in self._kinds]
         last = len(self.walk.rows) - 1
-        return [labels_of(self._node(last, column)) if can else [] for column, can in enumerate(named)]
+        return [labels_of(self.node(last, column)) if can else [] for column, can in enumerate(named)]
 
     def _view_words(self, column: int) -> str:
         content, at = self._content
         if content and at == column:
             return content
-        phrases = kind_of(self.walk.kinds[column]).phrases
+        phrases = kind_of(self._kinds[column]).phrases
         phrase = phrases[self.sampler.pick(self.walk.index)(f"phrase:{column}", len(phrases))]
         tags = [f"<#{bytes(rgb).hex()} {colour_name(rgb)} mask: {name}>" for name, rgb in self._labels[column]]
         return " ".join([phrase, *tags])

@@ -52,7 +52,9 @@ class CellSwitches:
         row_sizes: under `aspect`, `shared` gives every row the size of the query row, `own` lets its first given
             picture decide, as in the pipeline.
         hole_fill: `black` is what the pipeline shows in a hole; `grey` is the middle of the range.
-        degrade_at: long side, in pixels, of the picture a degradation acts on; this release knows `512`.
+        degrade_at: what a degradation acts on: `512` is the picture fitted to a long side of 512 px, never enlarged,
+            `source` the picture as it is stored, `cell` the cell cut from it. A quarter turn of a cell that is no
+            square swaps its sides; it is cut and resized to the cell's size again.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -68,8 +70,6 @@ class CellSwitches:
         for field in fields(self):
             if (value := getattr(self, field.name)) not in (known := get_args(allowed[field.name])):
                 raise ValueError(f"{field.name}: {value!r}; allowed: {', '.join(known)}")
-        if self.degrade_at != "512":
-            raise ValueError(f"degrade_at: {self.degrade_at!r} is not in this release; allowed: 512")
 
     @classmethod
     def of(cls, config: object) -> CellSwitches:

@@ -9,8 +9,10 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from itertools import product
 from threading import Condition, Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -18,14 +20,17 @@ import numpy as np
 from graphbuild.codecs import Pixels
 from graphbuild.contracts import CorruptNode, GraphError, MissingNode
 from graphbuild.grid import GridTask
+from graphbuild.layouts import CellSwitches
 from graphbuild.store.offsets import identity
 from graphbuild.store.recipes import parents_of
-from graphbuild.walk import PathSampler
+from graphbuild.walk import PathSampler, Walk
 
 Known = Callable[[str], bool]
 """Says of a sample's key whether the consumer has what it would make of the pixels, such as latents."""
 
 
+_Read = TypeVar("_Read")
+_PAGE = 64  # walks drawn at once
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -72,16 +77,24 @@ class TaskSource:
     """What all samples of one dataset share. A sample that travels between processes finds it again by its token."""
 
     def __init__(
-        self, sampler: PathSampler, resolution: int, cache_bytes: int, known: Known | None, *, token: str = ""
-    ) -> None:
+        self, sampler: PathSampler, resolution: int, cache_bytes: int, known: Known | None,
+        switches: CellSwitches | None = None, *, token: str = "",
+    ) -> None:  # fmt: skip
         self.sampler, self.resolution, self.known = sampler, resolution, known
+        self.switches = switches or CellSwitches.of(sampler.config)
         self.token = token or uuid.uuid4().hex
         self.cache = CellCache(cache_bytes)
+        self._walks = lru_cache(maxsize=4)(lambda page: sampler.walks(page * _PAGE, _PAGE))
         self._pid = os.getpid()
         _SOURCES[self.token] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _source, (self.token, self.sampler, self.resolution, self.cache.max_bytes, self.known)
+        return _source, (self.token, self.sampler, self.resolution, self.cache.max_bytes, self.known, self.switches)
+
+    def walk(self, index: int) -> Walk:
+        """Walk `index`. Its neighbours are drawn too: together they cost little more than one."""
+        page, at = divmod(index, _PAGE)
+        return self._walks(page)[at]
 
     def prepare(self, in_worker: bool) -> None:
         """Index what the paths read; in a worker also renew what it must not share with the process it came from."""
@@ -116,47 +129,45 @@ class GridSample:
 
     def __init__(self, source: TaskSource, index: int, block: Block | None = None) -> None:
         self.index, self.block, self.source = index, block, source
-        self._task: GridTask | None = self.task
-        self.walk, self._switches = self._task.walk, self._task.switches
+        self.walk = source.walk(index)
         self.shape = len(self.walk.rows), len(self.walk.columns)
+        self._task: GridTask | None = None
         self._cells: dict[tuple[int, int], Pixels] = {}
-        self._keys: list[list[str]] = []
         self._wanted: bool | None = None
-        self._prompt: str | None = None
 
     @property
     def task(self) -> GridTask:
         """The grid task; let go of once all cells are decoded, as its pictures may be large."""
-        return vars(self).get("_task") or self.source.sampler.task(self.index, self.source.resolution)
+        if self._task is None:
+            source = self.source
+            self._task = GridTask(source.sampler, self.walk, source.resolution, switches=source.switches)
+        return self._task
 
-    @property
+    @cached_property
     def prompt(self) -> str:
         """The instruction."""
-        if self._prompt is None:
-            self._prompt = self.task.prompt
-        return self._prompt
+        return self.task.prompt
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _sample, (self.source.token, self.index, self.block), {"_cells": self._cells, "_wanted": self._wanted}
 
-    @property
+    @cached_property
     def cell_keys(self) -> list[list[str]]:
         """Of each cell 32 hex digits, other ones whenever its pixels could differ; no node is read for them."""
-        if not self._keys:
-            rows, columns = (range(number) for number in self.shape)
-            identities = [[self._identity(row, column) for column in columns] for row in rows]
-            common = f"{self.source.resolution}|{self._switches}"
-            if self._switches.cell_fit == "aspect":  # the size of a cell depends on the others
-                common += f"|{self.walk.holes}|{identities}"
-            self._keys = [[_digest(f"{own}|{common}") for own in row] for row in identities]
-        return self._keys
+        kinds = self.walk.kinds
+        identities = [[self._identity(row, *cell) for cell in zip(kinds, variants, strict=True)]
+                      for row, variants in enumerate(self.walk.variants)]  # fmt: skip
+        common = f"{self.source.resolution}|{self.source.switches}"
+        if self.source.switches.cell_fit == "aspect":  # the size of a cell depends on the others
+            common += f"|{self.walk.holes}|{identities}"
+        return [[_digest(f"{own}|{common}") for own in row] for row in identities]
 
-    @property
+    @cached_property
     def row_keys(self) -> list[str]:
         """The same of each row: its cells in shown order."""
         return [_digest("|".join(keys)) for keys in self.cell_keys]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The same of the whole grid."""
         return _digest("|".join(self.row_keys))
@@ -177,8 +188,12 @@ class GridSample:
 
     def cells(self) -> list[list[Pixels]]:
         """All cells, row by row; the query row is last and holds its targets too."""
-        rows, columns = self.shape
-        cells = [[self.cell(row, column) for column in range(columns)] for row in range(rows)]
+        rows, columns = (range(number) for number in self.shape)
+        if not self._cells and not self.source.cache.max_bytes:
+            # Reading each where it is decoded takes half as long again: decoding fills the processor's caches.
+            for row, column in product(rows, columns):
+                self._named(self.task.node, row, column)
+        cells = [[self.cell(row, column) for column in columns] for row in rows]
         _, self._task = self.prompt, None
         return cells
 
@@ -200,12 +215,15 @@ class GridSample:
         return cell
 
     def _decoded(self, row: int, column: int) -> Pixels:
+        cell = self._named(self.task.cell, row, column)
+        if (node := self.task.node(row, column)).bytes:  # its picture may be large, and its memory is warm for the next
+            vars(node).pop("_picture", None)
+        return cell
+
+    def _named(self, read: Callable[[int, int], _Read], row: int, column: int) -> _Read:
+        """What `read` gives; its errors name the cell."""
         try:
-            task = self.task
-            cell = task.cell(row, column)
-            if (node := task.rows[row][column]).bytes:  # its picture may be large, and its memory is warm for the next
-                vars(node).pop("_picture", None)
-            return cell
+            return read(row, column)
         except (LookupError, OSError, ValueError) as error:
             walk = self.walk
             kind = type(error) if isinstance(error, CorruptNode | MissingNode) else GraphError
@@ -214,10 +232,9 @@ class GridSample:
                 f"{walk.kinds[column]}: {type(error).__name__}: {error}"
             ) from error
 
-    def _identity(self, row: int, column: int) -> str:
-        sampler, walk = self.source.sampler, self.walk
-        kind, variant = walk.kinds[column], walk.variants[row][column]
-        return identity(sampler.graph.offsets, walk.rows[row], kind, variant, seed=walk.seeds[row])
+    def _identity(self, row: int, kind: str, variant: int) -> str:
+        offsets = self.source.sampler.graph.offsets
+        return identity(offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
 
 
 def _sample(token: str, index: int, block: Block | None) -> GridSample:

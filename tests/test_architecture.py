@@ -38,9 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stock": {"bound", "draws", "lineage", "paths", "store", "switches"},
     "tables": {"draws", "paths", "stock", "switches"},
     "walk": {"contracts", "draws", "instruction", "lineage", "paths", "stock", "store", "switches", "tables"},
-    "grid": {"codecs", "contracts", "instruction", "kinds", "layouts", "walk"},
-    "samples": {"codecs", "contracts", "grid", "kinds", "store", "walk"},
-    "data": {"codecs", "samples", "walk"},
+    "grid": {"codecs", "contracts", "instruction", "kinds", "layouts", "store", "walk"},
+    "samples": {"codecs", "contracts", "grid", "kinds", "layouts", "store", "walk"},
+    "data": {"codecs", "layouts", "samples", "walk"},
     "taskfiles": {"codecs", "contracts", "grid", "layouts", "lineage", "store", "switches", "walk"},
     "build": {*BASE, "store", "sources", "annotators"},
     "pipeline": {*BASE, "store", "paths", "sources", "annotators", "build"},
@@ -59,7 +59,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("graphbuild/build/ray_pool.py",),
     "torch": ("graphbuild/data.py", "graphbuild/annotators/", "graphbuild_train/"),
     "yaml": ("graphbuild/paths/", "graphbuild/pipeline.py", "graphbuild/store/card.py", "graphbuild_train/"),
-    "typer": ("graphbuild/cli/",),
+    "typer": ("graphbuild/cli/", "graphbuild_train/cli.py"),
     "graphbuild_train": ("graphbuild_train/",),
 }
 """Package -> the files, or folders, that may import it."""

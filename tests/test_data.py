@@ -20,6 +20,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from graphbuild.codecs import Node
 from graphbuild.contracts import CorruptNode, GraphError
 from graphbuild.data import GridTaskList, GridTasks, collate, position
+from graphbuild.grid import GridTask
+from graphbuild.layouts import CellSwitches
 from graphbuild.paths import Path, PathSet
 from graphbuild.samples import CellCache, GridSample
 from graphbuild.store.graph import Graph
@@ -217,6 +219,25 @@ def test_a_batch_holds_the_cells_of_its_tasks(sampler: PathSampler) -> None:
         assert floats.dtype == torch.float32 and floats.min() >= -1 and floats.max() <= 1
         assert torch.equal(((floats + 1) * 127.5).round().to(torch.uint8), batch.pixels)
         assert facts(batch.to("cpu")) == facts(batch)
+
+
+def test_a_batch_of_cells_that_differ_in_size(sampler: PathSampler) -> None:
+    """Guards against cells on top of each other, and what was in memory before beside a smaller picture."""
+    switches = CellSwitches(cell_fit="aspect", row_sizes="own")
+    seen = set()
+    for batch in loader(tasks(sampler, resolution=48, switches=switches)):
+        rest = batch.pixels.clone()
+        for at, index in enumerate(batch.index.tolist()):
+            task = GridTask(sampler, sampler.walk(index), 48, switches=switches)
+            for row, columns in enumerate(batch.boxes[at].tolist()):
+                for column, (top, left, height, width) in enumerate(columns):
+                    place = (at, slice(None), slice(top, top + height), slice(left, left + width))
+                    cell = batch.pixels[place].permute(1, 2, 0).numpy()
+                    assert np.array_equal(cell, task.cell(row, column))
+                    rest[place] = 0
+                    seen.add((height, width))
+        assert not rest.any()
+    assert len(seen) > 2
 
 
 # ---- lazy pixels -------------------------------------------------------------------------------------------------

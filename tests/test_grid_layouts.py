@@ -93,7 +93,6 @@ def boxes_node(*boxes: tuple[str, list[int]]) -> Node:
         ({"row_sizes": "any"}, "row_sizes: 'any'; allowed: shared, own"),
         ({"hole_fill": "white"}, "hole_fill: 'white'; allowed: black, grey"),
         ({"degrade_at": "384"}, "degrade_at: '384'; allowed: 512, source, cell"),
-        ({"degrade_at": "cell"}, "degrade_at: 'cell' is not in this release; allowed: 512"),
     ],
 )
 def test_a_wrong_switch_is_an_error(values: dict[str, Any], message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,6 +61,8 @@ def sample(
     layout: LayoutOption = "pipeline",
     resolution: Annotated[int, typer.Option(min=16, help="Side of a cell in pixels.")] = 384,
     cell_fit: Annotated[str, typer.Option(help="crop_square, stretch_square or aspect.")] = "crop_square",
+    hole_fill: Annotated[str, typer.Option(help="What is shown in a hole: black or grey.")] = "black",
+    degrade_at: Annotated[str, typer.Option(help="Degradations act at 512 px, or on source or cell.")] = "512",
     form: Annotated[str, typer.Option("--format", help="png, jsonl (ids), parquet or webdataset.")] = "png",
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("grids"),
     snapshot: SnapshotOption = None,
@@ -77,7 +79,8 @@ def sample(
 
     with refusing():
         taskfiles.writer_of(form)
-        cells, opened = CellSwitches(cell_fit=cell_fit), Graph.open(graph, snapshot=snapshot)  # type: ignore[arg-type]
+        chosen: dict[str, Any] = {"cell_fit": cell_fit, "hole_fill": hole_fill, "degrade_at": degrade_at}
+        cells, opened = CellSwitches(**chosen), Graph.open(graph, snapshot=snapshot)
         sampler = taskfiles.open_sampler(opened, paths, seed=seed, group=group, mask=mask, layout=layout)
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
         if error := taskfiles.keep_snapshot(opened):

@@ -22,19 +22,23 @@ def recipe_node(kind: str, parents: Mapping[str, Node], seed: int) -> Node:
         seed: the only source of randomness, 0 <= seed < 2**63.
     """
     image = parents["image"]
-    pixels = _cut_out(kind, parents) if kind in ("foreground", "background") else _degraded(kind, image.array(), seed)
-    return Node.computed(image.item_ix, kind, pixels)
+    if kind in ("foreground", "background"):
+        return Node.computed(image.item_ix, kind, _cut_out(kind, parents))
+    from graphbuild import degradations
+
+    return degraded(image.item_ix, kind, degradations.fit(image.array()), seed)
+
+
+def degraded(item_ix: int, kind: str, pixels: Pixels, seed: int) -> Node:
+    """A degradation of these pixels (H x W x 3 RGB uint8) as they are; quarter turns swap their sides."""
+    from graphbuild import degradations
+
+    return Node.computed(item_ix, kind, degradations.apply(kind, pixels, seed))
 
 
 def _cut_out(kind: str, parents: Mapping[str, Node]) -> Pixels:
     mask = parents["foreground_mask"].values() > 127
     return np.where(mask[:, :, None] == (kind == "foreground"), parents["image"].array(), 0).astype(np.uint8)
-
-
-def _degraded(kind: str, pixels: Pixels, seed: int) -> Pixels:
-    from graphbuild import degradations
-
-    return degradations.apply(kind, degradations.fit(pixels), seed)
 
 
 def parents_of(kind: str) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """The loader against the decoder alone and against other readers: `python tests/bench/bench_loader.py`.
 
 (a) 20,480 stored nodes (2,048 items, 10 kinds, JPEG and PNG of 512 x 512 photographs that come with scikit-image) in 16
-shards. Random 3 x 3 grids at 512 px, where a cell is the decoded picture: drawn by the sampler, read, checked, decoded
-and pasted into a batch. The peer decodes the same bytes, from memory, in the same process. Rounds of the two take
-turns, so a neighbour on the machine slows both; the ratio of each pair counts. Cold: the page cache is told to forget
-the node parts (POSIX_FADV_DONTNEED) before a round.
+shards. Random 3 x 3 grids at 512 px, where a cell is the decoded picture: drawn by the sampler, read, checked and
+decoded (`cells`), and then pasted into a batch (`batches`). The peer decodes the same bytes, from memory, in the same
+process. Rounds of the two take turns, so a neighbour on the machine slows both; the ratio of each pair counts, of time
+on the clock and of processor time. Cold: the page cache is told to forget the node parts (POSIX_FADV_DONTNEED) before a
+round.
 
 (b) The same pictures as a wide Parquet file shaped like Graph200K (a column a kind), read by `datasets` map-style (a
 row decodes all its columns, 3 of 10 are used), and as a WebDataset tar stream (all members of a row are read, 3
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -62,6 +63,13 @@ SIDE = 512
 USED = 3
 
 
+class Seconds(NamedTuple):
+    """What something took, on the clock and of the processor."""
+
+    clock: float
+    processor: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="256 items, 3 rounds")
@@ -88,19 +96,25 @@ def main() -> None:
 def against_decoding(graph: Graph, rounds: int, grids: int) -> None:
     sampler = grid_sampler(graph)
     print(f"(a) {graph.num_items * len(KINDS)} nodes, 3 x 3 grids at {SIDE} px, {rounds} rounds of {grids}")
-    loaders = {"lazy, one thread": {"prefetch": 0}, "prefetch 4, 2 threads": {"prefetch": 4, "threads": 2}}
-    for name, options in loaders.items():
+    loaders: dict[str, tuple[Callable[[GridTasks], None], dict[str, int]]] = {
+        "cells, one thread": (cells, {"prefetch": 0}),
+        "batches, one thread": (batches, {"prefetch": 0}),
+        "batches, prefetch 4, 2 threads": (batches, {"prefetch": 4, "threads": 2}),
+    }
+    for name, (take, options) in loaders.items():
         for cold in (False, True):
-            ratios, outside = compare(sampler, rounds, grids, cold=cold, **options)
-            print(f"{name:24s} {'cold' if cold else 'warm'}: {spread(ratios)} of the decoder's rate; "
-                  f"{statistics.median(outside):.0f} us an image outside it")  # fmt: skip
+            pairs = compare(sampler, rounds, grids, take, cold=cold, **options)
+            clock, processor = ([theirs[at] / ours[at] for ours, theirs in pairs] for at in (0, 1))
+            outside = statistics.median(ours[1] - theirs[1] for ours, theirs in pairs) / grids / 9 * 1e6
+            print(f"{name:30s} {'cold' if cold else 'warm'}: {spread(clock)} of the decoder's rate, by processor time "
+                  f"{spread(processor)}; {outside:.0f} us of it an image outside the decoder")  # fmt: skip
 
 
 def compare(
-    sampler: PathSampler, rounds: int, grids: int, *, cold: bool, **options: Any
-) -> tuple[list[float], list[float]]:
-    """Ratios of rates and microseconds an image outside the decoder, of each pair of rounds."""
-    ratios, outside = [], []
+    sampler: PathSampler, rounds: int, grids: int, take: Callable[[GridTasks], None], *, cold: bool, **options: Any
+) -> list[tuple[Seconds, Seconds]]:
+    """What the loader and the decoder took, in pairs of rounds."""
+    pairs = []
     for number in range(-1, rounds):  # the first pair warms up
         start = (number + 1) * grids
         stored = [
@@ -109,13 +123,11 @@ def compare(
         if cold:
             forget(sampler.graph)
         dataset = GridTasks(sampler, resolution=SIDE, start=start, stop=start + grids, rank=0, world=1, **options)
-        theirs = seconds(lambda stored=stored: decode(stored)) if number % 2 else 0.0
-        ours = seconds(lambda dataset=dataset: load(dataset))
-        theirs = theirs or seconds(lambda stored=stored: decode(stored))
+        runs = {"theirs": lambda stored=stored: decode(stored), "ours": lambda dataset=dataset: take(dataset)}
+        took = {name: seconds(runs[name]) for name in sorted(runs, reverse=bool(number % 2))}
         if number >= 0:
-            ratios.append(theirs / ours)
-            outside.append((ours - theirs) / len(stored) * 1e6)
-    return ratios, outside
+            pairs.append((took["ours"], took["theirs"]))
+    return pairs
 
 
 def grid_sampler(graph: Graph) -> PathSampler:
@@ -128,7 +140,12 @@ def grid_sampler(graph: Graph) -> PathSampler:
     return PathSampler(graph, paths, config=SamplerConfig(rows=(0, 0, 1)))
 
 
-def load(dataset: GridTasks) -> None:
+def cells(dataset: GridTasks) -> None:
+    for sample in dataset:
+        assert [cell.shape for row in sample.cells() for cell in row] == [(SIDE, SIDE, 3)] * 9
+
+
+def batches(dataset: GridTasks) -> None:
     for sample in dataset:
         batch = collate([sample])
         assert tuple(batch.pixels.shape) == (1, 3, 3 * SIDE, 3 * SIDE)
@@ -162,7 +179,7 @@ def against_readers(graph: Graph, folder: Path, rows: int, rounds: int) -> None:
     for number in range(rounds + 1):
         order = np.random.default_rng(number).permutation(rows)[:48].tolist()
         for name, reader in readers.items():
-            took = seconds(lambda reader=reader, order=order: reader(order))
+            took = seconds(lambda reader=reader, order=order: reader(order)).clock
             if number:
                 rates[name].append(len(order) * USED / took)
     print(f"(b) {rows} rows of {len(KINDS)} pictures, {USED} used, {rounds} rounds of 48 rows, one process")
@@ -235,10 +252,10 @@ def write_tar(graph: Graph, folder: Path, rows: int) -> Path:
     return folder / "wide.tar"
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def seconds(run: Callable[[], Any]) -> Seconds:
+    clock, processor = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return Seconds(time.perf_counter() - clock, time.process_time() - processor)
 
 
 def spread(values: Sequence[float]) -> str:
