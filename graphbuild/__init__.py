@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphbuild.annotators import resolve as annotator
     from graphbuild.annotators.base import Annotator, Condition, Derived, Request, Resources, Skip, each, parameter
+    from graphbuild.annotators.check import AnnotatorCheckError, check_annotator
+    from graphbuild.annotators.checkpoint import Checkpoint
     from graphbuild.build.run import run
     from graphbuild.codecs import Node, UnusableImage
     from graphbuild.contracts import CorruptNode, GraphError, MissingNode, RunReport
@@ -32,6 +34,8 @@ _HOME = {
     "GridTask": "graphbuild.grid:GridTask",
     **{name: f"graphbuild.annotators.base:{name}" for name in ("Annotator", "Condition", "Derived", "Request")},
     **{name: f"graphbuild.annotators.base:{name}" for name in ("Resources", "Skip", "each", "parameter")},
+    **{name: f"graphbuild.annotators.check:{name}" for name in ("AnnotatorCheckError", "check_annotator")},
+    "Checkpoint": "graphbuild.annotators.checkpoint:Checkpoint",
     **{name: f"graphbuild.sources.base:{name}" for name in ("Entry", "Source", "SourceItem", "Unusable", "location")},
     **{name: f"graphbuild.contracts:{name}" for name in ("CorruptNode", "GraphError", "MissingNode", "RunReport")},
     **{name: f"graphbuild.codecs:{name}" for name in ("Node", "UnusableImage")},
@@ -44,6 +48,8 @@ __version__ = "0.1.0"
 __all__ = [
     "KINDS",
     "Annotator",
+    "AnnotatorCheckError",
+    "Checkpoint",
     "Condition",
     "CorruptNode",
     "Derived",
@@ -67,6 +73,7 @@ __all__ = [
     "UnusableImage",
     "Walk",
     "annotator",
+    "check_annotator",
     "each",
     "location",
     "parameter",

@@ -6,13 +6,14 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild import drawings
 from graphbuild.contracts import MAX_BYTES, MAX_PIXELS, CorruptNode
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class UnusableImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A value ready to be stored: bytes, their format, size in pixels (None for text) and attributes."""
+    """A value ready to be stored: bytes, their format, size of the picture in pixels (None for what has none) and
+    attributes."""
 
     data: bytes
     format: str
@@ -76,10 +78,10 @@ class Node:
         return node
 
     def array(self) -> Pixels:
-        """The picture, H x W x 3 RGB uint8 (EXIF applied, alpha over white, first frame).
+        """The picture, H x W x 3 RGB uint8 (EXIF applied, alpha over white, first frame); a pose or boxes are drawn.
 
         Raises:
-            ValueError: a text or JSON node has no picture.
+            ValueError: text, and JSON of other kinds, have no picture.
         """
         if "_picture" not in self.__dict__:  # no cached_property: until Python 3.12 it has one lock for all nodes
             self.__dict__["_picture"] = self._decoded()
@@ -97,6 +99,8 @@ class Node:
 
     def _decoded(self) -> Pixels:
         values = self.values()
+        if (draw := CODECS[self.codec].draw) is not None:
+            values = draw(values)
         if not isinstance(values, np.ndarray):
             raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
         if self.codec == "labels":
@@ -108,10 +112,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """`encode(value, attrs) -> Encoded` and its inverse `values(bytes, format)`."""
+    """`encode(value) -> Encoded`, its inverse `values(bytes, format)`, and how values that are not pixels are drawn."""
 
     encode: Callable[[Any], Encoded]
     values: Callable[[bytes, str], Any]
+    draw: Callable[[Any], Pixels] | None = None
 
 
 def _grey_to_rgb(grey: Pixels) -> Pixels:
@@ -300,6 +305,18 @@ def _json(value: Any) -> Encoded:
     return Encoded(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode(), "json")
 
 
+def _drawn(check: Callable[[Any], None]) -> Callable[[Any], Encoded]:
+    def encode(value: Any) -> Encoded:
+        check(value)
+        return replace(_json(value), width=value["width"], height=value["height"])
+
+    return encode
+
+
+def _json_values(data: bytes, form: str) -> Any:
+    return json.loads(data)
+
+
 CODECS: Mapping[str, Codec] = {
     "source": Codec(_source, decode_image),
     "jpeg": Codec(_jpeg("420", 3), _colour_values),
@@ -310,5 +327,7 @@ CODECS: Mapping[str, Codec] = {
     "png8": Codec(_png(1), _gray_values),
     "labels": Codec(_png(1), _gray_values),
     "text": Codec(_text, lambda data, form: data.decode()),
-    "json": Codec(_json, lambda data, form: json.loads(data)),
+    "json": Codec(_json, _json_values),
+    "pose": Codec(_drawn(drawings.check_pose), _json_values, drawings.draw_pose),
+    "boxes": Codec(_drawn(drawings.check_boxes), _json_values, drawings.draw_boxes),
 }

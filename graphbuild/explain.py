@@ -32,7 +32,8 @@ def plan(planned: Plan, where: Path) -> Document:
     """What a run would compute, and why."""
     rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in planned.reasons().items()]
     units = {"todo": len(planned.units), "wanted": planned.wanted}
-    return {"graph": str(where), "units": units, "items": planned.num_items, "plan": rows}
+    notes = list(planned.notes)
+    return {"graph": str(where), "units": units, "items": planned.num_items, "plan": rows, "notes": notes}
 
 
 def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
@@ -43,6 +44,7 @@ def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
         yield f"{where}: nothing to do, all {planned.wanted} units are committed"
         return
     yield plan_table(planned, where)
+    yield from planned.notes
     if planned.vanished:
         yield f"{planned.vanished} known items are no longer listed; their nodes stay"
 

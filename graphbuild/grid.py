@@ -294,7 +294,7 @@ class GridTask:
     @cached_property
     def _labels(self) -> list[list[tuple[str, Colour]]]:
         """Names and colours in the query row, one list a column; only kinds that can have them are read."""
-        named = [kind_of(kind).codec in ("labels", "json") for kind in self._kinds]
+        named = [kind_of(kind).codec in ("labels", "boxes") for kind in self._kinds]
         last = len(self.walk.rows) - 1
         return [labels_of(self.node(last, column)) if can else [] for column, can in enumerate(named)]
 
@@ -328,13 +328,13 @@ class GridTask:
 def labels_of(node: Node) -> list[tuple[str, Colour]]:
     """Names and RGB colours of what a node shows, largest area first for label maps; empty if it names nothing.
 
-    A label map has attrs `labels` (a name for each label, "" for none) and `palette`. A JSON node is a list of objects,
-    or has one under `objects` or `boxes`, with `label` and `colour`: [r, g, b] or "#rrggbb".
+    A label map has attrs `labels` (a name for each label, "" for none) and `palette`; boxes have both themselves.
     """
     if node.codec == "labels":
         return _map_labels(node.values(), node.attrs)
-    if node.codec == "json":
-        return _object_labels(node.values())
+    if node.codec == "boxes":
+        found = [(each["label"], _rgb(each["colour"])) for each in node.values()["boxes"]]
+        return list(dict.fromkeys(found))
     return []
 
 
@@ -357,15 +357,8 @@ def _map_labels(values: NDArray[np.uint8], attrs: Mapping[str, Any]) -> list[tup
     return [(str(names[label]), _rgb(palette[label])) for label in named]
 
 
-def _object_labels(document: Any) -> list[tuple[str, Colour]]:
-    if isinstance(document, Mapping):
-        document = document.get("objects") or document.get("boxes") or []
-    objects = [each for each in document if isinstance(each, Mapping) and each.get("label") and each.get("colour")]
-    return list(dict.fromkeys((str(each["label"]), _rgb(each["colour"])) for each in objects))
-
-
-def _rgb(colour: Any) -> Colour:
-    red, green, blue = bytes.fromhex(colour.removeprefix("#")) if isinstance(colour, str) else colour
+def _rgb(colour: Sequence[int]) -> Colour:
+    red, green, blue = colour
     return int(red), int(green), int(blue)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,22 +49,42 @@ def load_pipeline(name_or_file: str | os.PathLike[str], **location: Any) -> Pipe
     Raises:
         GraphError: no such pipeline, an unknown key, or a bad value; the message names file, key and what is valid.
     """
-    path = pipeline_file(name_or_file)
+    with _reading(pipeline_file(name_or_file)) as document:
+        use, config = _entry(document.source)
+        return Pipeline(
+            source=resolve_source(use, **{**config, **location}),
+            annotators=_resolved(document),
+            paths=document.paths,
+        )
+
+
+def load_annotators(name_or_file: str | os.PathLike[str]) -> tuple[Annotator, ...]:
+    """The annotators of a pipeline; its source may be anywhere.
+
+    Raises:
+        GraphError: as `load_pipeline`.
+    """
+    with _reading(pipeline_file(name_or_file)) as document:
+        return _resolved(document)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[PipelineDocument]:
+    """The checked document of a file; errors inside name the file."""
     try:
         text = path.read_text()
         refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
-        document = PipelineDocument.model_validate(yaml.load(text, Loader=_LOADER))
-        source = _entry(document.source)
-        annotators = tuple(resolve(*_entry(entry)) for entry in document.annotators)
-        return Pipeline(
-            source=resolve_source(source[0], **{**source[1], **location}), annotators=annotators, paths=document.paths
-        )
+        yield PipelineDocument.model_validate(yaml.load(text, Loader=_LOADER))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise GraphError(f"{path}: {where}: {first['msg']}; it may have source, annotators, paths") from error
     except (ValueError, yaml.YAMLError) as error:
         raise GraphError(f"{path}: {error}") from error
+
+
+def _resolved(document: PipelineDocument) -> tuple[Annotator, ...]:
+    return tuple(resolve(*_entry(entry)) for entry in document.annotators)
 
 
 def assemble(

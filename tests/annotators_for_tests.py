@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, Skip, each, parameter
+from graphbuild.annotators.checkpoint import Checkpoint
 from graphbuild.contracts import RunReport
 
 PHOTO_FILES = (
@@ -141,7 +143,7 @@ class Ordered(Annotator):
 class BatchOrdered(Ordered):
     """The same, eight requests at a time."""
 
-    resources: ClassVar[Resources] = Resources(batch_size=8)
+    resources: Resources = Resources(batch_size=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +232,92 @@ class SomeFail(Annotator):
         if any(request.item.item_ix * 37 % 100 < self.percent for request in batch):
             raise RuntimeError("no luck")
         return [Derived({"canny": _edges(request)}) for request in batch]
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hungry(Annotator):
+    """Runs out of memory for more than `fits` requests at once; logs how many it was given."""
+
+    makes: ClassVar[tuple[str, ...]] = ("canny",)
+    tag: str
+    fits: int = 2
+    resources: Resources = Resources(batch_size=8)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        _log(self.tag, str(len(batch)))
+        if len(batch) > self.fits:
+            raise OutOfMemoryError("CUDA out of memory")
+        return [Derived({"canny": _edges(request)}) for request in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second(Annotator):
+    """Another annotator of the picture."""
+
+    makes: ClassVar[tuple[str, ...]] = ("lines",)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"lines": _edges(request)}) for request in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Third(Annotator):
+    """And another one."""
+
+    makes: ClassVar[tuple[str, ...]] = ("hed",)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"hed": _edges(request)}) for request in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Annotator):
+    """Some requests of a batch fail, and say so in their place."""
+
+    makes: ClassVar[tuple[str, ...]] = ("canny",)
+    tag: str
+    resources: Resources = Resources(batch_size=8)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip | Exception]:
+        _log(self.tag, str(len(batch)))
+        failed = RuntimeError("no answer")
+        return [failed if r.item.item_ix % 3 == 0 else Derived({"canny": _edges(r)}) for r in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Annotator):
+    """Thresholds from a checkpoint; logs the process that loaded it."""
+
+    makes: ClassVar[tuple[str, ...]] = ("canny",)
+    model: str = parameter("tests/thresholds", output=False)
+    tag: str = parameter("", output=False)
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        return {"model": Checkpoint(self.model, licence="cc-by-nc-4.0", gigabytes=0.1)}
+
+    def load(self, device: str) -> Any:
+        if self.tag:
+            _log(self.tag, f"{os.getpid()} {device}")
+        return json.loads((self.checkpoints()["model"].folder() / "config.json").read_text())
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"canny": cv2.Canny(r.inputs["image"].array(), model["low"], model["high"])}) for r in batch]
+
+
+def cached_checkpoint(commit: str, low: int, model: str = "tests/thresholds") -> Path:
+    """A commit of a repository in the Hugging Face cache, as `main`; what `models fetch` leaves behind."""
+    folder = Path(os.environ["HF_HOME"], "hub", "models--" + model.replace("/", "--"))
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (snapshot / "config.json").write_text(json.dumps({"low": low, "high": 2 * low}))
+    (snapshot / "model.safetensors").write_bytes(b"not read")
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "degradations": set(),
     "kinds": {"contracts", "phrases"},
     "lineage": {"contracts"},
-    "codecs": {"contracts"},
+    "drawings": {"contracts"},
+    "codecs": {"contracts", "drawings"},
     "instruction": {"kinds"},
     "paths": {"contracts", "kinds"},
     "store": {*BASE, "degradations"},
     "sources": BASE,
-    "annotators": BASE,
+    "annotators": {*BASE, "drawings"},
     "layouts": {"codecs", "kinds"},
     "draws": set(),
     "switches": {"instruction", "kinds", "paths"},
@@ -44,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": {*BASE, "store", "sources", "annotators"},
     "pipeline": {*BASE, "store", "paths", "sources", "annotators", "build"},
     "explain": {"build", "contracts", "grid", "kinds", "paths", "stock", "store", "switches", "walk"},
-    "cli": {"build", "contracts", "explain", "layouts", "pipeline", "store", "taskfiles"},
+    "weights": {"annotators", "contracts", "pipeline"},
+    "cli": {"build", "contracts", "explain", "layouts", "pipeline", "store", "taskfiles", "weights"},
 }
 """Module or subpackage of graphbuild -> what it may import of ours, besides itself and the version."""
 
@@ -57,7 +59,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("graphbuild/build/ray_pool.py",),
     "torch": ("graphbuild/data.py", "graphbuild/annotators/", "graphbuild_train/"),
     "yaml": ("graphbuild/paths/", "graphbuild/pipeline.py", "graphbuild/store/card.py", "graphbuild_train/"),
-    "typer": ("graphbuild/cli.py", "graphbuild_train/cli.py"),
+    "typer": ("graphbuild/cli/", "graphbuild_train/cli.py"),
     "graphbuild_train": ("graphbuild_train/",),
 }
 """Package -> the files, or folders, that may import it."""

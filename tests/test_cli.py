@@ -110,7 +110,7 @@ def test_the_way_through(cli: Command) -> None:
     (Path("photos") / "p09.png").write_bytes(b"")
     for number in (0, 1, 2):
         next(Path("photos").glob(f"p0{number}.*")).with_suffix(".txt").write_text("Words.")
-    result = cli(f"{RUN} --annotators canny,lines,source_caption")
+    result = cli(f"{RUN} --annotators canny,lsd,source_caption")
     assert result.code == 0, result.text
     document = cli("status g --json").json
     assert document["kinds"] == {

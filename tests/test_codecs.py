@@ -312,7 +312,24 @@ def test_text_and_json() -> None:
     assert values == {"b": [1, 2.5], "a": "猫"} == json.loads(first.data)
     assert first.data == CODECS["json"].encode({"a": "猫", "b": [1, 2.5]}).data
     with pytest.raises(ValueError, match="not a picture"):
-        Node(0, "pose", 0, "v0", first.data, "json", "json").array()
+        Node(0, "places", 0, "v0", first.data, "json", "json").array()
+
+
+def test_pose_and_boxes_are_stored_as_numbers_and_shown_as_pictures() -> None:
+    """Guards against a JSON kind that cannot be a cell, and a row that does not say how large its picture is."""
+    boxes = {"width": 40, "height": 30, "boxes": [{"label": "猫", "box": [4, 4, 20.5, 20], "colour": [255, 0, 0]}]}
+    pose = {"width": 40, "height": 30, "people": [{"keypoints": [[20, 15, 0.5], *[None] * 17]}]}
+    for name, document in {"boxes": boxes, "pose": pose}.items():
+        encoded, values = _round_trip(name, document)
+        assert (encoded.format, encoded.width, encoded.height, values) == ("json", 40, 30, document)
+        picture = Node(0, name, 0, "v0", encoded.data, "json", name).array()
+        assert picture.shape == (30, 40, 3) and picture.dtype == np.uint8 and picture.max() == 255
+
+
+@pytest.mark.parametrize("codec", ["pose", "boxes"])
+def test_a_document_that_cannot_be_drawn_is_refused(codec: str) -> None:
+    with pytest.raises(ValueError, match="height: missing"):
+        CODECS[codec].encode({"width": 40, "people": [], "boxes": []})
 
 
 def test_a_picture_cannot_be_written_to() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -76,8 +75,12 @@ def mask_node(values: Any, palette: list[list[int]], labels: list[str | None]) -
     return Node(0, "mask", 0, "v", encoded.data, "png", "labels", {"palette": palette, "labels": labels})
 
 
-def boxes_node(document: Any) -> Node:
-    return Node(0, "boxes", 0, "v", json.dumps(document).encode(), "json", "json")
+def boxes_node(*boxes: tuple[str, list[int]]) -> Node:
+    places = [
+        {"label": label, "colour": colour, "box": [4, 4, 20 + at, 30]} for at, (label, colour) in enumerate(boxes)
+    ]
+    encoded = CODECS["boxes"].encode({"width": 40, "height": 40, "boxes": places})
+    return Node(0, "boxes", 0, "v", encoded.data, "json", "boxes")
 
 
 # ---- switches ----------------------------------------------------------------------------------------------------
@@ -311,26 +314,13 @@ def test_the_query_rows_classes_are_named() -> None:
     assert "(dog in blue)" in task.evaluation.text and "ball" not in task.evaluation.text
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        [{"label": "dog", "colour": [0, 0, 255]}, {"label": "ball", "colour": "#ff0000"}],
-        {
-            "objects": [
-                {"label": "dog", "colour": "0000ff", "box": [0, 0, 1, 1]},
-                {"label": "ball", "colour": [255, 0, 0]},
-            ]
-        },
-        {"boxes": [{"label": "dog", "colour": [0, 0, 255]}] * 2 + [{"label": "ball", "colour": [255, 0, 0]}]},
-    ],
-)
-def test_labels_of_json(document: Any) -> None:
-    assert labels_of(boxes_node(document)) == [("dog", (0, 0, 255)), ("ball", (255, 0, 0))]
-
-
-@pytest.mark.parametrize("document", [{}, [], {"people": [{"keypoints": []}]}, [{"label": "dog"}], [[1, 2]]])
-def test_json_without_labels_says_nothing(document: Any) -> None:
-    assert labels_of(boxes_node(document)) == []
+def test_names_of_boxes_go_into_the_words() -> None:
+    """Two boxes of one name and colour are named once; without boxes nothing is said."""
+    node = boxes_node(("dog", [0, 0, 255]), ("dog", [0, 0, 255]), ("ball", [255, 0, 0]))
+    assert labels_of(node) == [("dog", (0, 0, 255)), ("ball", (255, 0, 0))]
+    task = task_of([[node, flat(1, 1, 1)]], (1,), 16, kinds=("boxes", "image"))  # type: ignore[list-item]
+    assert "(dog in blue, ball in red)" in task.evaluation.task
+    assert labels_of(boxes_node()) == []
 
 
 def test_maps_without_names_say_nothing() -> None:

@@ -16,8 +16,9 @@ CODECS = {
     "png8": "depth",
     "jpeg444": "normal",
     "labels": "semantic segments mask",
-    "json": "pose boxes",
-    "text": "caption edit_text",
+    "pose": "pose",
+    "boxes": "boxes",
+    "text": "caption edit_text background_text",
     "jpeg": "style_content style_semantic edit_global",
     "png": "edit_local",
 }
@@ -48,11 +49,11 @@ def test_recipe_kinds_and_their_parents() -> None:
 
 def test_groups() -> None:
     assert named("image") == ["image", "reference"]
-    assert named("text") == ["caption", "edit_text"]
+    assert named("text") == ["caption", "edit_text", "background_text"]
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 54 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 55 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)
@@ -69,7 +70,7 @@ def test_no_phrase_stands_for_two_kinds_and_none_is_left_over() -> None:
     phrases = [phrase for kind in PICTURES for phrase in kind.phrases]
     assert len(set(phrases)) == len(phrases)
     assert set(PHRASES) == {kind.name for kind in PICTURES}
-    assert KINDS["caption"].phrases == KINDS["edit_text"].phrases == ()
+    assert all(KINDS[name].phrases == () for name in named("text"))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_names_targets_and_content_follow_from_the_cells(name: str) -> None:
 
 def test_every_picture_kind_is_used_by_the_papers_list() -> None:
     used = {kind for path in load("graph200k").paths for kind in path.kinds}
-    texts = {"caption", "edit_text"}
+    texts = {"caption", "edit_text", "background_text"}
     assert set(KINDS) - used - texts == {"foreground_mask"}  # foreground and background are computed from it
 
 

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from graphbuild.annotators import resolve
-from graphbuild.annotators.base import name_of
+from graphbuild.annotators.base import makes_of, name_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
+from graphbuild.annotators.mlsd import Mlsd
 from graphbuild.contracts import GraphError
+from graphbuild.kinds import KINDS
 from graphbuild.paths import load, shipped
 from graphbuild.pipeline import (
     choose_annotators,
     live_annotators,
     live_source,
+    load_annotators,
     load_pipeline,
     pipeline_file,
     pipeline_names,
@@ -25,6 +28,8 @@ from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import Child, Styles, build, complete, write_photos
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
+SHIPPED = {"sample": "sample", "subjects200k": "subjects200k", "conditions": "folder"}
+"""Pipeline -> its source."""
 
 OWN = """
 from collections.abc import Sequence
@@ -65,13 +70,22 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_every_shipped_pipeline_loads() -> None:
+def test_every_shipped_pipeline_loads(photos: Path) -> None:
     """A pipeline that came with the library must not need a fix before its first use."""
-    assert {"sample", "subjects200k"} <= set(pipeline_names()) == {file.stem for file in FOLDER.glob("*.yaml")}
-    for name in pipeline_names():
-        pipeline = load_pipeline(name)
-        assert pipeline.annotators and pipeline.source.name == name and pipeline.paths in shipped()
+    assert set(pipeline_names()) == {file.stem for file in FOLDER.glob("*.yaml")} == set(SHIPPED)
+    for name, source in SHIPPED.items():
+        pipeline = load_pipeline(name, **({"path": str(photos)} if source == "folder" else {}))
+        assert pipeline.annotators and pipeline.source.name == source and pipeline.paths in shipped()
+        assert pipeline.annotators == load_annotators(name), "the same wherever the items are"
         assert pipeline_file(name).read_text().startswith("# "), "says what it is"
+
+
+def test_shipped_pipelines_make_what_they_promise() -> None:
+    """The twelve conditions, and every stored kind: nothing is forgotten when a kind or an annotator is added."""
+    made = {name: {k.name for a in load_annotators(name) for k in makes_of(a).values()} for name in SHIPPED}
+    stored = {name: kind.group for name, kind in KINDS.items() if not kind.is_recipe}
+    assert made["conditions"] == {name for name, group in stored.items() if group == "condition"}
+    assert made["subjects200k"] == set(stored) - {"image", "reference"}
 
 
 def test_the_sample_pipeline_needs_no_weights() -> None:
@@ -157,7 +171,7 @@ def chosen(names: list[str], out: Path) -> list[Any]:
 def test_bare_names_keep_what_the_graph_has(tmp_path: Path, photos: Path) -> None:
     """`--annotators canny` on more photos must not start the whole graph again with the defaults."""
     out = tmp_path / "g"
-    assert chosen(["canny", "lines"], out) == [Canny(), Lsd()]
+    assert chosen(["canny", "lines"], out) == [Canny(), Mlsd()]
     mine = [Canny(low=50.0), Styles(variants=2), Canny(of="style_content", high=150.0)]
     complete(build(photos, out, mine, limit=2))
     assert chosen(["canny"], out) == mine[:1]
@@ -175,8 +189,8 @@ def test_bare_names_prefer_the_annotator_of_the_plain_kind(tmp_path: Path, photo
 
 
 def test_names_that_mean_one_annotator_are_one(tmp_path: Path) -> None:
-    """`lsd,lines` names one annotator twice; running it twice would be refused as two makers of one kind."""
-    assert chosen(["lsd", "lines", "lsd"], tmp_path / "g") == [Lsd()]
+    """`mlsd,lines` names one annotator twice; running it twice would be refused as two makers of one kind."""
+    assert chosen(["mlsd", "lines", "mlsd"], tmp_path / "g") == [Mlsd()]
 
 
 def test_the_source_is_found_again(tmp_path: Path, photos: Path) -> None:

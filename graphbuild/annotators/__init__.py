@@ -4,26 +4,59 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.annotators.base import Annotator
+from graphbuild.annotators.base import Annotator, Resources
 
 BUILTIN: Mapping[str, str] = {
     "canny": "graphbuild.annotators.canny:Canny",
+    "hed": "graphbuild.annotators.hed:Hed",
+    "pidinet": "graphbuild.annotators.pidinet:Pidinet",
+    "mlsd": "graphbuild.annotators.mlsd:Mlsd",
     "lsd": "graphbuild.annotators.lsd:Lsd",
+    "depth_anything": "graphbuild.annotators.depth_anything:DepthAnything",
+    "marigold_normals": "graphbuild.annotators.marigold_normals:MarigoldNormals",
+    "vitpose": "graphbuild.annotators.vitpose:Vitpose",
+    "oneformer": "graphbuild.annotators.oneformer:Oneformer",
+    "sam2": "graphbuild.annotators.sam2:Sam2",
+    "birefnet": "graphbuild.annotators.birefnet:Birefnet",
     "grabcut": "graphbuild.annotators.grabcut:Grabcut",
+    "open_world": "graphbuild.annotators.open_world:OpenWorld",
+    "vlm_caption": "graphbuild.annotators.vlm_caption:VlmCaption",
     "source_caption": "graphbuild.annotators.source_caption:SourceCaption",
+    "vlm_edits": "graphbuild.annotators.vlm_edits:VlmEdits",
+    "vlm_background": "graphbuild.annotators.vlm_edits:VlmBackground",
+    "style_picker": "graphbuild.annotators.style_picker:StylePicker",
+    "instant_style": "graphbuild.annotators.instant_style:InstantStyle",
+    "redux_style": "graphbuild.annotators.redux_style:ReduxStyle",
+    "fill_edit": "graphbuild.annotators.fill_edit:FillEdit",
+    "depth_edit": "graphbuild.annotators.depth_edit:DepthEdit",
 }
 DEFAULT_FOR: Mapping[str, str] = {
     "canny": "canny",
-    "lines": "lsd",
-    "foreground_mask": "grabcut",
-    "caption": "source_caption",
+    "hed": "hed",
+    "lines": "mlsd",
+    "depth": "depth_anything",
+    "normal": "marigold_normals",
+    "pose": "vitpose",
+    "semantic": "oneformer",
+    "segments": "sam2",
+    "foreground_mask": "birefnet",
+    "boxes": "open_world",
+    "mask": "open_world",
+    "caption": "vlm_caption",
+    "edit_text": "vlm_edits",
+    "background_text": "vlm_background",
+    "style_reference": "style_picker",
+    "style_content": "instant_style",
+    "style_semantic": "redux_style",
+    "edit_local": "fill_edit",
+    "edit_global": "depth_edit",
 }
 """Kind -> the annotator that makes it unless a pipeline says otherwise."""
 
@@ -42,12 +75,22 @@ def resolve(use: str, config: Mapping[str, Any] | None = None) -> Annotator:
     valid = [f.name for f in fields(cls)]
     if unknown := sorted(set(config) - set(valid)):
         raise ValueError(f"annotator {use!r} has no parameter {unknown[0]!r}; it has: {', '.join(valid) or 'none'}")
+    if isinstance(given := config.get("resources"), Mapping):
+        config["resources"] = _resources(use, cls.resources, given)
     try:
         checked = TypeAdapter(cls).validate_python(config)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"annotator {use!r}: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
     return checked
+
+
+def _resources(use: str, default: Resources, given: Mapping[str, Any]) -> Resources:
+    """The annotator's own resources with what a pipeline says instead."""
+    valid = [f.name for f in fields(Resources)]
+    if unknown := sorted(set(given) - set(valid)):
+        raise ValueError(f"annotator {use!r}: resources has no {unknown[0]!r}; it has: {', '.join(valid)}")
+    return replace(default, **given)
 
 
 def load_class(use: str) -> type[Annotator]:

@@ -6,8 +6,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from graphbuild.annotators.checkpoint import Checkpoint
 from graphbuild.codecs import Node, Value
 from graphbuild.contracts import Item
 from graphbuild.kinds import Kind, kind_of
@@ -27,11 +29,22 @@ def each(kind: str) -> Each:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What one actor of an annotator asks of the cluster, and how many requests it takes at once."""
+    """What one actor of an annotator asks of the cluster, and how many requests it takes at once.
+
+    Attributes:
+        cpus: CPU cores; annotators that ask for exactly one and no memory share one pool of actors.
+        gpus: share of a GPU. 0 with `memory_gb` given: the share of a GPU that its memory is. Without a GPU in the
+            cluster actors run on the CPU.
+        memory_gb: memory of the model and one micro-batch on its device, in GB (10^9 bytes).
+        batch_size: requests in one call of `annotate`; halved for good by an actor that runs out of GPU memory.
+        recycle: units after which an actor is replaced by a fresh process, against libraries that leak; 0 never.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
+    memory_gb: float = 0.0
     batch_size: int = 1
+    recycle: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +93,49 @@ class Annotator(ABC):
         needs: kinds read; a plain name is its variant 0, `each(kind)` every variant.
         makes: kinds written, by name, or as a `Kind` of your own.
         code_version: bump it when the pixels change.
-        resources: what an actor needs.
         deterministic: equal inputs give equal bytes in one environment.
+        libraries: import names it needs beyond the core install; looked for before work starts.
+
+    Args:
+        resources: what one actor needs. Never part of the version.
     """
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image",)
     makes: ClassVar[tuple[str | Kind, ...]]
     code_version: ClassVar[int] = 1
-    resources: ClassVar[Resources] = Resources()
     deterministic: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ()
+    resources: Resources = Resources()
 
     @abstractmethod
-    def annotate(self, batch: Sequence[Request], model: Any) -> Sequence[Derived | Skip]:
-        """One result per request, in order. An exception fails the rows of the batch, retried one by one."""
+    def annotate(self, batch: Sequence[Request], model: Any) -> Sequence[Derived | Skip | Exception]:
+        """One result per request, in order. An exception in its place fails that row alone; one that is raised has
+        the batch tried again one by one."""
 
     def load(self, device: str) -> Any:
         """The model, loaded once per actor on its worker; annotators without weights return None."""
         return None
 
+    def reads(self) -> tuple[str | Each, ...]:
+        """The needs of this instance: `needs`, unless a parameter adds to them."""
+        return self.needs
+
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        """The weights it loads, by the field that names each; none for annotators without weights."""
+        return {}
+
     def identity(self) -> str | None:
-        """What pins the model: a hub commit or a digest of local files; None without weights."""
-        return None
+        """What pins the model: hub commits, digests of local files, or the version a server declares; None without.
+
+        Raises:
+            MissingWeights: a checkpoint is not on this machine.
+        """
+        return " ".join(checkpoint.identity() for checkpoint in self.checkpoints().values()) or None
+
+    def missing(self) -> list[str]:
+        """What has to be there before work starts and is not: one line each, with the command that gets it."""
+        lines = [checkpoint.missing() for checkpoint in self.checkpoints().values()]
+        return [*missing_libraries(self.libraries), *(line for line in lines if line)]
 
     def codec(self, kind: Kind) -> str:
         """The codec a made kind is stored with; the kind's own unless overridden."""
@@ -113,6 +148,12 @@ class Condition(Annotator):
     """An annotator that describes one picture: `of="edit_local"` makes `edit_local.canny` and so on."""
 
     of: str = parameter("image", added=True)
+
+
+def missing_libraries(names: Sequence[str]) -> list[str]:
+    """One line if any of these cannot be imported; nothing is imported to find out."""
+    absent = [name for name in names if find_spec(name) is None]
+    return [f"Python packages {', '.join(absent)}: pip install 'graphbuild[models]'"] if absent else []
 
 
 def name_of(annotator: Annotator | type[Annotator]) -> str:
@@ -128,7 +169,7 @@ def use_of(annotator: Annotator) -> str:
 
 def needs_of(annotator: Annotator) -> dict[str, str | Each]:
     """Name inside the annotator -> the graph kind it stands for, after `of`."""
-    needs = {need.kind if isinstance(need, Each) else need: need for need in annotator.needs}
+    needs = {need.kind if isinstance(need, Each) else need: need for need in annotator.reads()}
     of = getattr(annotator, "of", "image")
     if of != "image":
         needs["image"] = each(of)
@@ -149,8 +190,11 @@ def variants_of(annotator: Annotator) -> int:
 
 
 def config_of(annotator: Annotator) -> dict[str, Any]:
-    """Every field and its value, JSON-ready."""
-    return {f.name: _plain(getattr(annotator, f.name)) for f in fields(annotator)}
+    """Every parameter and its value, JSON-ready; of `resources` what differs from the class's own."""
+    config = {f.name: _plain(getattr(annotator, f.name)) for f in fields(annotator) if f.name != "resources"}
+    own, default = annotator.resources, type(annotator).resources
+    asked = {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != getattr(default, f.name)}
+    return {**config, "resources": asked} if asked else config
 
 
 def params_of(annotator: Annotator) -> dict[str, Any]:
@@ -158,7 +202,7 @@ def params_of(annotator: Annotator) -> dict[str, Any]:
     return {
         f.name: _plain(getattr(annotator, f.name))
         for f in fields(annotator)
-        if f.name != "variants"
+        if f.name not in ("variants", "resources")
         and f.metadata.get("output", True)
         and not (f.metadata.get("added", False) and getattr(annotator, f.name) == f.default)
     }

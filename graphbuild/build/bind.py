@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR
 from graphbuild.annotators.base import (
@@ -17,7 +19,8 @@ from graphbuild.annotators.base import (
     use_of,
     variants_of,
 )
-from graphbuild.build.unit import Maker
+from graphbuild.annotators.checkpoint import Checkpoint, MissingWeights, loaded_from
+from graphbuild.build.task import Maker
 from graphbuild.contracts import GraphError, LineageDocument, Live
 from graphbuild.kinds import kind_of
 from graphbuild.lineage import version_of
@@ -55,16 +58,19 @@ def bind(
     sources: Sequence[Maker],
     head: Head,
     variants: Callable[[str, Live], int],
+    recorded: Callable[[str], Sequence[str]] = lambda name: (),
 ) -> list[tuple[Maker, Annotator]]:
-    """Order annotators so that parents come first, and fix their versions.
+    """Order annotators so that parents come first, and fix their versions and the commits of their weights.
 
     Args:
         sources: makers whose kinds are there already.
         head: kinds of the graph that the run does not make itself.
         variants: how many variants the graph holds of a kind.
+        recorded: identities that versions of an annotator were made with in this graph, the one to keep last.
 
     Raises:
         GraphError: two make one kind, a needed kind has no maker, or they need each other.
+        MissingWeights: checkpoints that are neither recorded nor on this machine; the message lists them all.
     """
     _refuse_two_makers(annotators)
     made = {kind for annotator in annotators for kind in (k.name for k in makes_of(annotator).values())}
@@ -73,19 +79,53 @@ def bind(
         known |= _made_by(maker)
     bound: list[tuple[Maker, Annotator]] = []
     waiting = list(annotators)
+    pins = _pins(annotators, recorded)
     while waiting:
         ready = [a for a in waiting if all(_kind(need) in known for need in needs_of(a).values())]
         if not ready:
             raise GraphError(_why_stuck(waiting, known, made))
         for annotator in ready:
-            maker = _bind_one(annotator, known)
+            pinned = replace(annotator, **pins[id(annotator)])
+            maker = _bind_one(annotator, pinned, known)
             known |= _made_by(maker)
-            bound.append((maker, annotator))
+            bound.append((maker, pinned))
         waiting = [annotator for annotator in waiting if annotator not in ready]
     return bound
 
 
-def _bind_one(annotator: Annotator, known: dict[str, tuple[Live, int]]) -> Maker:
+def _pins(annotators: Sequence[Annotator], recorded: Callable[[str], Sequence[str]]) -> dict[int, dict[str, Any]]:
+    """For each annotator (by id), the fields that name a checkpoint, at the commit that is to be used.
+
+    A commit that the graph was made with stays: a `main` that moved since is no reason to compute anything again.
+    """
+    pins: dict[int, dict[str, Any]] = {}
+    missing: list[str] = []
+    for annotator in annotators:
+        known = loaded_from(" ".join(recorded(name_of(annotator))))
+        try:
+            pins[id(annotator)] = {field: _pin(c, known) for field, c in annotator.checkpoints().items()}
+        except MissingWeights:
+            missing += [f"{name_of(annotator)}: {line}" for line in annotator.missing()]
+    refuse_missing(missing)
+    return pins
+
+
+def _pin(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
+    if checkpoint.revision is None and checkpoint.repository in known:
+        return known[checkpoint.repository]
+    if checkpoint.model in known.values():
+        return checkpoint.model
+    checkpoint.folder()  # a commit that this graph has not used yet has to be here too
+    return checkpoint.model if checkpoint.local else checkpoint.identity()
+
+
+def refuse_missing(lines: Sequence[str]) -> None:
+    """One error for everything that has to be there before work starts."""
+    if lines:
+        raise MissingWeights("not on this machine:\n  " + "\n  ".join(dict.fromkeys(lines)))
+
+
+def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Live, int]]) -> Maker:
     needs = needs_of(annotator).values()
     parents = {_kind(need): known[_kind(need)][0] for need in needs}
     counts = {known[need.kind][1] for need in needs if isinstance(need, Each)}
@@ -96,7 +136,7 @@ def _bind_one(annotator: Annotator, known: dict[str, tuple[Live, int]]) -> Maker
         annotator=name_of(annotator),
         code_version=annotator.code_version,
         params=params_of(annotator),
-        model=annotator.identity(),
+        model=pinned.identity(),
         codec={kind.name: annotator.codec(kind) for kind in made},
         schema_version=SCHEMA_VERSION,
         parents={kind: live.version for kind, live in sorted(parents.items())},

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphbuild.build.commit import publish_unit
-from graphbuild.build.unit import Maker, UnitReport, previous_rows, scrub, unit_document
+from graphbuild.build.task import Maker, UnitReport
+from graphbuild.build.unit import previous_rows, scrub, unit_document
 from graphbuild.codecs import CODECS, Encoded, Pixels, UnusableImage, check_image
 from graphbuild.contracts import GraphError, Outcome, PartRef, Unit
 from graphbuild.lineage import canonical_json, checksum, item_id_of, seed_of

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from graphbuild.build.job import Job, Progress, Worker
 from graphbuild.build.schedule import Schedule
-from graphbuild.build.unit import UnitReport
+from graphbuild.build.task import UnitReport
 
 
 def run_inline(

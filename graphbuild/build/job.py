@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from graphbuild.annotators.base import Resources
+from graphbuild.annotators.network import device_memory, use_threads
+from graphbuild.build.batches import Loaded
 from graphbuild.build.ingest import ReplanNeeded, SourceTask, run_source_unit
-from graphbuild.build.unit import AnnotatorBroken, Nodes, Task, UnitReport, Work
+from graphbuild.build.readiness import fetch_missing
+from graphbuild.build.task import Task, UnitReport
+from graphbuild.build.unit import AnnotatorBroken, Nodes, Work
 from graphbuild.contracts import GraphError, Shard
 from graphbuild.store.publish import Files, Workspace
 
@@ -22,27 +27,27 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Job:
-    """Units of one shard for one worker; `pool` says whose worker may take it, `cpus` and `gpus` what it needs."""
+    """Units of one shard for one worker; `pool` says whose worker may take it, `resources` what that one needs."""
 
     pool: str
     shard: Shard
     tasks: tuple[Task | SourceTask, ...]
-    cpus: float = 1.0
-    gpus: float = 0.0
+    resources: Resources = Resources()
 
 
 class Worker:
-    """Runs jobs in this process; models are loaded on first use and kept."""
+    """Runs jobs in this process; models are loaded on first use and kept. Without a `device` they go where there is
+    one for them: on the GPU, else the CPU."""
 
-    def __init__(self, url: str, workspace: str, flush_s: float, device: str = "cpu") -> None:
+    def __init__(self, url: str, workspace: str, flush_s: float, device: str | None = None) -> None:
         import cv2
 
-        # One thread per worker: the pool is the parallelism, and results must not depend on thread counts.
+        # One thread for each CPU asked for: the pool is the parallelism, and results depend on thread counts.
         cv2.setNumThreads(1)
         self.files = Files(url)
         self.workspace = Workspace(self.files, workspace)
         self.flush_s, self.device = flush_s, device
-        self._models: dict[str, Any] = {}
+        self._loaded: dict[str, Loaded] = {}
 
     def run(self, job: Job, progress: Progress) -> list[UnitReport]:
         """One report per unit; what goes wrong in one unit does not stop the others."""
@@ -59,10 +64,14 @@ class Worker:
             run.commit()
         return [run.report for run in running]
 
-    def model(self, task: Task) -> Any:
-        if task.maker.version not in self._models:
-            self._models[task.maker.version] = task.annotator.load(self.device)
-        return self._models[task.maker.version]
+    def loaded(self, task: Task) -> Loaded:
+        asked = task.annotator.resources
+        if task.maker.version not in self._loaded:
+            fetch_missing(task.annotator)
+            device = self.device or (device_memory()[0] if asked.memory_gb or asked.gpus else "cpu")
+            self._loaded[task.maker.version] = Loaded(task.annotator.load(device), max(1, asked.batch_size))
+        use_threads(asked.cpus)
+        return self._loaded[task.maker.version]
 
 
 class _Running:
@@ -90,7 +99,7 @@ class _Running:
             return
         before, failed = self.work.tally.done, self.work.tally.failed
         with self._timed(), _recorded(self.report):
-            self.work.advance(items, nodes, lambda: self.worker.model(self.work.task))  # type: ignore[union-attr]
+            self.work.advance(items, nodes, lambda: self.worker.loaded(self.work.task))  # type: ignore[union-attr]
         self.progress(self.work.tally.done - before, self.work.tally.failed - failed)
 
     def commit(self) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
-from graphbuild.build.bind import bind, source_maker
+from graphbuild.build.bind import bind, refuse_missing, source_maker
 from graphbuild.build.ingest import SourceTask
 from graphbuild.build.listing import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
-from graphbuild.build.unit import Maker, Task, Work
+from graphbuild.build.readiness import missing_parts, non_commercial, too_large, without_gpu
+from graphbuild.build.task import Maker, Task
+from graphbuild.build.unit import Work
 from graphbuild.contracts import (
     FINAL_REASONS,
     CommitDocument,
@@ -41,7 +43,8 @@ class PlannedUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one run has to do. `units` are in dependency order; `wanted` counts committed ones as well."""
+    """What one run has to do. `units` are in dependency order; `wanted` counts committed ones as well; `notes` are
+    what people should know before they start it."""
 
     document: GraphDocument
     head: Head
@@ -51,6 +54,7 @@ class Plan:
     num_items: int
     retriable: int
     vanished: int
+    notes: tuple[str, ...] = ()
 
     def reasons(self) -> dict[tuple[str, str], int]:
         """(annotator, why) -> units, in dependency order."""
@@ -74,6 +78,7 @@ def make_plan(
     shard_size: int | None = None,
     accept_changed: bool = False,
     retry: bool = False,
+    here: bool = True,
 ) -> Plan:
     """Compare what is wanted with what is committed. Writes nothing; opens no image unless a file's stamp changed.
 
@@ -81,9 +86,11 @@ def make_plan(
         source: None plans only for the items the graph already has.
         limit: take only the first items of the listing.
         retry: also plan units with failed rows that may succeed now.
+        here: the work is done on this machine, so that its memory counts.
 
     Raises:
         GraphError, ValueError: wrong usage; the message says what to change.
+        MissingWeights: checkpoints, packages or memory that the work needs are not here; the message lists them all.
     """
     entries = list(source.entries()) if source is not None else []
     document = _document(files, source, len(entries), shard_size)
@@ -99,6 +106,9 @@ def make_plan(
     else:
         shards = planner.committed(shards)
     planner.plan_annotators(annotators, shards)
+    tasks = (unit.task for unit in planner.units)
+    at_work = list({task.maker.version: task.annotator for task in tasks if isinstance(task, Task)}.values())
+    refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
     return Plan(
         document=document,
         head=head,
@@ -108,6 +118,7 @@ def make_plan(
         num_items=sum(item.num_items for item in shards),
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
+        notes=(*non_commercial(at_work), *(without_gpu(at_work) if here else ())),
     )
 
 
@@ -191,10 +202,10 @@ class _Planner:
 
     def plan_annotators(self, annotators: Sequence[Annotator], shards: Sequence[ShardItems]) -> None:
         sources = list(self.makers)
-        bound = bind(annotators, sources, self.head, self._variants)
+        bound = bind(annotators, sources, self.head, self._variants, self._recorded)
         while descendants := self._replaced_descendants([maker for maker, _ in bound]):
             annotators = [*annotators, *descendants]
-            bound = bind(annotators, sources, self.head, self._variants)
+            bound = bind(annotators, sources, self.head, self._variants, self._recorded)
         for maker, annotator in bound:
             self.makers.append(maker)
             self._plan_annotator(maker, annotator, shards)
@@ -261,6 +272,13 @@ class _Planner:
                 document = next(iter(commits.values())).document
                 found[live.version] = resolve(document.use, document.config)
         return list(found.values())
+
+    def _recorded(self, name: str) -> list[str]:
+        """Identities of the models that versions of an annotator were made with; those that are live come last."""
+        live = {live.version for live in self.head.values()}
+        versions = sorted((v.removesuffix(".json") for v in self.files.names("lineage")), key=lambda v: (v in live, v))
+        documents = (read_lineage(self.files, version) for version in versions)
+        return [document.model for document in documents if document.annotator == name and document.model]
 
     # ---- what is committed -----------------------------------------------------------------------------------
 

@@ -17,9 +17,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from graphbuild.annotators.base import Resources
+from graphbuild.annotators.network import device_memory
 from graphbuild.build.job import Job, Progress, Worker
 from graphbuild.build.schedule import Schedule
-from graphbuild.build.unit import UnitReport
+from graphbuild.build.task import UnitReport
+from graphbuild.contracts import GraphError
 
 JOBS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
@@ -52,9 +55,19 @@ class _Handle:
 
     actor: Any
     node: Any
+    units_left: float
     jobs: dict[Any, Job] = field(default_factory=dict)
     seen: tuple[int, int] = (0, 0)
     asked: Any = None
+
+    def started(self) -> bool:
+        """Whether the cluster has found room for it."""
+        return bool(ray.wait([self.node], timeout=0)[0])
+
+    @property
+    def worn(self) -> bool:
+        """It has had the units it may have, with those it was given; a fresh process takes its place."""
+        return self.units_left - sum(len(job.tasks) for job in self.jobs.values()) <= 0
 
 
 def run_ray(
@@ -102,6 +115,7 @@ class _Driver:
         remote: Any = ray.remote  # its stubs do not know concurrency groups
         self._actor = remote(concurrency_groups={"watch": 1}, max_restarts=0)(_Actor)
         self._total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self._gpu: float | None = None
 
     def step(self) -> bool:
         """Hand out jobs, wait a little, take results. False when nothing can go on."""
@@ -124,10 +138,13 @@ class _Driver:
         return [handle for pool in self._pools.values() for handle in pool]
 
     def _release_idle(self) -> None:
-        """Actors of a pool with nothing to do go, so that another pool gets their CPUs and GPUs."""
+        """Actors of a pool with nothing to do go when another pool wants their CPUs, GPUs and memory: it has jobs to
+        give out, or an actor that cannot start."""
         waiting = self.schedule.waiting_pools()
+        wanted = len(waiting) > 0 or any(handle.jobs and not handle.started() for handle in self._handles())
         for name, pool in self._pools.items():
-            for handle in [handle for handle in pool if not handle.jobs and not waiting[name] and len(waiting)]:
+            idle = [handle for handle in pool if not handle.jobs]
+            for handle in [handle for handle in idle if handle.worn or (wanted and not waiting[name])]:
                 ray.kill(handle.actor)
                 pool.remove(handle)
 
@@ -135,13 +152,14 @@ class _Driver:
         for name in self.schedule.waiting_pools():
             pool = self._pools.setdefault(name, [])
             while job := self._job_for(name, pool):
-                handle = min(pool, key=lambda handle: len(handle.jobs))
+                handle = min((handle for handle in pool if not handle.worn), key=lambda handle: len(handle.jobs))
                 handle.jobs[handle.actor.run.remote(job)] = job
 
     def _job_for(self, name: str, pool: list[_Handle]) -> Job | None:
         """The next job of a pool if one of its actors, existing or new, has room for it."""
-        free = any(not handle.jobs for handle in pool)
-        room = any(len(handle.jobs) < JOBS_IN_FLIGHT for handle in pool)
+        usable = [handle for handle in pool if not handle.worn]
+        free = any(not handle.jobs for handle in usable)
+        room = any(len(handle.jobs) < JOBS_IN_FLIGHT for handle in usable)
         job = self.schedule.next_job(name)
         if job is None:
             return None
@@ -153,14 +171,40 @@ class _Driver:
         return job
 
     def _limit(self, job: Job) -> int:
-        cpus = self._total.get("CPU", 1.0) / job.cpus if job.cpus else math.inf
-        gpus = self._total.get("GPU", 0.0) / job.gpus if job.gpus else math.inf
-        return max(1, int(min(cpus, gpus, 10_000)))
+        """How many actors of this pool the whole cluster holds."""
+        asked = self._asked(job.resources)
+        limits = [self._total.get(name, 0.0) / amount for name, amount in asked.items() if amount]
+        return max(1, int(min(limits, default=10_000)))
 
     def _start(self, job: Job) -> _Handle:
-        device = "cuda" if job.gpus else "cpu"
-        actor = self._actor.options(num_cpus=job.cpus, num_gpus=job.gpus).remote(*self.worker_args, device)
-        return _Handle(actor, actor.node.options(concurrency_group="watch").remote())
+        asked = self._asked(job.resources)
+        if lacking := [name for name, amount in asked.items() if amount > self._total.get(name, 0.0)]:
+            has = ", ".join(f"{self._total.get(name, 0.0):g} {name}" for name in lacking)
+            raise GraphError(
+                f"{job.tasks[0].maker.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, the "
+                f"cluster has {has}; say less in its resources: in the pipeline, or choose a smaller model"
+            )
+        options = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "memory": asked["memory"]}
+        device = "cuda" if asked["GPU"] else "cpu"
+        actor = self._actor.options(**options).remote(*self.worker_args, device)
+        node = actor.node.options(concurrency_group="watch").remote()
+        return _Handle(actor, node, job.resources.recycle or math.inf)
+
+    def _asked(self, resources: Resources) -> dict[str, float]:
+        """What one actor asks of Ray: memory is a share of a GPU, or main memory where there is no GPU."""
+        if not (resources.gpus or resources.memory_gb):
+            return {"CPU": resources.cpus, "GPU": 0.0, "memory": 0}
+        if not self._total.get("GPU"):
+            return {"CPU": resources.cpus, "GPU": 0.0, "memory": int(resources.memory_gb * 1e9)}
+        share = resources.gpus or resources.memory_gb / self._gpu_gb()
+        # A share above one has to be whole, and Ray counts in steps of a ten-thousandth.
+        return {"CPU": resources.cpus, "GPU": math.ceil(share) if share > 1 else round(share, 4), "memory": 0}
+
+    def _gpu_gb(self) -> float:
+        if self._gpu is None:
+            remote: Any = ray.remote
+            self._gpu = float(ray.get(remote(num_gpus=0.0001, num_cpus=0)(device_memory).remote())[1])
+        return self._gpu
 
     def _take(self, ref: Any) -> None:
         handle = next(handle for handle in self._handles() if ref in handle.jobs)
@@ -174,6 +218,7 @@ class _Driver:
             self.schedule.abort(f"{job.tasks[0].unit}: {error}")
             return
         job = handle.jobs.pop(ref)
+        handle.units_left -= len(job.tasks)
         self.schedule.finish(job, reports)
         self.finished(job, reports)
 

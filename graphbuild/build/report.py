@@ -14,7 +14,7 @@ from rich.table import Table
 
 from graphbuild.build.job import Job
 from graphbuild.build.plan import Plan
-from graphbuild.build.unit import UnitReport
+from graphbuild.build.task import UnitReport
 from graphbuild.contracts import AnnotatorReport, RunReport, Status, StatusDocument
 from graphbuild.lineage import canonical_json
 from graphbuild.store.publish import Files

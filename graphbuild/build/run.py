@@ -24,7 +24,7 @@ from graphbuild.build.report import Progress, by_annotator, write_event
 from graphbuild.build.schedule import Schedule
 from graphbuild.build.spool import remove_finished
 from graphbuild.build.status import status_of
-from graphbuild.build.unit import UnitReport
+from graphbuild.build.task import UnitReport
 from graphbuild.contracts import GraphError, RunReport
 from graphbuild.lineage import canonical_json
 from graphbuild.sources.base import Source
@@ -75,10 +75,13 @@ def run(
     files = Files(out)
     chosen = [resolve(a) if isinstance(a, str) else a for a in annotators]
     options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed}
+    options["here"] = address is None and "RAY_ADDRESS" not in os.environ
     first = make_plan(files, source, chosen, retry=retry, **options)
     run = _Run(files, executor, address, flush_s, console or Console(stderr=True))
     with run.workspace_open():
         run.prepare(first)
+        for note in first.notes:
+            run.console.print(note, highlight=False, markup=False)
         plan = first
         for _ in range(REPLANS):
             if not plan.units or not run.execute(plan).replan:

@@ -6,15 +6,21 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 
+from graphbuild.annotators.base import Resources
 from graphbuild.build.ingest import SourceTask
 from graphbuild.build.job import Job
 from graphbuild.build.plan import Plan
-from graphbuild.build.unit import BROKEN_ROWS, Task, UnitReport
+from graphbuild.build.task import Task, UnitReport
+from graphbuild.build.unit import BROKEN_ROWS
 
 UNIT_TRIES = 3
 MAX_DEATHS = 20
 
+SHARED = "cpu"
+
 UnitKey = tuple[str, str, int]
+
+_ONE = Resources()
 
 
 class Schedule:
@@ -148,20 +154,15 @@ def make_jobs(plan: Plan) -> list[Job]:
 
 
 def _job(pool: str, tasks: list[Task | SourceTask]) -> Job:
-    needs = [task.annotator.resources for task in tasks if isinstance(task, Task)]
-    return Job(
-        pool=pool,
-        shard=tasks[0].unit.shard,
-        tasks=tuple(tasks),
-        cpus=max((need.cpus for need in needs), default=1.0),
-        gpus=max((need.gpus for need in needs), default=0.0),
-    )
+    own = [task.annotator.resources for task in tasks if isinstance(task, Task)]
+    return Job(pool=pool, shard=tasks[0].unit.shard, tasks=tuple(tasks), resources=own[0] if pool != SHARED else _ONE)
 
 
 def _pool(task: Task | SourceTask) -> str:
-    """Annotators without a GPU share one pool; each other has workers of its own, which keep its model."""
-    if isinstance(task, SourceTask) or task.annotator.resources.gpus == 0:
-        return "cpu"
+    """Annotators that ask for one CPU and nothing else share one pool; each other has workers of its own, which keep
+    its model."""
+    if isinstance(task, SourceTask) or replace(task.annotator.resources, batch_size=1) == _ONE:
+        return SHARED
     return f"{task.maker.name}@{task.maker.version}"
 
 

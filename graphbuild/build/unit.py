@@ -6,24 +6,22 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from graphbuild.annotators.base import Annotator, Derived, Each, Request, Skip, makes_of, needs_of
+from graphbuild.annotators.base import Derived, Each, Request, Skip, makes_of, needs_of
+from graphbuild.build.batches import Loaded, annotate, out_of_memory
 from graphbuild.build.commit import publish_unit
 from graphbuild.build.spool import CONDEMN_AFTER, Key, Spool
+from graphbuild.build.task import Maker, Task, UnitReport
 from graphbuild.codecs import CODECS, Node, UnusableImage
 from graphbuild.contracts import (
     CommitDocument,
     CommitRef,
     GraphError,
     Item,
-    LineageDocument,
-    Live,
     Outcome,
     Parent,
     PartRef,
-    Status,
     Unit,
 )
 from graphbuild.lineage import canonical_json, checksum, seed_of
@@ -40,61 +38,6 @@ _DEADLY = f"{CONDEMN_AFTER} workers died with only this row in flight"
 
 class AnnotatorBroken(GraphError):
     """More than half of the finished rows failed: the annotator, not the data, is at fault."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Maker:
-    """An annotator or a source made concrete against a graph: its lineage, its variants, who makes what it needs."""
-
-    name: str
-    version: str
-    use: str
-    config: dict[str, Any]
-    lineage: LineageDocument
-    variants: dict[str, int]
-    parents: dict[str, Live] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a worker receives for one unit. `deaths` counts workers that died on it: after the first, rows run alone."""
-
-    annotator: Annotator
-    maker: Maker
-    unit: Unit
-    revision: int
-    retry: bool = False
-    deaths: int = 0
-
-
-@dataclass(kw_only=True)
-class UnitReport:
-    """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; `final` says that
-    trying again would not help, `broken` that the annotator itself is at fault."""
-
-    unit: Unit
-    revision: int
-    status: str = "committed"
-    error: str | None = None
-    final: bool = False
-    broken: bool = False
-    counts: dict[Status, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    computed: int = 0
-    computed_failed: int = 0
-    reused: int = 0
-    seconds: float = 0.0
-    annotate_seconds: float = 0.0
-
-    def settle(self, document: CommitDocument | None, rows: Sequence[Outcome]) -> None:
-        """Take the totals from what was committed, or from `rows` when nothing had to be published."""
-        if document is None:
-            self.status = "unchanged"
-        for row in rows:
-            self.counts[row.status] = self.counts.get(row.status, 0) + 1
-            if row.reason is not None:
-                key = f"{row.status}:{row.reason}"
-                self.reasons[key] = self.reasons.get(key, 0) + 1
 
 
 class Tally:
@@ -190,15 +133,16 @@ class Work:
 
     # ---- annotating ------------------------------------------------------------------------------------------
 
-    def advance(self, items: Sequence[Item], nodes: Nodes, model: Callable[[], Any]) -> None:
+    def advance(self, items: Sequence[Item], nodes: Nodes, load: Callable[[], Loaded]) -> None:
         """Annotate these items, in micro-batches; finished rows go to the spool."""
         requests = [request for item in items for request in self._requests(item, nodes)]
-        size = 1 if self.task.deaths > 0 else max(1, self._annotator.resources.batch_size)
-        for start in range(0, len(requests), size):
-            batch = requests[start : start + size]
+        while requests:
+            loaded = load()
+            size = 1 if self.task.deaths > 0 else loaded.batch_size
+            batch, requests = requests[:size], requests[size:]
             if self.task.deaths > 0:
                 self.spool.alone((batch[0].item.item_ix, next(iter(self._makes.values())).name, batch[0].variant))
-            self._finish(self._annotate(batch, model()))
+            self._finish(self._annotate(batch, loaded))
             self.spool.add([], self.flush_s)
 
     def _requests(self, item: Item, nodes: Nodes) -> Iterator[Request]:
@@ -222,20 +166,10 @@ class Work:
             inputs[name] = nodes[key]
         return inputs
 
-    def _annotate(self, batch: Sequence[Request], model: Any) -> list[Outcome]:
+    def _annotate(self, batch: Sequence[Request], loaded: Loaded) -> list[Outcome]:
         started = time.perf_counter()
-        try:
-            results = self._annotator.annotate(batch, model)
-            if len(results) != len(batch):
-                raise ValueError(f"annotate returned {len(results)} results for {len(batch)} requests")
-        except (GraphError, MemoryError):
-            raise
-        except Exception as error:
-            if len(batch) > 1:
-                return [row for request in batch for row in self._annotate([request], model)]
-            return self._settle(batch[0], error)
-        finally:
-            self.report.annotate_seconds += time.perf_counter() - started
+        results = annotate(self._annotator, batch, loaded)
+        self.report.annotate_seconds += time.perf_counter() - started
         return [row for pair in zip(batch, results, strict=True) for row in self._settle(*pair)]
 
     def _settle(self, request: Request, result: Derived | Skip | Exception) -> list[Outcome]:
@@ -245,7 +179,8 @@ class Work:
         if isinstance(result, UnusableImage):
             return [self._failed(key, result.reason, scrub(str(result))) for key in todo.values()]
         if isinstance(result, Exception):
-            return [self._failed(key, "error", scrub(f"{type(result).__name__}: {result}")) for key in todo.values()]
+            reason = "out_of_memory" if out_of_memory(result) else "error"
+            return [self._failed(key, reason, scrub(f"{type(result).__name__}: {result}")) for key in todo.values()]
         if isinstance(result, Skip):
             return [self._row(key, status="skipped", reason=result.reason) for key in todo.values()]
         if not isinstance(result, Derived):

@@ -34,7 +34,7 @@ from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.build.bind import bind, source_maker
 from graphbuild.build.plan import make_plan
-from graphbuild.build.unit import Maker
+from graphbuild.build.task import Maker
 from graphbuild.contracts import (
     CommitDocument,
     CommitRef,

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from graphbuild.build.bind import source_maker
 from graphbuild.build.commit import publish_unit
-from graphbuild.build.unit import Maker
+from graphbuild.build.task import Maker
 from graphbuild.contracts import CommitDocument, GraphDocument, Live, Outcome, Shard, SourceDocument, Unit
 from graphbuild.lineage import checksum
 from graphbuild.sources.base import Entry, Source, SourceItem

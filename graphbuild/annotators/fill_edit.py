@@ -1,0 +1,120 @@
+"""Another main object in the same picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, Skip, each, parameter
+from graphbuild.annotators.checkpoint import Checkpoint
+from graphbuild.annotators.diffusion import (
+    FLUX_LICENCE,
+    LIBRARIES,
+    drawing_size,
+    drawn_at,
+    image_at,
+    load_pipeline,
+    noise_of,
+    pipeline_checkpoint,
+)
+from graphbuild.annotators.network import Dtype
+from graphbuild.annotators.sizes import Size
+from graphbuild.codecs import Pixels
+
+MODEL = "black-forest-labs/FLUX.1-Fill-dev"
+
+_NETWORKS = {"transformer": 23.8, "text_encoder": 0.2, "text_encoder_2": 9.5, "vae": 0.2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillEdit(Annotator):
+    """The picture with its main object replaced by what each edit text says, filled in by FLUX.1 Fill (Black Forest
+    Labs, 2024; the base of VisualCloze, Z. Li et al., arXiv 2504.07960).
+
+    The foreground mask, grown by `grow`, is filled at about `resolution` x `resolution` pixels in the picture's aspect;
+    what was filled in comes back bicubically (by area where it shrinks) and is laid over the picture, faded in over the
+    width it was grown by. Every pixel outside the grown mask is the picture's own, to the bit. Attrs: `share`, the
+    grown mask's share of the picture (0..1).
+
+    Args:
+        model: a hub repository (`org/name` or `org/name@commit`) or a local folder with a `FluxFillPipeline`.
+        grow: pixels, at the size that is filled in, by which the mask grows, so that no rim of the old object stays.
+        steps: of denoising.
+        guidance: how closely the text is followed, as an input of the network.
+        resolution: square root of the area in pixels at which the network works.
+        dtype: precision of weights and activations.
+
+    Skips with `no_foreground` where the mask is empty, and with `all_foreground` where nothing is left outside of it.
+    """
+
+    needs: ClassVar[tuple[str | Each, ...]] = ("image", "foreground_mask", each("edit_text"))
+    makes: ClassVar[tuple[str, ...]] = ("edit_local",)
+    libraries: ClassVar[tuple[str, ...]] = LIBRARIES
+    model: str = parameter(MODEL, output=False)
+    grow: int = 8
+    steps: int = 50
+    guidance: float = 30.0
+    resolution: int = 1024
+    dtype: Dtype = "bfloat16"
+    resources: Resources = Resources(memory_gb=38)
+
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        return {"model": pipeline_checkpoint(self.model, MODEL, _NETWORKS, FLUX_LICENCE)}
+
+    def load(self, device: str) -> Any:
+        """diffusers' `FluxFillPipeline` on its device."""
+        from diffusers import FluxFillPipeline
+
+        return load_pipeline(FluxFillPipeline, self.checkpoints()["model"].folder(), self.dtype).to(device)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:
+        return [self._edited(request, model) for request in batch]
+
+    def _edited(self, request: Request, pipeline: Any) -> Derived | Skip:
+        picture, mask = request.inputs["image"].array(), request.inputs["foreground_mask"].values() > 0
+        if not mask.any():
+            return Skip("no_foreground")
+        size = drawing_size(picture, self.resolution)
+        width = self.grow * max(picture.shape[:2]) / max(size)
+        weight = fading(mask, width)
+        if weight.all():
+            return Skip("all_foreground")
+        filled = self._filled(request, weight > 0, size, pipeline)
+        return Derived({"edit_local": laid_over(picture, filled, weight)}, attrs={"share": float((weight > 0).mean())})
+
+    def _filled(self, request: Request, mask: NDArray[np.bool_], size: Size, pipeline: Any) -> Pixels:
+        picture = request.inputs["image"].array()
+        # Wherever a pixel is to be replaced the network has to fill in.
+        hole = (np.asarray(image_at(np.uint8(255) * mask, size)) > 0).astype(np.uint8) * 255
+        made = pipeline(
+            prompt=request.inputs["edit_text"].text,
+            image=image_at(picture, size),
+            mask_image=image_at(hole, size),
+            height=size[0],
+            width=size[1],
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            generator=noise_of(request.seed),
+        )
+        return drawn_at(made.images[0], picture.shape[:2])
+
+
+def fading(mask: NDArray[np.bool_], width: float) -> NDArray[np.float32]:
+    """How much of a mask's filling shows: 1 on the mask (H x W), falling to 0 over `width` pixels around it."""
+    import cv2
+
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.clip(1 - distance / (width + 1), 0, 1, dtype=np.float32)  # type: ignore[no-any-return]
+
+
+def laid_over(picture: Pixels, filled: Pixels, weight: NDArray[np.float32]) -> Pixels:
+    """A filling over a picture (both H x W x 3 uint8); where its weight (H x W, 0..1) is 0 the picture stays as it is,
+    to the bit."""
+    made, shows = picture.copy(), weight > 0
+    part = weight[shows][:, None]
+    made[shows] = np.rint(picture[shows] * (1 - part) + filled[shows] * part).astype(np.uint8)
+    return made

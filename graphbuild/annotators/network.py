@@ -1,0 +1,49 @@
+"""Networks made ready for inference: frozen, on their device, in their precision."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Precision of weights and activations. It changes pixels, so it is part of an annotator's version."""
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """torch's own object for a precision."""
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def frozen(network: Any, device: str, dtype: Dtype, *, compiled: bool = False) -> Any:
+    """A torch module in evaluation mode on `device`, without gradients; `compiled` by torch on its first call."""
+    import torch
+
+    network = network.eval().requires_grad_(False).to(device=device, dtype=torch_dtype(dtype))
+    return torch.compile(network) if compiled else network
+
+
+def use_threads(cpus: float) -> None:
+    """Let torch, if it is loaded, compute with as many threads as CPUs were asked for: sums come out in the same order
+    in every worker that was asked for the same."""
+    count = max(1, int(cpus))
+    if "torch" in sys.modules and sys.modules["torch"].get_num_threads() != count:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def device_memory() -> tuple[str, float]:
+    """The device that networks run on here, `cuda` or `cpu`, and its memory in GB (10^9 bytes): the GPU's, else main
+    memory."""
+    if find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda", torch.cuda.get_device_properties(0).total_memory / 1e9
+    return "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -1,0 +1,234 @@
+"""Questions to a vision-language model, in this process or behind a server, and annotators that ask them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from graphbuild.annotators.base import Annotator, Resources, Skip, parameter
+from graphbuild.annotators.checkpoint import Checkpoint, MissingWeights
+from graphbuild.annotators.network import Dtype
+from graphbuild.annotators.vlm_local import load_vlm
+from graphbuild.annotators.vlm_server import VlmServer
+from graphbuild.codecs import Pixels
+
+MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+_PATCH = 28
+_LEAST_SIDE = 56
+_AGAIN = "That is not the JSON that was asked for ({why}). Answer once more, with the JSON and nothing else."
+_REFUSAL = re.compile(
+    r"\W*(i['\u2019]?m (very )?sorry|i am (very )?sorry|sorry[,.]|i can(not|['\u2019]t)\b|as an ai\b"
+    r"|i['\u2019]?m (unable|not able)\b|i am (unable|not able)\b)",
+    re.IGNORECASE,
+)
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A picture and a conversation about it.
+
+    Attributes:
+        picture: H x W x 3 RGB uint8, shown before the first words; see `fitted`.
+        turns: what was said so far, the user first and last, the model in between.
+        seed: the only source of randomness in the answer, where it is drawn at all.
+    """
+
+    picture: Pixels
+    turns: tuple[str, ...]
+    seed: int = 0
+
+    def after(self, answer: str, objection: str) -> Question:
+        """The same conversation, gone on with an answer and what is wrong with it."""
+        return replace(self, turns=(*self.turns, answer, objection))
+
+
+Reply = str | Skip | Exception
+"""What came of one question: words, `Skip("refused")`, or what went wrong with this question alone."""
+
+
+class Vlm(Protocol):
+    """Something that answers questions: `LocalVlm` or `VlmServer`."""
+
+    def ask(self, questions: Sequence[Question], *, max_new_tokens: int, temperature: float) -> list[Reply]:
+        """One reply per question, in order.
+
+        Args:
+            max_new_tokens: after which an answer is cut off.
+            temperature: 0 for the likeliest words, else words are drawn from softmax(scores / temperature).
+        """
+
+
+class UnreadableAnswer(ValueError):
+    """An answer that is not the JSON that was asked for, `said` as it was given."""
+
+    def __init__(self, why: str, said: str) -> None:
+        super().__init__(f"{why}: {said[:80]!r}")
+        self.why, self.said = why, said
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmAnnotator(Annotator):
+    """An annotator that asks a vision-language model.
+
+    The model runs in the worker, or behind any server with the OpenAI interface: vLLM, SGLang, llama.cpp,
+    `transformers serve`, a provider. Pictures are resampled to multiples of 28 pixels, at most `max_side`, and go to a
+    server as JPEG. A question that fails costs its own row alone.
+
+    Args:
+        model: a hub repository (`org/name` or `org/name@commit`) or a local folder of the Qwen-VL family; with
+            `server`, the name it knows the model by.
+        server: its address, such as `http://localhost:8000/v1`; None to load the model here.
+        server_version: your word for what the server runs: a commit or a date, part of the version. Change it when the
+            server's weights change. Not needed if the server says so itself in its list of models.
+        api_key_env: environment variable that holds the server's key, here and on every worker.
+        in_flight: requests to the server at once, for each worker.
+        timeout_s: seconds to wait for an answer of the server.
+        tries: of one request, with growing pauses, while the server is busy, broken or silent.
+        max_side: of a picture as the model gets it, pixels; 980 is within the 1280 patches of common servers.
+        max_new_tokens: longest answer.
+        temperature: 0 for the likeliest answer; above, answers are drawn, each by its request's seed.
+        dtype: precision of weights and activations of a model that is loaded here.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
+    deterministic: ClassVar[bool] = False
+    beside_server: ClassVar[Resources] = Resources(cpus=0.25)
+    """What an actor needs when the model is elsewhere."""
+
+    model: str = parameter(MODEL, output=False)
+    server: str | None = parameter(None, output=False)
+    server_version: str | None = parameter(None, output=False)
+    api_key_env: str | None = parameter(None, output=False)
+    in_flight: int = parameter(16, output=False)
+    timeout_s: float = parameter(120.0, output=False)
+    tries: int = parameter(5, output=False)
+    max_side: int = 980
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    dtype: Dtype = "bfloat16"
+    resources: Resources = Resources(memory_gb=24, batch_size=8)
+
+    def __post_init__(self) -> None:
+        if self.server is None:
+            return
+        address = urlsplit(self.server)
+        if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
+            # Not shown: what it holds may be a key, and it would be stored with the graph.
+            raise ValueError("server: allowed: http(s)://host[:port][/path] without a name or key; api_key_env has it")
+        least = replace(self.beside_server, batch_size=4 * self.in_flight)
+        default = type(self).resources
+        object.__setattr__(self, "resources", _instead(self.resources, default, least))
+
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        if self.server is not None:
+            return {}
+        known = self.model.partition("@")[0] == MODEL
+        return {
+            "model": Checkpoint(self.model, licence="apache-2.0", gigabytes=16.6) if known else Checkpoint(self.model)
+        }
+
+    def identity(self) -> str | None:
+        """`model@server:version` of a server, and what pins the weights that are loaded here.
+
+        Raises:
+            MissingWeights: weights are not on this machine, or the server does not say what it runs.
+        """
+        if self.server is None:
+            return super().identity()
+        declared = self.server_version or self.connected().version()
+        if declared is None:
+            raise MissingWeights("; ".join(self.missing()))
+        return " ".join(filter(None, (f"{self.model}@server:{'_'.join(declared.split())}", super().identity())))
+
+    def missing(self) -> list[str]:
+        here = super().missing() if self.checkpoints() else []
+        return here if self.server is None else [*here, *self.connected().missing(self.server_version is not None)]
+
+    def load(self, device: str) -> Any:
+        """The model here, or the server."""
+        if self.server is not None:
+            return self.connected()
+        return load_vlm(self.checkpoints()["model"].folder(), device, self.dtype, self.max_side)
+
+    def connected(self) -> VlmServer:
+        """The server, which has not been asked anything yet."""
+        assert self.server is not None
+        return VlmServer(
+            address=self.server,
+            model=self.model,
+            key_from=self.api_key_env,
+            in_flight=self.in_flight,
+            timeout_s=self.timeout_s,
+            tries=self.tries,
+        )
+
+    def ask(self, model: Vlm, questions: Sequence[Question]) -> list[Reply]:
+        """One reply per question; words that only say no are `Skip("refused")`."""
+        replies = model.ask(questions, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+        return [Skip("refused") if isinstance(reply, str) and _REFUSAL.match(reply) else reply for reply in replies]
+
+    def ask_json(
+        self, model: Vlm, questions: Sequence[Question], read: Callable[[Any], Read]
+    ) -> list[Read | Skip | Exception]:
+        """One answer per question, as `read` makes it from the JSON in it; an unreadable one is asked for once more.
+
+        Args:
+            read: raises ValueError where the JSON is not what was asked for.
+        """
+        answers = [_read(reply, read) for reply in self.ask(model, questions)]
+        unread = {at: answer for at, answer in enumerate(answers) if isinstance(answer, UnreadableAnswer)}
+        again = [questions[at].after(wrong.said, _AGAIN.replace("{why}", wrong.why)) for at, wrong in unread.items()]
+        for at, reply in zip(unread, self.ask(model, again), strict=True):
+            answers[at] = _read(reply, read)
+        return answers
+
+
+def fitted(picture: Pixels, max_side: int) -> Pixels:
+    """A picture as models get it: sides are multiples of 28, from 56 to `max_side`, near its shape (area averages
+    where it shrinks, else bicubic). Models that count in pixels would resample it so themselves, each with another
+    limit, and count in pixels of the result."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    most = max(_LEAST_SIDE, max_side // _PATCH * _PATCH)
+    size = [min(most, max(_LEAST_SIDE, round(side * scale / _PATCH) * _PATCH)) for side in (width, height)]
+    shrinks = size[0] * size[1] < width * height
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)  # type: ignore
+
+
+def json_in(answer: str) -> Any:
+    """The first JSON object or list in an answer, whatever stands around it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    start = re.search(r"[\[{]", answer)
+    if start is None:
+        raise ValueError("no JSON in it")
+    try:
+        return json.JSONDecoder().raw_decode(answer, start.start())[0]
+    except json.JSONDecodeError as error:
+        raise ValueError(error.msg) from error
+
+
+def _read(reply: Reply, read: Callable[[Any], Read]) -> Read | Skip | Exception:
+    if not isinstance(reply, str):
+        return reply
+    try:
+        return read(json_in(reply))
+    except ValueError as error:
+        return UnreadableAnswer(str(error), reply)
+
+
+def _instead(given: Resources, default: Resources, other: Resources) -> Resources:
+    """`given`, with `other` wherever it says what the default says."""
+    same = [f.name for f in fields(Resources) if getattr(given, f.name) == getattr(default, f.name)]
+    return replace(given, **{name: getattr(other, name) for name in same})

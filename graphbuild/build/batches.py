@@ -1,0 +1,70 @@
+"""Micro-batches: as many requests at once as an annotator asks for and its device holds."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphbuild.annotators.base import Annotator, Derived, Request, Skip
+from graphbuild.contracts import GraphError
+
+
+@dataclass
+class Loaded:
+    """An annotator's model on one worker, and how many requests that worker hands over at once."""
+
+    model: Any
+    batch_size: int
+
+
+Results = list[Derived | Skip | Exception]
+
+
+def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
+    """One result per request, in order; what went wrong with a request is its result.
+
+    A batch that runs out of GPU memory is halved, and so is every later one on this worker. A batch that fails
+    otherwise is tried again one by one, so that one bad input costs one row.
+
+    Raises:
+        GraphError, MemoryError: of the unit rather than of a row.
+    """
+    results: Results = []
+    while rest := batch[len(results) :]:
+        part = rest[: loaded.batch_size]
+        try:
+            results += _answers(annotator, part, loaded)
+        except (GraphError, MemoryError):
+            raise
+        except Exception as error:
+            if out_of_memory(error) and len(part) > 1:
+                loaded.batch_size = (len(part) + 1) // 2
+                _release()
+            else:
+                results += [error] if len(part) == 1 else _one_by_one(annotator, part, loaded)
+    return results
+
+
+def _answers(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
+    answers = list(annotator.annotate(batch, loaded.model))
+    if len(answers) != len(batch):
+        raise ValueError(f"annotate returned {len(answers)} results for {len(batch)} requests")
+    return answers
+
+
+def _one_by_one(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
+    return [result for request in batch for result in annotate(annotator, [request], loaded)]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """True for the error with which torch says that a GPU is full; torch need not be installed to tell."""
+    return any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
+
+
+def _release() -> None:
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()

@@ -1,0 +1,65 @@
+"""What a worker receives for one unit, and what it reports back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphbuild.annotators.base import Annotator
+from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome, Status, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """An annotator or a source made concrete against a graph: its lineage, its variants, who makes what it needs."""
+
+    name: str
+    version: str
+    use: str
+    config: dict[str, Any]
+    lineage: LineageDocument
+    variants: dict[str, int]
+    parents: dict[str, Live] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a worker receives for one unit. `deaths` counts workers that died on it: after the first, rows run alone."""
+
+    annotator: Annotator
+    maker: Maker
+    unit: Unit
+    revision: int
+    retry: bool = False
+    deaths: int = 0
+
+
+@dataclass(kw_only=True)
+class UnitReport:
+    """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; `final` says that
+    trying again would not help, `broken` that the annotator itself is at fault."""
+
+    unit: Unit
+    revision: int
+    status: str = "committed"
+    error: str | None = None
+    final: bool = False
+    broken: bool = False
+    counts: dict[Status, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    computed: int = 0
+    computed_failed: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    annotate_seconds: float = 0.0
+
+    def settle(self, document: CommitDocument | None, rows: Sequence[Outcome]) -> None:
+        """Take the totals from what was committed, or from `rows` when nothing had to be published."""
+        if document is None:
+            self.status = "unchanged"
+        for row in rows:
+            self.counts[row.status] = self.counts.get(row.status, 0) + 1
+            if row.reason is not None:
+                key = f"{row.status}:{row.reason}"
+                self.reasons[key] = self.reasons.get(key, 0) + 1

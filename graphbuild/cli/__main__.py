@@ -1,0 +1,5 @@
+"""`python -m graphbuild.cli`."""
+
+from graphbuild.cli import main
+
+main()

@@ -1,0 +1,200 @@
+"""Commands that build a graph, say how far it is, and check it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graphbuild.cli.app import app
+from graphbuild.cli.console import (
+    DONE,
+    ERR,
+    OUT,
+    UNDONE,
+    AcceptOption,
+    AddressOption,
+    AnnotatorsOption,
+    ExecutorOption,
+    GraphArgument,
+    JsonOption,
+    LimitOption,
+    OutOption,
+    PathOption,
+    PipelineOption,
+    ShardSizeOption,
+    SourceOption,
+    command_line,
+    refusing,
+    say,
+)
+from graphbuild.contracts import GraphError, RunReport
+
+
+@app.command()
+def run(
+    source: SourceOption = None,
+    path: PathOption = None,
+    pipeline: PipelineOption = None,
+    annotators: AnnotatorsOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    shard_size: ShardSizeOption = None,
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    accept_changed: AcceptOption = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also compute failed rows that may succeed now.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any row failed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a graph, or continue one: only what is missing or outdated is computed.
+
+    Examples:
+
+      graphbuild run --source sample
+
+      graphbuild run --source folder --path photos/ --annotators canny,lsd,grabcut --out photos-graph
+
+      graphbuild run --source subjects200k --limit 1000 --out s200k
+    """
+    from graphbuild.build.run import run as build
+    from graphbuild.pipeline import assemble
+
+    how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
+    with refusing():
+        chosen, makers, where = assemble(source, path, pipeline, annotators, out)
+        if executor not in ("ray", "inline"):
+            raise GraphError(f"--executor {executor}: it is ray or inline")
+        report = build(chosen, makers, where, executor=executor, address=address, console=ERR, **how)  # type: ignore[arg-type]
+    raise typer.Exit(_show_report(report, where, strict=strict, as_json=as_json))
+
+
+@app.command()
+def plan(
+    source: SourceOption = None,
+    path: PathOption = None,
+    pipeline: PipelineOption = None,
+    annotators: AnnotatorsOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    shard_size: ShardSizeOption = None,
+    accept_changed: AcceptOption = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also plan failed rows that may succeed now.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which units a run would compute, and why. Writes nothing.
+
+    Example:
+
+      graphbuild plan --source sample --out sample-graph
+    """
+    from graphbuild import explain
+    from graphbuild.build.plan import make_plan
+    from graphbuild.pipeline import assemble
+    from graphbuild.store.publish import Files
+
+    how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
+    with refusing():
+        chosen, makers, where = assemble(source, path, pipeline, annotators, out)
+        planned = make_plan(Files(where), chosen, makers, **how)
+    say(json.dumps(explain.plan(planned, where)), explain.plan_lines(planned, where), as_json)
+
+
+@app.command()
+def retry(
+    graph: GraphArgument,
+    path: PathOption = None,
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute failed rows again that may succeed now; unchanged rows are kept. Publishes a new revision.
+
+    Example:
+
+      graphbuild retry photos-graph
+    """
+    from graphbuild.build.run import run as build
+    from graphbuild.pipeline import live_annotators, live_source
+
+    with refusing():
+        source = live_source(graph, path)
+        if source is None:
+            ERR.print("the source is not at hand (--path PATH), so only annotators are retried", markup=False)
+        makers = live_annotators(graph)
+        report = build(source, makers, graph, executor=executor, address=address, retry=True, console=ERR)  # type: ignore[arg-type]
+    raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))
+
+
+def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:
+    from graphbuild import explain
+
+    say(report.model_dump_json(), explain.report_lines(report, where), as_json)
+    for error in report.errors:
+        ERR.print(error, markup=False)
+    if report.units_left:
+        ERR.print(f"{len(report.units_left)} units are left undone; continue with: {command_line()}", markup=False)
+        return UNDONE
+    if report.failed:
+        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(str(where))}"
+        ERR.print(f"{report.failed} failed rows{again if report.retriable else ''}", markup=False)
+    return UNDONE if strict and report.failed else DONE
+
+
+@app.command()
+def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
+    """Count nodes by kind and outcome, and say how far the graph is.
+
+    Example:
+
+      graphbuild status photos-graph --json
+    """
+    from graphbuild import explain
+    from graphbuild.build.status import status_of
+    from graphbuild.store.graph import Graph
+
+    with refusing():
+        document = status_of(Graph.open(graph))
+    say(document.model_dump_json(), explain.status_lines(document), as_json)
+
+
+@app.command()
+def verify(
+    graph: GraphArgument,
+    full: Annotated[bool, typer.Option("--full/--quick", help="Read every byte, or only footers and sizes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a graph is what its commits say. Exit code 1 if it is not.
+
+    Example:
+
+      graphbuild verify photos-graph --full
+    """
+    from graphbuild import explain
+    from graphbuild.store.verify import verify as check
+
+    with refusing():
+        verdict = check(graph, "full" if full else "quick")
+    say(json.dumps(vars(verdict)), explain.verdict_lines(verdict, graph, full), as_json)
+    raise typer.Exit(UNDONE if verdict.problems else DONE)
+
+
+@app.command()
+def promote(
+    graph: GraphArgument, version: Annotated[str, typer.Argument(help="v and 12 hex digits, see status.")]
+) -> None:
+    """Make a complete version live for the kinds it makes.
+
+    Example:
+
+      graphbuild promote photos-graph v1a2b3c4d5e6f
+    """
+    from graphbuild.build.promote import promote as make_live
+
+    with refusing():
+        head = make_live(graph, version)
+    kinds = sorted(kind for kind, live in head.items() if live.version == version)
+    OUT.print(f"{version} is live for {', '.join(kinds)}", markup=False)

@@ -1,0 +1,75 @@
+"""What all commands share: where they print, how they end, and the options that several of them have."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from graphbuild.contracts import GraphError, MissingNode
+
+OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+DONE, UNDONE, REFUSED = 0, 1, 2
+
+GraphArgument = Annotated[Path, typer.Argument(help="The graph folder.", metavar="GRAPH")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+SourceOption = Annotated[
+    str | None, typer.Option(help="Where items come from: sample, folder, subjects200k, pkg.mod:Class.")
+]
+PathOption = Annotated[str | None, typer.Option("--path", help="The source's folder or URL.")]
+PipelineOption = Annotated[str | None, typer.Option(help="A pipeline by name or a .yaml file; default: the source's.")]
+AnnotatorsOption = Annotated[
+    str | None, typer.Option(help="Comma-separated annotators or kinds, instead of the pipeline's.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="The graph folder; default ./SOURCE-graph.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Take only the first N items.")]
+ShardSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Items per shard of a new graph (default at most 1024).")
+]
+ExecutorOption = Annotated[str, typer.Option(help="ray, or inline for this process alone.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")]
+AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
+PathsOption = Annotated[str | None, typer.Option(help="A path list by name or .yaml; default: all that can be served.")]
+SeedOption = Annotated[int, typer.Option(help="Another seed draws other tasks.")]
+GroupOption = Annotated[int, typer.Option(min=1, help="So many tasks in a row share path and number of rows.")]
+MaskOption = Annotated[str, typer.Option(help="How holes are drawn: code or paper.")]
+LayoutOption = Annotated[str, typer.Option(help="The layout sentence: pipeline or random.")]
+SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Wrong usage and refused input: one message, exit code 2."""
+    try:
+        yield
+    except (GraphError, MissingNode, ValueError) as error:
+        raise stop(str(error), REFUSED) from error
+    except FileNotFoundError as error:
+        raise stop(f"{error.filename}: no such file or folder", REFUSED) from error
+    except OSError as error:
+        raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
+    except KeyboardInterrupt as error:
+        raise stop(f"stopped; what is committed is kept, continue with: {command_line()}", UNDONE) from error
+
+
+def stop(why: str, code: int) -> typer.Exit:
+    ERR.print(f"graphbuild: {why}", markup=False)
+    return typer.Exit(code)
+
+
+def say(document: str, lines: Iterable[Any], as_json: bool) -> None:
+    """One JSON document, or lines and tables."""
+    for line in [document] if as_json else lines:
+        typer.echo(line) if isinstance(line, str) else OUT.print(line)
+
+
+def command_line() -> str:
+    return shlex.join(["graphbuild", *sys.argv[1:]])

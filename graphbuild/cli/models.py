@@ -1,0 +1,62 @@
+"""Commands about weights: which each annotator loads, and getting them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from graphbuild.cli.app import app
+from graphbuild.cli.console import ERR, OUT, JsonOption, refusing, say
+
+models = typer.Typer()
+app.add_typer(models, name="models")
+
+PipelineOption = Annotated[str | None, typer.Option(help="The annotators of this pipeline: a name or a .yaml file.")]
+
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Annotators, kinds, or repositories (org/name, org/name@commit).")
+]
+
+
+@models.callback(invoke_without_command=True)
+def listing(context: typer.Context, pipeline: PipelineOption = None, as_json: JsonOption = False) -> None:
+    """List annotators with what they make, the weights they load, licence, size, memory, and whether they are here.
+
+    Examples:
+
+      graphbuild models
+
+      graphbuild models --pipeline subjects200k --json
+    """
+    from graphbuild import weights
+
+    if context.invoked_subcommand is not None:
+        return
+    with refusing():
+        rows = weights.listing(pipeline)
+    say(json.dumps(rows), [weights.table(rows)], as_json)
+
+
+@models.command()
+def fetch(
+    names: NamesArgument = None,
+    pipeline: PipelineOption = None,
+) -> None:
+    """Download weights into the Hugging Face cache; what is there already is not downloaded again.
+
+    Examples:
+
+      graphbuild models fetch depth_anything sam2
+
+      graphbuild models fetch --pipeline conditions
+
+      HF_TOKEN=... graphbuild models fetch black-forest-labs/FLUX.1-Fill-dev
+    """
+    from graphbuild import weights
+
+    with refusing():
+        for checkpoint in weights.wanted(names or [], pipeline):
+            ERR.print(f"{checkpoint.model} ({checkpoint.gigabytes:g} GB, {checkpoint.licence})", markup=False)
+            OUT.print(str(weights.fetch(checkpoint)), markup=False)
