@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from graphbuild_train import TrainConfig, config_from
+from graphbuild_train import OptimiserConfig, TrainConfig, config_from
 
 
 def test_defaults_are_the_ones_that_were_designed() -> None:
@@ -17,7 +19,8 @@ def test_defaults_are_the_ones_that_were_designed() -> None:
         64,
         False,
     )
-    assert (config.shift, config.guidance, config.optimiser.learning_rate) == ("dynamic", 1.0, 1e-4)
+    assert (config.shift, config.guidance, config.optimiser.learning_rate) == (None, 1.0, 1e-4)
+    assert config.checkpoint_model == "black-forest-labs/FLUX.1-Fill-dev" and config.sampler.split == "train"
 
 
 def test_a_recipe_overrides_nested_fields() -> None:
@@ -42,3 +45,25 @@ def test_a_wrong_recipe_says_what_is_valid(document: dict[str, object], words: l
     with pytest.raises(ValueError, match=words[0]) as caught:
         config_from(document)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_learning_rate_is_a_function_of_the_steps_done(schedule: Any, rates: list[float]) -> None:
+    """Guards against a first step at rate zero, and a schedule that starts over after a resume."""
+    optimiser = OptimiserConfig(learning_rate=2.0, schedule=schedule, warmup=2)
+    assert [optimiser.rate(done, 6) / 2 for done in range(6)] == pytest.approx(rates, abs=1e-6)
+
+
+def test_a_cache_without_rounds_is_refused() -> None:
+    """Guards against memory filled with pictures that never come again."""
+    with pytest.raises(ValueError, match=r"cache_gb: 1.0; allowed only with walks"):
+        config_from({"cache_gb": 1})
+    with pytest.raises(ValueError, match=r"walks: 100; allowed: a multiple of batch, 64, or 0"):
+        config_from({"walks": 100})

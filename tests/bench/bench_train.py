@@ -1,0 +1,239 @@
+"""What the trainer costs beside the model: our step against a plain loop over diffusers and peft that does the same.
+
+    python tests/bench/bench_train.py            a small FLUX.1-Fill on one CPU thread, float32
+    python tests/bench/bench_train.py --gpu      FLUX.1's size, random bfloat16 weights: seconds, TFLOP/s, memory
+
+Both loops take the same grid tasks through the same loader, turn about; the ratio is of pairs, with a bootstrap
+interval. The aim is an upper bound of 1.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "train")]
+
+import diffusers
+import numpy as np
+import peft
+import torch
+from rich.console import Console
+from torch.nn.functional import pixel_unshuffle
+from torch.utils.data import DataLoader
+
+from graphbuild.data import GridBatch, GridTasks, collate
+from graphbuild_train import tiny
+from graphbuild_train.config import TrainConfig, config_from
+from graphbuild_train.forecast import GIB, forecast, peak_of
+from graphbuild_train.loop import Trainer
+from graphbuild_train.lora import add_lora
+from graphbuild_train.memory import autocast_only, compiled, spare
+from graphbuild_train.objective import mean_logit
+from graphbuild_train.progress import quiet_libraries
+from tests.annotators_for_tests import build, write_photos
+
+PATHS = """
+paths:
+  - {name: canny-to-image, cells: [canny, image]}
+"""
+BATCH, PASS = 4, 2
+
+
+def prepare(folder: Path) -> TrainConfig:
+    """A graph of photographs and a FLUX.1-Fill of 2 + 4 blocks of width 256."""
+    build(write_photos(folder / "photos", range(18)), folder / "graph", ["canny"])
+    (folder / "paths.yaml").write_text(PATHS)
+    library: Any = diffusers
+    pipe = library.VisualClozePipeline.from_pretrained(tiny.save(folder / "tiny"), resolution=384)
+    torch.manual_seed(0)
+    transformer = library.FluxTransformer2DModel(
+        in_channels=384, out_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=32,
+        num_attention_heads=8, joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(8, 12, 12),
+        guidance_embeds=True,
+    )  # fmt: skip
+    pipe.register_modules(transformer=transformer)
+    pipe.save_pretrained(folder / "model")
+    return config_from({
+        "model": str(folder / "model"), "dtype": "float32", "paths": str(folder / "paths.yaml"), "resolution": 64,
+        "sampler": {"split": "train", "validation": 0.0, "rows": [0.0, 1.0]}, "lora": {"rank": 16},
+        "batch": BATCH, "micro_batch": PASS, "watch": {"checkpoint": 0, "validate": 0, "sample": 0},
+    })  # fmt: skip
+
+
+class Plain:
+    """The same training in the fewest lines: FLUX.1-Fill, diffusers, peft, AdamW."""
+
+    def __init__(self, config: TrainConfig, trainer: Trainer) -> None:
+        library: Any = diffusers
+        self.pipe = library.VisualClozePipeline.from_pretrained(config.model)
+        for module in (self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.transformer):
+            module.requires_grad_(False).eval()
+        names = [name.removesuffix(".lora_A.weight") for name in trainer.lora if name.endswith(".lora_A.weight")]
+        adapter = peft.LoraConfig(r=16, lora_alpha=16, target_modules=names)
+        self.pipe.transformer.add_adapter(adapter)
+        self.parameters = [p for p in self.pipe.transformer.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0, fused=True)
+        tasks = GridTasks(trainer.sampler, resolution=config.resolution, batch=PASS, rank=0, world=1)
+        self.loader = iter(DataLoader(tasks, batch_size=PASS, collate_fn=collate))
+
+    def step(self) -> None:
+        for _ in range(BATCH // PASS):
+            self.backward(next(self.loader))
+        torch.nn.utils.clip_grad_norm_(self.parameters, 2.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def backward(self, grid: GridBatch) -> None:
+        with torch.no_grad():
+            pixels, mask = grid.floats(), grid.mask()
+            half = pixels.shape[2] // 2
+            shown = [part.contiguous() for part in torch.split(pixels.masked_fill(mask, -1.0), half, 2)]
+            truth = pixels[:, :, half:].contiguous()
+            first, last, z = (self.encode(part) for part in (*shown, truth))
+            z = torch.cat([first, z], 1)
+            hidden = torch.cat([pack(pixel_unshuffle(part.float(), 8)) for part in torch.split(mask, half, 2)], 1)
+            extra = torch.cat([torch.cat([first, last], 1), hidden], -1)
+            words = self.pipe.text_encoder_2(self.tokens(self.pipe.tokenizer_2, grid))[0]
+            pooled = self.pipe.text_encoder(self.tokens(self.pipe.tokenizer, grid)).pooler_output
+            height, width = half // 16, pixels.shape[3] // 16
+            grids = [torch.cartesian_prod(*map(torch.arange, (1, height, width))) for _ in range(2)]
+            ids = torch.cat([part + torch.tensor([row, 0, 0]) for row, part in enumerate(grids, start=1)]).float()
+        mu = mean_logit("dynamic", torch.tensor([z.shape[1]]))
+        level = torch.sigmoid(torch.randn(len(z)) + mu).float()
+        noise = torch.randn_like(z)
+        x = (1 - level)[:, None, None] * z + level[:, None, None] * noise
+        velocity = self.pipe.transformer(
+            hidden_states=torch.cat([x, extra], -1), timestep=level, guidance=torch.ones(len(z)),
+            pooled_projections=pooled, encoder_hidden_states=words, txt_ids=torch.zeros(words.shape[1], 3),
+            img_ids=ids, return_dict=False,
+        )[0]  # fmt: skip
+        ((velocity - noise + z).square().mean() * len(z) / BATCH).backward()
+
+    def tokens(self, tokenizer: Any, grid: GridBatch) -> Any:
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return tokenizer(grid.prompts, max_length=tokenizer.model_max_length, **options).input_ids
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        vae = self.pipe.vae
+        return pack((vae.encode(pixels).latent_dist.sample() - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def pairs(config: TrainConfig, folder: Path, count: int) -> Iterator[tuple[float, float, float]]:
+    """Seconds of our step, of the plain one, and how long ours waited for data; which is first takes turns."""
+    trainer = Trainer(config, folder / "graph", folder / "run", console=Console(file=io.StringIO()))
+    trainer._begin()
+    plain = Plain(config, trainer)
+    for number in range(count + 3):
+        seconds = {}
+        waited = 0.0
+        for name in ("ours", "plain") if number % 2 else ("plain", "ours"):
+            started = time.perf_counter()
+            if name == "ours":
+                waited = trainer._step().waited
+                trainer.step += 1
+            else:
+                plain.step()
+            seconds[name] = time.perf_counter() - started
+        if number >= 3:  # the first ones warm up
+            yield seconds["ours"], seconds["plain"], waited
+
+
+def compare(count: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        ours, plain, waited = np.array(list(pairs(prepare(folder), folder, count))).T
+    ratio = np.log(ours / plain)
+    draws = np.random.default_rng(0).integers(0, count, (4000, count))
+    low, high = np.exp(np.percentile(np.median(ratio[draws], axis=1), [2.5, 97.5]))
+    print(f"{count} pairs of steps: ours {np.median(ours):.3f} s, plain {np.median(plain):.3f} s (medians)")
+    print(f"ratio of pairs {np.exp(np.median(ratio)):.3f}, 95 % interval {low:.3f} to {high:.3f} (aim: below 1.05)")
+    print(f"waiting for data: {waited.sum() / ours.sum():.1%} of our steps")
+
+
+def measure(rank: int, layers: Any, checkpointing: int, compile: bool) -> None:
+    """Forward and backward passes of 3 x 4 cells of 384 px through a FLUX.1-Fill of the real size."""
+    library: Any = diffusers
+    tokens, words, device = 12 * 24 * 24, 512, torch.device("cuda")
+    with torch.device("meta"):
+        model = library.FluxTransformer2DModel(in_channels=384, out_channels=64, guidance_embeds=True)
+    model = model.to(torch.bfloat16).to_empty(device=device).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.02)
+    from graphbuild_train.bases.flux_fill import FluxFill
+
+    ends = FluxFill.attention + (FluxFill.feed_forward if layers == "attn_ff" else ())
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = [name for name in linears if layers == "all" or f".{name}".endswith(tuple(f".{end}" for end in ends))]
+    add_lora(model, config_from({"lora": {"rank": rank, "layers": layers}}).lora, targets)
+    autocast_only(model)
+    spare(model, checkpointing)
+    if compile:
+        compiled(model, print)
+    said = forecast(model, layers, image_tokens=tokens, text_tokens=words, checkpointing=checkpointing)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    shown = {
+        "hidden_states": torch.randn(1, tokens, 384, device=device, dtype=torch.bfloat16),
+        "encoder_hidden_states": torch.randn(1, words, 4096, device=device, dtype=torch.bfloat16),
+        "pooled_projections": torch.randn(1, 768, device=device, dtype=torch.bfloat16),
+        "timestep": torch.rand(1, device=device), "guidance": torch.ones(1, device=device),
+        "img_ids": torch.rand(tokens, 3, device=device).mul(96).floor(),
+        "txt_ids": torch.zeros(words, 3, device=device),
+    }  # fmt: skip
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**shown, return_dict=False)[0].float().square().mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    took, peak = float(np.median(seconds[3:])), peak_of(torch.cuda.get_device_name())
+    speed = said.flops / took / 1e12
+    share = f", MFU {speed / peak:.0%}" if peak else ""
+    used = torch.cuda.max_memory_allocated()
+    print(
+        f"{layers} r={rank}, checkpointing {checkpointing}, compile {compile}: {took:.3f} s a step, {speed:.0f} TFLOP/s"
+        f"{share}, {used / GIB:.1f} GiB (forecast {said.memory / GIB:.1f})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--pairs", type=int, default=40)
+    options.add_argument("--gpu", action="store_true", help="FLUX.1's size on a GPU")
+    given = options.parse_args()
+    quiet_libraries()
+    if not given.gpu:
+        torch.set_num_threads(1)
+        compare(given.pairs)
+    elif not torch.cuda.is_available():
+        print("not measured: no GPU")
+    else:
+        for rank, layers, checkpointing, compile in (
+            (16, "attn", 0, False), (16, "attn", 0, True), (16, "attn", 1, True), (64, "attn_ff", 0, True),
+        ):  # fmt: skip
+            measure(rank, layers, checkpointing, compile)
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the trainer asks of a model family: encode grids, predict, name its layers, sample, save."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from graphbuild.data import GridBatch
+from graphbuild.grid import GridTask
+from graphbuild.layouts import HoleFill
+from graphbuild_train.batch import Batch
+from graphbuild_train.objective import Objective
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Layers = Literal["attn", "attn_ff", "all"]
+
+
+class Base(ABC):
+    """One frozen model, on one device.
+
+    Args:
+        pipe: diffusers' pipeline that the checkpoint was loaded as; it owns all modules.
+        objective: what the model is trained for, one of the class's `objectives`.
+        guidance: what a guidance-distilled model is told while training.
+        hole_fill: what a model that is shown holes sees there.
+
+    Attributes:
+        model: the module that gets the LoRA, called by `predict`. A wrapper (DDP, compiled) may be put in its place;
+            `bare` stays the module itself.
+    """
+
+    objectives: ClassVar[tuple[str, ...]]
+    """Names of the objectives it can be trained for, its usual one first."""
+    denoiser: ClassVar[str] = "transformer"
+    """The pipeline's name for the module that gets the LoRA."""
+    attention: ClassVar[tuple[str, ...]]
+    """What the names of attention's linear layers end in."""
+    feed_forward: ClassVar[tuple[str, ...]]
+    """The same of the feed-forward layers that `attn_ff` adds."""
+    token: ClassVar[int] = 16
+    """Side of a token in pixels."""
+    text_tokens: ClassVar[int] = 512
+    """Tokens of an instruction, with padding."""
+
+    def __init__(
+        self, pipe: Any, objective: Objective, *, guidance: float = 1.0, hole_fill: HoleFill = "black"
+    ) -> None:
+        self.pipe, self.objective, self.guidance, self.hole_fill = pipe, objective, guidance, hole_fill
+        for module in pipe.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+        self.bare: nn.Module = getattr(pipe, self.denoiser)
+        self.model = self.bare
+
+    @classmethod
+    def load(
+        cls, model: str, objective: Objective, *, device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16, revision: str | None = None, guidance: float = 1.0,
+        hole_fill: HoleFill = "black",
+    ) -> Self:  # fmt: skip
+        """From a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`."""
+        pipe = cls.pipeline_class().from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
+        return cls(pipe.to(device), objective, guidance=guidance, hole_fill=hole_fill)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.bare.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its own weights are kept in; those of a LoRA are float32."""
+        return next(weight.dtype for name, weight in self.bare.named_parameters() if "lora_" not in name)
+
+    def targets(self, layers: Layers) -> list[str]:
+        """Full names of the linear layers that a LoRA goes into."""
+        linears = [name for name, module in self.bare.named_modules() if isinstance(module, nn.Linear)]
+        if layers == "all":
+            return linears
+        wanted = self.attention + (self.feed_forward if layers == "attn_ff" else ())
+        return [name for name in linears if f".{name}".endswith(tuple(f".{end}" for end in wanted))]
+
+    def save_lora(self, folder: Path, layers: Mapping[str, Tensor], adapter: Mapping[str, Any]) -> None:
+        """Write a state dict of peft, and its adapter's config, into a folder as diffusers does: safetensors."""
+        named = {f"{self.denoiser}_lora_layers": layers, f"{self.denoiser}_lora_adapter_metadata": adapter}
+        self.pipe.save_lora_weights(folder, **named)
+
+    @staticmethod
+    @abstractmethod
+    def pipeline_class() -> Any:
+        """The class of diffusers' pipeline for it."""
+
+    @abstractmethod
+    def encode(self, grid: GridBatch, seed: int) -> Batch:
+        """Latents and text of a batch on the device, without gradients; the VAE's draws are counted by walk.
+
+        Raises:
+            ValueError: cells of sizes that the base cannot encode.
+        """
+
+    @abstractmethod
+    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+        """One forward pass of `model`: noisy B x S x C and the times it is told, B x S, to float32 B x S x C."""
+
+    @abstractmethod
+    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
+        """For each task one picture a hole, left to right, by the sampler that users of the LoRA will have."""

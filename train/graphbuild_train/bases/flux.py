@@ -1,0 +1,77 @@
+"""What FLUX.1 models share: tokens of 2 x 2 latents, the VAE's units, positions, and two text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+ATTENTION = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+)  # fmt: skip
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+"""Of the double blocks only, as in diffusers' training scripts: single blocks fuse theirs with attention's output."""
+
+VAE_SCALE = 8
+TOKEN = 2 * VAE_SCALE
+"""Side of a token in pixels."""
+TEXT_LENGTH = 512
+
+
+def packed(latents: Tensor) -> Tensor:
+    """B x C x 2h x 2w latents as B x hw x 4C tokens; channels in the order (channel, row, column)."""
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def unpacked(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """The opposite of `packed`, with `size` (h, w)."""
+    return pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, *size), 2)
+
+
+def packed_mask(mask: Tensor) -> Tensor:
+    """B x 1 x H x W as B x tokens x 256: one channel for each pixel of a token, as FLUX.1-Fill takes it."""
+    return packed(pixel_unshuffle(mask, VAE_SCALE))
+
+
+def positions(first: int, size: tuple[int, int], left: int = 0) -> Tensor:
+    """h w x 3 float32 position ids of a unit: `first`, the token's row, and its column counted from `left`."""
+    height, width = size
+    return torch.cartesian_prod(torch.tensor([first]), torch.arange(height), torch.arange(left, left + width)).float()
+
+
+def encoded(vae: Any, pixels: Tensor, draws: list[torch.Generator]) -> Tensor:
+    """Tokens of B x 3 x H x W pixels in [-1, 1]: a draw from the posterior, in the units of the model, float32."""
+    shown = pixels.to(vae.dtype).contiguous(memory_format=torch.channels_last)  # the pipelines' order: equal last bits
+    latents = vae.encode(shown).latent_dist.sample(draws)
+    return packed((latents - vae.config.shift_factor) * vae.config.scaling_factor).float()
+
+
+def decoded(vae: Any, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """The opposite of `encoded`: B x 3 x H x W, about [-1, 1]."""
+    latents = unpacked(tokens, size) / vae.config.scaling_factor + vae.config.shift_factor
+    pixels: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return pixels
+
+
+def encoded_text(pipe: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """`prompt_embeds` B x 512 x D of T5, padding included, and `pooled` B x P of CLIP, as diffusers' pipelines have
+    them, without their warning for every prompt that is longer than CLIP reads."""
+
+    def tokens(tokenizer: Any, length: int) -> Tensor:
+        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        ids: Tensor = tokenizer(list(prompts), **options).input_ids
+        return ids.to(device)
+
+    return {
+        "prompt_embeds": pipe.text_encoder_2(tokens(pipe.tokenizer_2, TEXT_LENGTH))[0],
+        "pooled": pipe.text_encoder(tokens(pipe.tokenizer, pipe.tokenizer.model_max_length)).pooler_output,
+    }
+
+
+def told_guidance(transformer: Any, guidance: float, count: int) -> Tensor | None:
+    """`count` times the guidance, for a model that is distilled to take it."""
+    return torch.full((count,), guidance, device=transformer.device) if transformer.config.guidance_embeds else None

@@ -1,0 +1,161 @@
+"""SDXL: the whole grid as one canvas, of which the holes are noised (ONE-PIC, arXiv 2412.05619)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from graphbuild.data import GridBatch
+from graphbuild.grid import GridTask
+from graphbuild_train.bases.base import Base
+from graphbuild_train.batch import Batch, geometry, grid_of
+from graphbuild_train.objective import Ddpm, Objective, generator, generators
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_LATENT = 8
+"""Pixels along the side of a latent pixel; the UNet wants pairs of those."""
+
+
+class Sdxl(Base):
+    """Stable Diffusion XL (arXiv 2307.01952). A token is one latent pixel; the canvas is the only unit of a batch.
+
+    Cells are encoded one by one and put together as latents: the VAE attends to all of a picture, so that given parts
+    of an encoded canvas would show what is to be generated. It stays in float32, as it overflows in half precision.
+    The text encoders read the first 77 tokens of an instruction, in training as in the pipeline.
+    """
+
+    objectives = ("onepic",)
+    token, text_tokens = 8, 77
+    denoiser = "unet"
+    attention = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # those of the paper: .618 % of the model at rank 32
+    feed_forward = (
+        *("attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+        *("ff.net.0.proj", "ff.net.2"),
+    )
+
+    @staticmethod
+    def pipeline_class() -> Any:
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline
+
+    @classmethod
+    def load(cls, model: str, objective: Objective, *, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Self:
+        """See `Base.load`.
+
+        Raises:
+            ValueError: a checkpoint that does not predict noise.
+        """
+        kept: Any = {"default": dtype, "vae": torch.float32}
+        base = super().load(model, objective, dtype=kept, **options)
+        if (says := base.pipe.scheduler.config.prediction_type) != "epsilon":
+            raise ValueError(f"model: {model!r} predicts {says}; allowed for sdxl: models that predict epsilon")
+        return base
+
+    @torch.no_grad()
+    def encode(self, grid: GridBatch, seed: int) -> Batch:
+        cells = [cell for row in geometry(grid, 2 * _LATENT) for cell in row]
+        grid = grid.to(self.device)
+        pixels = grid.floats()
+        batch, _, height, width = pixels.shape
+        if sum(high * wide for _, _, high, wide in cells) != height * width:
+            raise ValueError("cells do not fill a canvas; allowed for sdxl: row_sizes shared, or square cells")
+        down, across = height // _LATENT, width // _LATENT
+        z = pixels.new_empty(batch, self.pipe.vae.config.latent_channels, down, across)
+        draws = generators(seed, grid.index, "vae")
+        for cell in cells:
+            posterior = self.pipe.vae.encode(_part(pixels, cell, 1)).latent_dist
+            _part(z, cell, _LATENT).copy_(posterior.sample(draws) * self.pipe.vae.config.scaling_factor)
+        return Batch(
+            z=z.flatten(2).transpose(1, 2),
+            generated=grid.mask()[:, 0, ::_LATENT, ::_LATENT].flatten(1),
+            view=torch.zeros(batch, down * across, dtype=torch.int64, device=self.device),
+            ids=torch.cartesian_prod(torch.arange(down), torch.arange(across)).float().to(self.device),
+            size=((down, across),),
+            text=self._text(grid.prompts, height, width),
+            index=grid.index,
+            types=grid.types,
+            paths=grid.paths,
+            next=grid.next,
+        )
+
+    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+        noise: Tensor = self.model(
+            _canvas(x, batch).to(self.dtype),
+            Ddpm().step(level[:, 0]),
+            encoder_hidden_states=batch.text["prompt_embeds"],
+            added_cond_kwargs={"text_embeds": batch.text["pooled"], "time_ids": batch.text["sizes"]},
+            return_dict=False,
+        )[0]
+        return noise.float().flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
+        from diffusers import DPMSolverMultistepScheduler
+
+        # Samplers that divide latents by their scale, as SDXL's own does, would scale the given cells down.
+        self.pipe.scheduler = DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+            timestep_spacing="trailing",  # begins at the last step, as only there a hole is pure noise
+        )  # fmt: skip
+        self.pipe.set_progress_bar_config(disable=True)
+        return [self._paint(task, steps, guidance, seed) for task in tasks]
+
+    def _paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
+        grid = grid_of(task)
+        batch = self.encode(grid, seed)
+        noise = torch.randn(batch.z.shape[1:], generator=generator(seed, task.walk.index, "sample"))[None].to(batch.z)
+        hole = _canvas(batch.generated[..., None], batch)
+        given, noise = (_canvas(tokens, batch).to(self.dtype) for tokens in (batch.z, noise))
+
+        def keep(pipe: Any, step: int, time: Tensor, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"latents": torch.where(hole, made["latents"], given)}
+
+        latents = self.pipe(
+            prompt=grid.prompts,
+            negative_prompt=[""],  # what training sees where the words are left out; the default is zeros
+            latents=torch.where(hole, noise, given),
+            height=grid.pixels.shape[2],
+            width=grid.pixels.shape[3],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            callback_on_step_end=keep,
+            output_type="latent",
+        ).images
+        query = geometry(grid, 2 * _LATENT)[-1]
+        return [self._decode(_part(latents, query[column], _LATENT)) for column in task.holes]
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        vae = self.pipe.vae
+        pixels = vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(pixels)[0]  # type: ignore[no-any-return]
+
+    def _text(self, prompts: Sequence[str], height: int, width: int) -> dict[str, Tensor]:
+        """Hidden states of both encoders, the pooled output of the second, and the sizes that SDXL is told."""
+        pipe, hidden = self.pipe, []
+        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+            tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+            said = encoder(tokens.to(self.device), output_hidden_states=True)
+            hidden.append(said.hidden_states[-2])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]]).to(said.text_embeds)
+        return {
+            "prompt_embeds": torch.cat(hidden, dim=-1),
+            "pooled": said.text_embeds,
+            "sizes": sizes.expand(len(prompts), -1),
+        }
+
+
+def _canvas(tokens: Tensor, batch: Batch) -> Tensor:
+    """B x S x C as B x C x height x width."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *batch.size[0])
+
+
+def _part(picture: Tensor, box: tuple[int, int, int, int], pixels: int) -> Tensor:
+    """A view of a box given in pixels, in a picture whose elements are so many pixels wide."""
+    top, left, height, width = (side // pixels for side in box)
+    return picture[..., top : top + height, left : left + width]

@@ -1,0 +1,140 @@
+"""The model card: a `README.md` beside the LoRA that says what it is, what it was made of, and how to load it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
+FLUX_1_DEV = {
+    "license": "other",
+    "license_name": "flux-1-dev-non-commercial-license",
+    "license_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+}
+LICENCES = {
+    "black-forest-labs/FLUX.1-Fill-dev": FLUX_1_DEV,
+    "black-forest-labs/FLUX.1-dev": FLUX_1_DEV,
+    "stabilityai/stable-diffusion-xl-base-1.0": {"license": "openrail++"},
+    "black-forest-labs/FLUX.2-klein-base-4B": {"license": "apache-2.0"},
+}
+"""Base -> licence of it and so of what is derived from it, as the Hub names licences."""
+UNKNOWN_LICENCE = {"license": "other", "license_name": "see-base-model"}
+
+_PIPELINES = {
+    "flux_fill": "VisualClozePipeline",
+    "flux_dev": "FluxPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "flux2_klein": "Flux2KleinPipeline",
+}
+
+_TEXT = """
+# {name}
+
+A LoRA for {link} that learns tasks from examples in a grid of images: the model sees
+rows of solved examples and fills the empty cells of the last row. Trained with graphbuild {version}.
+
+## Load it
+
+```python
+import torch
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{model}"{options}, dtype=torch.bfloat16)
+pipe.load_lora_weights("{where}", weight_name="{file}")
+```
+{use}
+## Training
+
+| | |
+|---|---|
+| objective | `{objective}`, noise levels shifted: {shift} |
+| LoRA | {layers} layers, rank {rank}, alpha {alpha}, {bias} bias |
+| steps | {steps_done} of {batch} grid tasks, learning rate {learning_rate}{average} |
+| tasks | `{paths}`, cells of {resolution} x {resolution} px in area |
+| empty cells | {hole_fill} while training |
+| guidance | {guidance} while training |
+| data | snapshot `{snapshot}` |
+| seed | {seed} |
+
+The header of `{file}` holds the whole recipe as JSON under `graphbuild`.
+
+## Licences
+
+The base decides what may be done with this LoRA: {licence}. It was trained on images under these licences:
+
+{data}
+"""
+
+_CLOZE = """
+```python
+rows = [[example_condition, example_target], [condition, None]]  # PIL images; None is the cell to fill
+pipe(
+    task_prompt="What the last column is made from.",
+    content_prompt=None,
+    image=rows,
+    guidance_scale=30,
+    num_inference_steps=30,
+    generator=torch.Generator().manual_seed(0),
+).images
+```
+"""
+_SAMPLER = """
+The pipeline has no sampler for this objective: `graphbuild-train sample` draws grids with the one it was trained for.
+"""
+
+
+def card_text(
+    recipe: Mapping[str, Any], *, name: str, licences: Mapping[str, int], datasets: Sequence[str] = ()
+) -> str:
+    """The card of a LoRA.
+
+    Args:
+        recipe: from `recipe_of`, or the `recipe` of a file.
+        name: of the LoRA: its folder, or its repository on the Hub.
+        licences: licence -> number of the graph's items under it; "" is an item without one.
+        datasets: repositories on the Hub that the graph was made from.
+    """
+    model, on_hub = recipe["base_model"], not os.path.isdir(recipe["base_model"])
+    licence = LICENCES.get(model, UNKNOWN_LICENCE)
+    front = {
+        **({"base_model": model, "base_model_relation": "adapter"} if on_hub else {}),
+        "library_name": "diffusers",
+        **licence,
+        "pipeline_tag": "image-to-image",
+        "tags": ["lora", "in-context", "graphbuild", recipe["objective"]],
+        **({"datasets": list(datasets)} if datasets else {}),
+    }
+    lora, optimiser, base = recipe["lora"], recipe["optimiser"], recipe["base"]
+    counted = [f"- {licence or 'not stated'}: {count} items" for licence, count in sorted(licences.items())]
+    text = _TEXT.format_map(
+        {
+            **recipe,
+            **optimiser,
+            **lora,
+            "name": name,
+            "where": name,
+            "model": model,
+            "link": f"[{model}](https://huggingface.co/{model})" if on_hub else f"`{model}`",
+            "file": LORA_WEIGHT_NAME_SAFE,
+            "pipeline": _PIPELINES[base],
+            "options": f", resolution={recipe['resolution']}" if base == "flux_fill" else "",
+            "use": _CLOZE if base == "flux_fill" else _SAMPLER,
+            "alpha": lora["rank"] if lora["alpha"] is None else lora["alpha"],
+            "bias": "with" if lora["bias"] else "without",
+            "average": f", moving average {optimiser['ema']}" if optimiser["ema"] else "",
+            "licence": licence.get("license_name", licence["license"]),
+            "data": "\n".join(counted) or "- none recorded",
+        }
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{text}"
+
+
+def write_card(folder: Path, recipe: Mapping[str, Any], **facts: Any) -> Path:
+    """Write `README.md` into the folder of a LoRA; `facts` are those of `card_text`."""
+    file = folder / "README.md"
+    file.write_text(card_text(recipe, **{"name": folder.name, **facts}), encoding="utf-8")
+    return file

@@ -1,0 +1,249 @@
+"""What a run needs to go on as if it had never stopped, in folders that are whole or not there.
+
+    OUT/checkpoints/step-00000500/   lora, ema, optimiser, rng .safetensors, state.json
+    OUT/lock                         held by the run that writes there
+
+Draws are counted per walk, so a data position is one integer and a checkpoint fits any number of processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import graphbuild
+from graphbuild.contracts import GraphError
+
+FOLDER = "checkpoints"
+_STEP = re.compile(r"step-(\d{8,})")
+_PARTS = ("lora", "ema", "optimiser", "rng")
+_PACKAGES = ("torch", "diffusers", "peft", "transformers")
+_held: set[int] = set()
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint's files are not the ones that were written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A run between two steps. Tensors come back on the CPU."""
+
+    step: int
+    """Optimiser steps done."""
+    next: int
+    """Walk index of the first grid task that was not trained on, over all processes."""
+    seed: int
+    config: Mapping[str, Any]
+    """Of the run, as JSON values."""
+    snapshot: str
+    """Digest of the graph's state that is trained on."""
+    lora: Mapping[str, Tensor]
+    """From `lora_state`."""
+    ema: Mapping[str, Tensor] = field(default_factory=dict)
+    """Their moving average, if there is one."""
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
+    """From `state_dict()` of a torch optimiser."""
+    rng: Mapping[str, Tensor] = field(default_factory=dict)
+    """From `rng_state`."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that wrote it; filled in by `save`."""
+
+
+def save(out: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`, and those of later steps, which it replaces.
+
+    It is written under another name, forced to the disk, and renamed: a kill at any moment leaves the old ones or the
+    new one. One process calls this, inside `locked`.
+
+    Returns:
+        The folder `OUT/checkpoints/step-<8 digits>`.
+    """
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    target = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".tmp-{target.name}"
+    temporary.mkdir()
+    _write(temporary, checkpoint)
+    if target.exists():  # damaged, or of a run that this one replaces
+        target.rename(folder / f".tmp-old-{target.name}")
+    temporary.rename(target)
+    _sync(folder)
+    _sync(out)
+    steps = _folders(folder)
+    kept = [step for step in steps if step <= checkpoint.step][-keep:]
+    for path in [path for step, path in steps.items() if step not in kept]:
+        path.rename(folder / f".tmp-old-{path.name}")  # so that a half of it never has its name
+    _sweep(folder)
+    return target
+
+
+def latest(out: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run's folder, or None; a damaged one is named in a warning and left out."""
+    for path in reversed(_folders(out / FOLDER).values()):
+        try:
+            return read(path)
+        except DamagedCheckpoint as damage:
+            warnings.warn(f"{damage}; the checkpoint before it is used", stacklevel=2)
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint's folder.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, cut short or changed; the message names it.
+    """
+    document = _verified(path)
+    tensors: dict[str, Any] = {
+        name.removesuffix(".safetensors"): load_file(path / name) for name in document.pop("files")
+    }
+    scalars = document.pop("optimiser")
+    if scalars is not None:
+        tensors["optimiser"] = _joined(scalars, tensors["optimiser"])
+    return Checkpoint(**document, **tensors)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other runs out of a folder inside a `with` block, on this machine; a run that was killed keeps nobody out.
+
+    Raises:
+        GraphError: another run is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 200, 0).decode() or "another process"
+            raise GraphError(f"{out}: {owner} is training into it; wait for it or choose another folder") from error
+        _held.add(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """State of this process's global torch generators, uint8. Training draws from none of them; other code may."""
+    device = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}  # type: ignore[no-untyped-call]
+    return {"cpu": torch.get_rng_state(), **device}
+
+
+def set_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what `rng_state` gave, as far as this process has the devices."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    scalars, moments = _split(checkpoint.optimiser) if checkpoint.optimiser else (None, {})
+    tensors = {name: getattr(checkpoint, name) for name in _PARTS} | {"optimiser": moments}
+    files = {}
+    for part in [part for part in _PARTS if tensors[part]]:
+        file = folder / f"{part}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors[part].items()}, file)
+        _sync(file)
+        files[file.name] = _digest(file)
+    said = {name: value for name, value in vars(checkpoint).items() if name not in _PARTS}
+    versions = {"graphbuild": graphbuild.__version__, **{name: version(name) for name in _PACKAGES}}
+    said |= {"versions": versions, "files": files, "optimiser": scalars}
+    document = folder / "state.json"
+    document.write_text(json.dumps({**said, "digest": _digest_of(said)}, indent=1), encoding="utf-8")
+    _sync(document)
+    _sync(folder)
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        digest = document.pop("digest")
+        if digest != _digest_of(document):
+            raise DamagedCheckpoint(f"{path / 'state.json'}: changed since it was written")
+        for name, written in document["files"].items():
+            if _digest(path / name) != written:
+                raise DamagedCheckpoint(f"{path / name}: changed since it was written")
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{error.filename}: missing") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedCheckpoint(f"{path / 'state.json'}: not what was written ({error})") from error
+    return document
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An optimiser's state as JSON values and tensors called `<parameter>.<moment>`."""
+    entries = {(at, name): value for at, values in state["state"].items() for name, value in values.items()}
+    tensors = {f"{at}.{name}": value for (at, name), value in entries.items() if isinstance(value, Tensor)}
+    rest = [[at, name, value] for (at, name), value in entries.items() if not isinstance(value, Tensor)]
+    return {"param_groups": state["param_groups"], "state": rest}, tensors
+
+
+def _joined(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    split = ((*key.split(".", 1), tensor) for key, tensor in tensors.items())
+    for at, name, value in [*split, *scalars["state"]]:
+        state.setdefault(int(at), {})[name] = value
+    return {"state": state, "param_groups": scalars["param_groups"]}
+
+
+def _digest(file: Path) -> str:
+    hashed = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _digest_of(document: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(document, sort_keys=True).encode())
+
+
+def _folders(folder: Path) -> dict[int, Path]:
+    """Checkpoints by step, in order."""
+    found = {path: _STEP.fullmatch(path.name) for path in folder.glob("step-*")}
+    return dict(sorted((int(name[1]), path) for path, name in found.items() if name))
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _let_go() -> None:
+    """A forked child, such as a data worker, would hold the lock of a parent that was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,218 @@
+"""`graphbuild-train`: a thin face of the trainer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from graphbuild.contracts import GraphError, MissingNode
+from graphbuild_train.config import TrainConfig
+from graphbuild_train.recipes import SUFFIXES, configured, read_recipe, recipe_file
+
+app = typer.Typer(
+    help="Train LoRAs on the grid tasks of a graph, for diffusers, ComfyUI and others.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+UNDONE, REFUSED = 1, 2
+NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "tensorboard")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .yaml file, or the name of a shipped one.")]
+GraphOption = Annotated[str, typer.Option("--graph", help="The graph folder.")]
+LoraArgument = Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors in diffusers' form.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Stop after so many optimiser steps.")]
+ModelOption = Annotated[str | None, typer.Option(help="The base's checkpoint: a diffusers folder or hub id.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: --set lora.rank=16. May be given again.")
+]
+
+
+def main() -> None:
+    """Entry point. A first argument that ends in .yaml means `run`."""
+    if len(sys.argv) > 1 and sys.argv[1].endswith(SUFFIXES):
+        sys.argv.insert(1, "run")
+    app()
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Wrong usage and refused input end with one line and exit code 2, what went wrong on the way with 1."""
+    if absent := [name for name in NEEDED if find_spec(name) is None]:
+        _stop(f"Python packages {', '.join(absent)} are missing: pip install 'graphbuild[train]'", REFUSED)
+    from graphbuild_train.progress import quiet_libraries
+
+    quiet_libraries()
+    try:
+        yield
+    except (GraphError, MissingNode, ValueError) as error:
+        _stop(str(error), REFUSED, error)
+    except FileNotFoundError as error:
+        _stop(f"{error.filename or error}: no such file or folder", REFUSED, error)
+    except (OSError, FloatingPointError, MemoryError) as error:
+        _stop(f"{error}; checkpoints are kept, the same command goes on from the last one", UNDONE, error)
+    except KeyboardInterrupt as error:
+        _stop("stopped; the same command goes on from the last checkpoint", UNDONE, error)
+
+
+def _stop(why: str, code: int, cause: BaseException | None = None) -> None:
+    ERR.print(f"graphbuild-train: {why}", markup=False)
+    raise typer.Exit(code) from cause
+
+
+def config_of(recipe: str, steps: int | None, model: str | None, sets: list[str] | None) -> TrainConfig:
+    """A recipe with what the command line says instead.
+
+    Raises:
+        GraphError: an unknown field or a bad value; the message names the file.
+    """
+    file = recipe_file(recipe)
+    try:
+        return configured(read_recipe(file), [*(sets or []), *_sets(steps, model)])
+    except ValueError as error:
+        raise GraphError(f"{file}: {error}") from error
+
+
+def _sets(steps: int | None, model: str | None) -> list[str]:
+    given = {"steps": steps, "model": model}
+    return [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    graph: GraphOption,
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, metrics, samples, the LoRA.")] = Path(
+        "lora"
+    ),
+    steps: StepsOption = None,
+    model: ModelOption = None,
+    sets: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")] = False,
+) -> None:
+    """Train a LoRA, or continue: the same command goes on from the newest checkpoint. Ends with an export.
+
+    Examples:
+
+      graphbuild-train run tiny --graph sample-graph --out tiny-lora
+
+      graphbuild-train my.yaml --graph s200k-graph --out lora --set batch=32
+
+      accelerate launch --num_processes 8 -m graphbuild_train run visualcloze_fill --graph s200k-graph --out lora
+    """  # fmt: skip
+    with refusing():
+        config = config_of(recipe, steps, model, sets)
+        from graphbuild_train import before, loop
+
+        if dry_run:
+            trainer = loop.Trainer(config, graph, out, console=ERR)
+            trainer.journal.say(before.lines(trainer))
+        else:
+            typer.echo(loop.train(config, graph, out, console=ERR))
+
+
+@app.command()
+def validate(
+    recipe: RecipeArgument,
+    graph: GraphOption,
+    out: Annotated[Path, typer.Option(help="Folder of a run; its newest checkpoint is validated.")],
+    model: ModelOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Print the validation loss of a run's newest checkpoint as JSON: by noise level and by task type.
+
+    Example:
+
+      graphbuild-train validate tiny --graph sample-graph --out tiny-lora
+    """
+    with refusing():
+        config = config_of(recipe, None, model, sets)
+        from graphbuild_train.loop import Trainer
+
+        trainer = Trainer(config, graph, out, console=ERR)
+        if not trainer.restored:
+            raise GraphError(f"{out}: no checkpoint of a run in it")
+        with trainer.finished():
+            result = trainer.validation()
+        if result is None:
+            raise GraphError(f"{graph}: no items to validate on; sampler.validation is their share")
+        typer.echo(json.dumps({"step": trainer.step, **asdict(result)}))
+
+
+@app.command()
+def export(
+    lora: Annotated[Path, typer.Argument(help="A run's folder, a .safetensors of diffusers, or VisualCloze's .pth.")],
+    out: Annotated[Path, typer.Option(help="The file to write; for diffusers the folder.")],
+    form: Annotated[str, typer.Option("--format", help="diffusers, or kohya for ComfyUI.")] = "diffusers",
+) -> None:
+    """Write a LoRA in another form; what the form cannot say is refused.
+
+    Examples:
+
+      graphbuild-train export lora --format kohya --out lora-comfy.safetensors
+
+      graphbuild-train export visualcloze-384-lora.pth --out lora-folder
+    """
+    with refusing():
+        from graphbuild_train import export as forms
+
+        if form not in ("diffusers", "kohya"):
+            raise GraphError(f"--format {form}; allowed: diffusers, kohya")
+        found = forms.read_visualcloze(lora) if lora.suffix == ".pth" else forms.read_diffusers(lora)
+        typer.echo(forms.save_kohya(found, out) if form == "kohya" else forms.save_diffusers(found, out))
+
+
+@app.command()
+def sample(
+    lora: LoraArgument,
+    rows: Annotated[Path | None, typer.Option(help="Your own pictures: a folder of one folder a row.")] = None,
+    kinds: Annotated[str, typer.Option(help="What the columns of --rows are, such as canny,image.")] = "",
+    caption: Annotated[str, typer.Option(help="What the picture to be made shows.")] = "",
+    graph: Annotated[str | None, typer.Option("--graph", help="Or: tasks drawn from this graph.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 4,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
+    recipe: Annotated[str | None, typer.Option(help="How it was trained; by default its file says so.")] = None,
+    model: ModelOption = None,
+    sets: SetOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other noise.")] = 0,
+) -> None:
+    """Generate with a LoRA: from your own rows of pictures, or from tasks of a graph.
+
+    A row is a folder of pictures in the order of their names, one for each of --kinds; the last row lacks the last
+    one, which is made.
+
+    Examples:
+
+      graphbuild-train sample lora --rows rows/ --kinds canny,image --caption "a red bicycle by a wall"
+
+      graphbuild-train sample tiny-lora --graph sample-graph --count 2
+    """
+    with refusing():
+        if (rows is None) == (graph is None):
+            raise GraphError("say either --rows FOLDER, your own pictures, or --graph GRAPH")
+        from graphbuild_train import pictures
+
+        said = read_recipe(recipe_file(recipe)) if recipe else pictures.recipe_in(lora)
+        config = configured(said, [*(sets or []), *_sets(None, model)])
+        made = (
+            pictures.from_rows(config, lora, rows, kinds=kinds.split(","), caption=caption, out=out, seed=seed)
+            if rows is not None
+            else pictures.from_graph(config, lora, str(graph), count=count, out=out, seed=seed)
+        )
+        for file in made:
+            typer.echo(file)
+
+
+if __name__ == "__main__":
+    main()

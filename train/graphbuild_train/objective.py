@@ -1,0 +1,230 @@
+"""What is noised, which time the model is told, and where the loss is taken: one rule for every preset.
+
+Levels are in [0, 1]: 1 is pure noise and 0 is clean. Randomness is counted, not consumed: a draw is a function of the
+run's seed, the walk and what it is for, so that processes, micro batches and resumes all see the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from graphbuild_train.batch import Batch
+
+Shift = Literal["dynamic", "none"] | float
+
+
+def generator(seed: int, index: int, stream: str) -> torch.Generator:
+    """The CPU generator of walk `index` for one use, such as "noise". (Torch takes 32 bits of the hash.)"""
+    digest = hashlib.blake2b(f"{seed}|{index}|{stream}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def generators(seed: int, index: Tensor, stream: str) -> list[torch.Generator]:
+    """One for each walk of a batch."""
+    return [generator(seed, walk, stream) for walk in index.tolist()]
+
+
+# ---- paths between data and noise --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A straight line: `x = (1 - level) z + level noise`, and the model is to say `noise - z` (FLUX, OneDiffusion)."""
+
+    def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
+        """As many logit-normal levels, of standard deviation 1, as there are means `mu`; float64."""
+        return torch.sigmoid(torch.randn(mu.shape, generator=draws, dtype=torch.float64) + mu)
+
+    def mix(self, z: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        return (1 - level) * z + level * noise
+
+    def target(self, z: Tensor, noise: Tensor) -> Tensor:
+        return noise - z
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    """SDXL's variance-preserving path of 1000 steps, of which the model is to say the noise (arXiv 2006.11239).
+
+    Its level is step / 1000, step 0..999; the betas are diffusers' `scaled_linear`, .00085 to .012.
+    """
+
+    steps: int = 1000
+
+    def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
+        """As many uniform levels as `mu` has elements, float64; a shift has no meaning here."""
+        return torch.randint(self.steps, mu.shape, generator=draws).double() / self.steps
+
+    def step(self, level: Tensor) -> Tensor:
+        """The whole step, int64, nearest to a level."""
+        return (level.double() * self.steps).round().long().clamp(max=self.steps - 1)
+
+    def alpha_bar(self, level: Tensor) -> Tensor:
+        """The share of the data in the variance at a level."""
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, self.steps, dtype=torch.float64) ** 2
+        return (1 - betas).cumprod(0).to(level.device)[self.step(level)]
+
+    def mix(self, z: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        share = self.alpha_bar(level)
+        return share.sqrt().to(z.dtype) * z + (1 - share).sqrt().to(z.dtype) * noise
+
+    def target(self, z: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+
+# ---- shifts ------------------------------------------------------------------------------------------------------
+
+
+def mean_logit(shift: Shift, tokens: Tensor) -> Tensor:
+    """Mean of the logit of a level: what a shift adds to it, float64.
+
+    A factor f takes a level s to `f s / (1 + (f - 1) s)` and so adds ln f. `dynamic` is FLUX's line through .5 at 256
+    and 1.15 at 4096 noised tokens, continued on both sides as diffusers' pipelines do.
+    """
+    if shift == "dynamic":
+        return 0.5 + (1.15 - 0.5) / (4096 - 256) * (tokens.double() - 256)
+    return torch.full(tokens.shape, 0.0 if isinstance(shift, str) else math.log(shift), dtype=torch.float64)
+
+
+def shifted(level: Tensor, mu: Tensor | float) -> Tensor:
+    """Levels with `mu` added to their logits."""
+    return torch.sigmoid(torch.logit(level.double()) + mu)
+
+
+# ---- objectives --------------------------------------------------------------------------------------------------
+
+
+class Noisy(NamedTuple):
+    """What a model is shown, told and asked for; in the dtype of the latents.
+
+    Attributes:
+        x: B x S x C, noised; `level`: B x S in [0, 1], the time that the model is told for each token.
+        target: B x S x C; `weight`: B x S, 0 where there is no loss.
+    """
+
+    x: Tensor
+    level: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A way to train on grids.
+
+    Attributes:
+        noise, loss: whether all tokens or those of the holes are noised, and have a loss.
+        time: `sample` has one level; `clean` too, but given tokens are told 0; `view` draws one for each view.
+        shift: of the levels; see `mean_logit`.
+    """
+
+    name: str
+    path: Flow | Ddpm
+    noise: Literal["all", "generated"]
+    time: Literal["sample", "clean", "view"]
+    loss: Literal["all", "generated"]
+    shift: Shift = "none"
+
+    def sampled(self) -> Objective:
+        """The objective as it is sampled from: views that are given are clean, and told so."""
+        return replace(self, noise="generated", time="clean", loss="generated") if self.time == "view" else self
+
+    def noised(self, batch: Batch) -> Tensor:
+        """B x S bool, the tokens that are noised; a sampler makes these."""
+        return torch.ones_like(batch.generated) if self.noise == "all" else batch.generated
+
+    def told(self, level: Tensor, batch: Batch) -> Tensor:
+        """B x S, the time of each token at levels B x 1, or B x V with one for each view."""
+        spread = level.expand(-1, len(batch.size)).gather(1, batch.view)
+        return spread * batch.generated if self.time == "clean" else spread
+
+    def corrupt(self, batch: Batch, seed: int, level: Tensor | None = None) -> Noisy:
+        """A batch noised by draws of its own walks, or at `level`: B floats."""
+        drawn = self._levels(batch, seed) if level is None else level[:, None]
+        told = self.told(drawn.to(batch.z), batch)
+        noise = _noise(batch, seed, "noise")
+        noised, one = self.noised(batch)[..., None], told[..., None]
+        x = torch.where(noised, self.path.mix(batch.z, noise, one), batch.z)
+        weight = torch.ones_like(told) if self.loss == "all" else batch.generated.to(told)
+        return Noisy(x, told, self.path.target(batch.z, noise), weight)
+
+    def loss_of(self, predicted: Tensor, noisy: Noisy) -> Tensor:
+        """B, the weighted mean of squared errors of each sample, so that no way to split a batch can change it."""
+        errors = (predicted.to(noisy.target.dtype) - noisy.target).square().mean(-1)
+        return (noisy.weight * errors).sum(1) / noisy.weight.sum(1)
+
+    def sample(
+        self, predict: Callable[[Tensor, Tensor, Batch], Tensor], batch: Batch, *, steps: int, seed: int
+    ) -> Tensor:
+        """Latents B x S x C made from noise by Euler steps along a `Flow`; given tokens are the batch's own.
+
+        Args:
+            predict: x B x S x C and levels B x S, to a velocity B x S x C.
+        """
+        sampled = self.sampled()
+        noised = sampled.noised(batch)
+        x = torch.where(noised[..., None], _noise(batch, seed, "sample"), batch.z)
+        grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64).expand(len(x), -1)
+        levels = shifted(grid, self._mean_logit(batch)).to(x)
+        for level, following in zip(levels.T[:-1, :, None], levels.T[1:, :, None], strict=True):
+            velocity = predict(x, sampled.told(level, batch), batch)
+            x = torch.where(noised[..., None], x + (following - level)[..., None] * velocity.to(x), batch.z)
+        return x
+
+    def _levels(self, batch: Batch, seed: int) -> Tensor:
+        """B x 1, or B x V for levels by view; float64."""
+        mu = self._mean_logit(batch).expand(-1, len(batch.size) if self.time == "view" else 1)
+        draws = generators(seed, batch.index, "level")
+        return torch.stack([self.path.levels(own, mean) for own, mean in zip(draws, mu, strict=True)])
+
+    def _mean_logit(self, batch: Batch) -> Tensor:
+        """B x 1, by the tokens that are noised in training."""
+        return mean_logit(self.shift, self.noised(batch).sum(1).cpu())[:, None]
+
+
+def _noise(batch: Batch, seed: int, stream: str) -> Tensor:
+    """B x S x C, drawn in float32 on the CPU."""
+    draws = [torch.randn(batch.z.shape[1:], generator=own) for own in generators(seed, batch.index, stream)]
+    return torch.stack(draws).to(batch.z)
+
+
+OBJECTIVES = {
+    made.name: made
+    for made in (
+        # VisualCloze (arXiv 2504.07960): conditions come through FLUX.1-Fill's own channels
+        Objective(name="visualcloze_fill", path=Flow(), noise="all", time="sample", loss="all", shift="dynamic"),
+        # its appendix B: FLUX.1-dev, clean conditions that are told time 0
+        Objective(name="visualcloze_dev", path=Flow(), noise="generated", time="clean", loss="generated",
+                  shift="dynamic"),
+        # ONE-PIC (arXiv 2412.05619): noise and loss in the mask, one time for the whole canvas
+        Objective(name="onepic", path=Ddpm(), noise="generated", time="sample", loss="generated"),
+        # OneDiffusion (arXiv 2411.16318): a level for each view
+        Objective(name="onediffusion", path=Flow(), noise="all", time="view", loss="all", shift=3.0),
+        # FLUX.2's way with reference images: clean, beside what is generated, told the same time
+        Objective(name="flux2_klein", path=Flow(), noise="generated", time="sample", loss="generated",
+                  shift="dynamic"),
+    )
+}  # fmt: skip
+
+
+def objective_of(name: str, shift: Shift | None = None) -> Objective:
+    """A preset of `OBJECTIVES`, with its own shift or another.
+
+    Raises:
+        ValueError: no such preset, or one whose path has no shift.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective: {name!r}; allowed: {', '.join(OBJECTIVES)}")
+    preset = OBJECTIVES[name]
+    if shift in (None, preset.shift):
+        return preset
+    if isinstance(preset.path, Ddpm):
+        raise ValueError(f"shift: {shift!r}; allowed for {name}, whose steps are drawn evenly: none")
+    return replace(preset, shift=shift)
