@@ -46,7 +46,7 @@ def test_the_wheel_holds_both_packages_and_their_data_and_nothing_else(wheel: Pa
         for file in package.rglob("*")
         if file.suffix in {".py", ".yaml"} or file.name == "py.typed"
     }
-    expected |= {f"graphbuild/pipelines/{file.name}" for file in (ROOT / "pipelines").glob("*.yaml")}
+    expected |= {f"graphbuild/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "pipelines").rglob("*.yaml")}
     found = {file.relative_to(wheel).as_posix() for file in wheel.rglob("*") if file.is_file()}
     assert {name for name in found if ".dist-info/" not in name} == expected
     assert {"graphbuild/py.typed", "graphbuild_train/py.typed", "graphbuild/paths/graph200k.yaml"} <= expected
@@ -55,13 +55,13 @@ def test_the_wheel_holds_both_packages_and_their_data_and_nothing_else(wheel: Pa
 @pytest.mark.slow
 def test_the_wheel_finds_its_data_by_name(wheel: Path, tmp_path: Path) -> None:
     code = (
-        "import graphbuild, graphbuild_train, graphbuild.paths, graphbuild.pipeline as p\n"
+        "import graphbuild, graphbuild_train, graphbuild.paths, graphbuild.pipeline as p, graphbuild_train.recipes as r\n"
         "print(graphbuild.__file__, graphbuild_train.__file__, p.pipeline_file('sample'), sep='\\n')\n"
-        "print(*graphbuild.paths.shipped(), *p.pipeline_names())"
+        "print(*graphbuild.paths.shipped(), *p.pipeline_names(), *r.recipe_names())"
     )
     *files, names = run_in(wheel, tmp_path, code).splitlines()
     assert all(Path(file).is_relative_to(wheel) for file in files)
-    assert {"graph200k", "graph200k_released", "sample", "subjects200k"} <= set(names.split())
+    assert {"graph200k", "graph200k_released", "sample", "subjects200k", "visualcloze_fill"} <= set(names.split())
 
 
 @pytest.mark.slow
