@@ -32,8 +32,9 @@ def plan(planned: Plan, where: Path) -> Document:
     """What a run would compute, and why."""
     rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in planned.reasons().items()]
     units = {"todo": len(planned.units), "wanted": planned.wanted}
-    notes = list(planned.notes)
-    return {"graph": str(where), "units": units, "items": planned.num_items, "plan": rows, "notes": notes}
+    models = {maker.name: maker.lineage.model for maker in planned.makers if maker.lineage.model}
+    facts = {"items": planned.num_items, "plan": rows, "models": models, "notes": list(planned.notes)}
+    return {"graph": str(where), "units": units, **facts}
 
 
 def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
