@@ -32,7 +32,8 @@ class LoraCount:
     """Trained parameters over all parameters of the model, the trained ones among them."""
 
     def __str__(self) -> str:
-        return f"{self.modules} layers, {self.parameters / 1e6:,.1f} M parameters, {self.share:.3%} of the model"
+        size = f"{self.parameters / 1e6:,.1f} M" if self.parameters >= 1e6 else f"{self.parameters:,}"
+        return f"{self.modules} layers, {size} parameters, {self.share:.3%} of the model"
 
 
 def add_lora(model: nn.Module, config: LoraConfig, targets: Iterable[str], *, seed: int = 0) -> LoraCount:
