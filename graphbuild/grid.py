@@ -199,7 +199,8 @@ class GridTask:
         words = self._words(self.sampler.layout, KEEP_ALL).text
         lines = textwrap.wrap(f"{self.walk.index}: {words}", max(40, (num_columns * across) // 8))
         height = _LABEL + num_rows * down + 20 * len(lines) + _MARGIN
-        sheet = Image.new("RGB", (num_columns * across + _MARGIN, height), "white")
+        width = max(num_columns * across, _MARGIN + round(max(map(font.getlength, lines)))) + _MARGIN
+        sheet = Image.new("RGB", (width, height), "white")
         draw = ImageDraw.Draw(sheet)
         for column, kind in enumerate(self._kinds):
             draw.text((_MARGIN + column * across, 3), kind, _INK, font)

@@ -282,7 +282,7 @@ def test_before_the_first_step_people_are_told_what_it_takes(ground: Ground) -> 
     trainer = ground.trainer("before", micro_batch=4, walks=8, cache_gb=0.00001)
     trainer.journal.say(before.lines(trainer))
     words = said(trainer)
-    assert "LoRA: 15 layers, 0.0" in words and "largest pass, 4 x 4 cells: memory" in words
+    assert "LoRA: 15 layers, 10,752 parameters" in words and "largest pass, 4 x 4 cells: memory" in words
     assert "TFLOP at most, the device's speed is not known" in words
     assert "VAE cache: at most" in words and "% of them" in words
     assert [line.split() for line in words.splitlines()[-3:]] == [

@@ -28,12 +28,15 @@ STYLED = ("style_content", "style_semantic")
 def stored(kind: str, photo: NDArray[np.uint8], boxes: int) -> Any:
     """A photograph as a node of a kind, in the form its codec takes."""
     grey = photo.mean(axis=2).astype(np.uint8)
+    size = {"width": photo.shape[1], "height": photo.shape[0]}
+    box = {"label": f"thing {boxes}", "box": [8, 8, 40, 40], "colour": [255, 0, 0]}
     forms: Mapping[str, Any] = {
         "png1": grey > 127,
         "png8": grey,
         "jpeg_gray": grey,
         "labels": grey // 64,
-        "json": {"objects": [], "number": boxes},
+        "pose": {**size, "people": [{"keypoints": [[20 + 2 * n, 30 + boxes, 1.0] for n in range(18)]}]},
+        "boxes": {**size, "boxes": [box]},
         "text": f"photograph {boxes}",
     }
     return forms.get(str(KINDS[kind].codec), photo)

@@ -103,7 +103,8 @@ class Journal:
         from PIL import Image
 
         shown = [task.image(), *made]
-        whole = Image.new("RGB", (sum(picture.width for picture in shown), max(picture.height for picture in shown)))
+        size = sum(picture.width for picture in shown), max(picture.height for picture in shown)
+        whole = Image.new("RGB", size, "white")
         left = 0
         for picture in shown:
             whole.paste(picture, (left, 0))
