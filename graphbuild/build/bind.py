@@ -122,7 +122,8 @@ def _pin(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
 def refuse_missing(lines: Sequence[str]) -> None:
     """One error for everything that has to be there before work starts."""
     if lines:
-        raise MissingWeights("not on this machine:\n  " + "\n  ".join(dict.fromkeys(lines)))
+        listed = "\n  ".join(dict.fromkeys(lines))
+        raise MissingWeights(f"not on this machine:\n  {listed}\n(--annotators a,b runs only those it names)")
 
 
 def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Live, int]]) -> Maker:
