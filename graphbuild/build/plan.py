@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
@@ -275,10 +276,14 @@ class _Planner:
 
     def _recorded(self, name: str) -> list[str]:
         """Identities of the models that versions of an annotator were made with; those that are live come last."""
+        return [document.model for document in self._lineages if document.annotator == name and document.model]
+
+    @cached_property
+    def _lineages(self) -> list[LineageDocument]:
+        """Of all versions in the graph, read once; those that are live come last."""
         live = {live.version for live in self.head.values()}
         versions = sorted((v.removesuffix(".json") for v in self.files.names("lineage")), key=lambda v: (v in live, v))
-        documents = (read_lineage(self.files, version) for version in versions)
-        return [document.model for document in documents if document.annotator == name and document.model]
+        return [read_lineage(self.files, version) for version in versions]
 
     # ---- what is committed -----------------------------------------------------------------------------------
 
