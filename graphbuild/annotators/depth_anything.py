@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
 from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
+from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
 from graphbuild.annotators.sizes import in_stacks, map_at, picture_at, working_size
 from graphbuild.codecs import Pixels
 
@@ -73,11 +73,10 @@ class DepthAnything(Condition):
             ValueError: the checkpoint gives metric depth, or is none of Depth Anything.
         """
         from transformers import DepthAnythingForDepthEstimation, DPTImageProcessor
-        from transformers.utils.logging import disable_progress_bar
 
         if refused := self._refused():
             raise ValueError(refused[0])
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each worker would drown the run's own
+        hide_loading_bars()
         folder = self.checkpoints()["model"].folder()
         processor = DPTImageProcessor.from_pretrained(folder, local_files_only=True)
         network = DepthAnythingForDepthEstimation.from_pretrained(folder, use_safetensors=True, local_files_only=True)

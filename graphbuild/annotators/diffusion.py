@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, torch_dtype
+from graphbuild.annotators.network import Dtype, hide_loading_bars, torch_dtype
 from graphbuild.annotators.sizes import Size, picture_at, working_size
 from graphbuild.codecs import Pixels
 
@@ -49,11 +49,10 @@ def load_part(kind: Any, folder: Path, dtype: Dtype, **components: Any) -> Any:
     Args:
         components: parts to use instead of the folder's; None leaves one out.
     """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    from diffusers.utils.logging import disable_progress_bar
 
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()  # one for each worker would drown the run's own
+    hide_loading_bars()
+    disable_progress_bar()  # diffusers' own, for the same reason
     options = {"dtype": torch_dtype(dtype), "use_safetensors": True, "local_files_only": True}
     return kind.from_pretrained(folder, **options, **components)
 

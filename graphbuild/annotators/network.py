@@ -30,6 +30,13 @@ def frozen(network: Any, device: str, dtype: Dtype, *, compiled: bool = False) -
     return torch.compile(network) if compiled else network
 
 
+def hide_loading_bars() -> None:
+    """Let transformers load without progress bars: one for each worker would drown the run's own."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def use_threads(cpus: float) -> None:
     """Let torch, if it is loaded, compute with as many threads as CPUs were asked for: sums come out in the same order
     in every worker that was asked for the same."""

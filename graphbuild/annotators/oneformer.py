@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
 from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
+from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
 from graphbuild.annotators.sizes import Size, in_stacks, picture_at, working_size
 from graphbuild.codecs import Pixels
 from graphbuild.drawings import distinct_colours
@@ -96,14 +96,13 @@ class Oneformer(Condition):
         from transformers import AutoConfig, AutoImageProcessor
         from transformers import AutoModelForSemanticSegmentation as Semantic
         from transformers import AutoModelForUniversalSegmentation as Universal
-        from transformers.utils.logging import disable_progress_bar
 
         folder = self.checkpoints()["model"].folder()
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         names = [_name(config.id2label[number]) for number in range(len(config.id2label))]
         if len(names) > 256:
             raise ValueError(f"model: {self.model} has {len(names)} classes; allowed: up to 256, what a label holds")
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each worker would drown the run's own
+        hide_loading_bars()
         kind = Universal if type(config) in Universal._model_mapping else Semantic
         network = kind.from_pretrained(folder, config=config, use_safetensors=True, local_files_only=True)
         # OneFormer's would fetch a list of classes for training from the hub, wherever the checkpoint is.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
 from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
+from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
 from graphbuild.codecs import Pixels
 from graphbuild.drawings import distinct_colours
 
@@ -68,9 +68,8 @@ def load_sam2(folder: Path, device: str, dtype: Dtype, *, compiled: bool = False
     """
     import torch
     from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each worker would drown the run's own
+    hide_loading_bars()
     # The published files are of the video model, of which this is a part; `from_pretrained` would warn of that.
     described, _ = Sam2Config.get_config_dict(folder, local_files_only=True)
     config = Sam2Config.from_dict(described)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
 from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
+from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
 from graphbuild.codecs import Pixels
 
 MODEL = "usyd-community/vitpose-base-simple"
@@ -81,9 +81,8 @@ class Vitpose(Condition):
             VitPoseForPoseEstimation,
             VitPoseImageProcessor,
         )
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each worker would drown the run's own
+        hide_loading_bars()
         folder, detector_folder = (checkpoint.folder() for checkpoint in self.checkpoints().values())
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         network = VitPoseForPoseEstimation.from_pretrained(folder, **options)

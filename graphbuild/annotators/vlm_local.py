@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
+from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +58,9 @@ def load_vlm(folder: Path, device: str, dtype: Dtype, max_side: int) -> LocalVlm
         max_side: of the pictures it will be shown, pixels; the processor leaves those as they are.
     """
     import transformers
-    from transformers.utils.logging import disable_progress_bar
 
     library: Any = transformers  # parts of it have no annotations
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each worker would drown the run's own
+    hide_loading_bars()
     network = library.AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True
     )
