@@ -176,7 +176,7 @@ def sample_lines(document: Document) -> Iterator[str]:
 
 def _column(sampler: PathSampler, walk: Walk, column: int) -> Document:
     kind = walk.kinds[column]
-    phrases = kind_of(kind).phrases
+    phrases = walk.path.declared(kind).phrases
     return {
         "kind": kind,
         "cell": walk.path.cells[walk.columns[column]],

@@ -15,7 +15,6 @@ from graphbuild import layouts
 from graphbuild.codecs import Node, Pixels
 from graphbuild.contracts import CellDocument, MissingNode, WalkDocument
 from graphbuild.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
-from graphbuild.kinds import kind_of
 from graphbuild.layouts import Canvas, CanvasLayout, CellSwitches, Frame, Size, View, centre_square
 from graphbuild.store.recipes import degraded
 from graphbuild.walk import PathSampler, Walk
@@ -79,6 +78,7 @@ class GridTask:
         self.sampler, self.walk, self.resolution = sampler, walk, resolution
         self.switches = switches or CellSwitches.of(sampler.config)
         self._kinds = walk.kinds
+        self._declared = [walk.path.declared(kind) for kind in walk.kinds]
         self._nodes: dict[tuple[int, int], Node] = {}
 
     @property
@@ -178,8 +178,8 @@ class GridTask:
 
         Context rows have no place in it. Captions joined by spaces are the prompt.
         """
-        order = layouts.view_order(self._kinds, self.walk.targets)
-        tokens = layouts.task_tokens([self._kinds[column] for column in order])
+        order = layouts.view_order(self._declared, self.walk.targets)
+        tokens = layouts.task_tokens([self._declared[column] for column in order])
         captions = [f"[[img{at}]] {self._view_words(column)}" for at, column in enumerate(order)]
         captions[0] = f"{tokens} {captions[0]}"
         return [
@@ -276,12 +276,12 @@ class GridTask:
         return self.sampler.graph.read(self.walk.rows[row], "image").array()
 
     def _degraded(self, column: int) -> bool:
-        return kind_of(self._kinds[column]).group == "degradation"
+        return self._declared[column].group == "degradation"
 
     def _words(self, layout: Layout, keep: Keep) -> Instruction:
         content, at = self._content
         return compose(
-            self._kinds,
+            self._declared,
             self.walk.targets,
             rows=len(self.walk.rows),
             pick=self.sampler.pick(self.walk.index),
@@ -295,7 +295,7 @@ class GridTask:
     @cached_property
     def _labels(self) -> list[list[tuple[str, Colour]]]:
         """Names and colours in the query row, one list a column; only kinds that can have them are read."""
-        named = [kind_of(kind).codec in ("labels", "boxes") for kind in self._kinds]
+        named = [kind.codec in ("labels", "boxes") for kind in self._declared]
         last = len(self.walk.rows) - 1
         return [labels_of(self.node(last, column)) if can else [] for column, can in enumerate(named)]
 
@@ -303,7 +303,7 @@ class GridTask:
         content, at = self._content
         if content and at == column:
             return content
-        phrases = kind_of(self._kinds[column]).phrases
+        phrases = self._declared[column].phrases
         phrase = phrases[self.sampler.pick(self.walk.index)(f"phrase:{column}", len(phrases))]
         tags = [f"<#{bytes(rgb).hex()} {colour_name(rgb)} mask: {name}>" for name, rgb in self._labels[column]]
         return " ".join([phrase, *tags])

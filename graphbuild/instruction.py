@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from graphbuild.kinds import kind_of
+from graphbuild.kinds import Kind, kind_of
 
 Pick = Callable[[str, int], int]
 Layout = Literal["pipeline", "random"]
@@ -104,7 +104,7 @@ class Instruction:
 
 
 def compose(
-    kinds: Sequence[str],
+    kinds: Sequence[str | Kind],
     targets: Sequence[int],
     *,
     rows: int,
@@ -118,7 +118,7 @@ def compose(
     """Put the words of one grid together.
 
     Args:
-        kinds: the kind of every column, in the order shown; text kinds have no column.
+        kinds: the kind of every column, by name or declaration, in the order shown; text kinds have no column.
         targets: columns that the task makes, counted from 0. A hole drawn elsewhere does not change the words.
         rows: number of rows, the query included, at least 1.
         pick: `pick(label, n)` gives an index in `range(n)`.
@@ -131,10 +131,11 @@ def compose(
     Raises:
         ValueError: an unknown or text kind, no target, or a number outside its range.
     """
-    _check(kinds, targets, rows, content_at, notes)
+    declared = [kind_of(kind) for kind in kinds]
+    _check(declared, targets, rows, content_at, notes)
     if not _kept("all", keep.all, pick):
         return Instruction("", "", "")
-    task = _task(kinds, targets, notes, rows, pick) if _kept("task", keep.task, pick) else ""
+    task = _task(declared, targets, notes, rows, pick) if _kept("task", keep.task, pick) else ""
     column = len(kinds) - 1 if content_at is None else content_at
     shows = ""
     if content and _kept("content", keep.content, pick):
@@ -153,10 +154,10 @@ def legend(labels: Sequence[tuple[str, str]], limit: int = 8) -> str:
 
 
 def _check(
-    kinds: Sequence[str], targets: Sequence[int], rows: int, content_at: int | None, notes: Sequence[str]
+    kinds: Sequence[Kind], targets: Sequence[int], rows: int, content_at: int | None, notes: Sequence[str]
 ) -> None:
     columns = range(len(kinds))
-    if silent := [kind for kind in kinds if not kind_of(kind).phrases]:
+    if silent := [kind.name for kind in kinds if not kind.phrases]:
         raise ValueError(f"kinds: {silent[0]!r} has no phrases; allowed: kinds that are pictures")
     if not targets or len(set(targets)) != len(targets) or any(target not in columns for target in targets):
         raise ValueError(f"targets: {list(targets)}; allowed: different columns 0..{len(kinds) - 1}, at least one")
@@ -181,7 +182,7 @@ def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
     )
 
 
-def _task(kinds: Sequence[str], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
+def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
     named = [_named(column, kind, notes[column] if notes else "", pick) for column, kind in enumerate(kinds)]
     given = [name for column, name in enumerate(named) if column not in targets]
     sentences = TASKS if given else FREE_TASKS
@@ -193,9 +194,8 @@ def _task(kinds: Sequence[str], targets: Sequence[int], notes: Sequence[str], ro
     return sentence[0].upper() + sentence[1:]
 
 
-def _named(column: int, kind: str, note: str, pick: Pick) -> str:
-    phrases = kind_of(kind).phrases
-    phrase = phrases[pick(f"phrase:{column}", len(phrases))]
+def _named(column: int, kind: Kind, note: str, pick: Pick) -> str:
+    phrase = kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
     return f"[IMAGE{column + 1}] {phrase}" + (f" ({note})" if note else "")
 
 

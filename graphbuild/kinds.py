@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -116,17 +116,23 @@ _DECLARED: tuple[Kind, ...] = (
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _DECLARED})
 
 
-def kind_of(name: str) -> Kind:
-    """The declaration behind a kind name; `edit_local.canny` inherits from `canny`.
+def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
+    """The declaration behind a kind name; `edit_local.canny` inherits from `canny`. A declaration is its own.
+
+    Args:
+        own: kinds known beside `KINDS`.
 
     Raises:
         ValueError: no such kind, or a recipe kind of something else than its declared parents; the message
             lists the known ones.
     """
+    if isinstance(kind, Kind):
+        return kind
+    name, known = kind, KINDS if not own else {**KINDS, **{each.name: each for each in own}}
     *owners, base = name.split(".")
-    if base not in KINDS or any(owner not in KINDS for owner in owners):
-        raise ValueError(f"unknown kind {name!r}; known kinds: {', '.join(sorted(KINDS))}")
-    kind = KINDS[base]
+    if base not in known or any(owner not in known for owner in owners):
+        raise ValueError(f"unknown kind {name!r}; known kinds: {', '.join(sorted(known))}")
+    kind = known[base]
     if owners and kind.is_recipe:  # it would be computed from `image` and not from what the name says
         raise ValueError(f"kind {name!r}: {base!r} is computed from {', '.join(kind.parents)} only; use {base!r}")
     return replace(kind, name=name) if owners else kind

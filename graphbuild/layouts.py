@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.codecs import Pixels
-from graphbuild.kinds import kind_of
+from graphbuild.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -309,23 +309,23 @@ _GROUP_TOKENS = {
 }
 
 
-def view_order(kinds: Sequence[str], targets: Sequence[int]) -> list[int]:
+def view_order(kinds: Sequence[str | Kind], targets: Sequence[int]) -> list[int]:
     """Columns in the order of views: first the picture that the others describe, wherever the hole is."""
     pictures = [column for column in targets if kind_of(kinds[column]).group in ("image", "style", "edit")]
-    images = [column for column, kind in enumerate(kinds) if kind == "image"]
+    images = [column for column, kind in enumerate(kinds) if kind_of(kind).name == "image"]
     first = [*pictures, *images, *targets][0]
     return [first, *(column for column in range(len(kinds)) if column != first)]
 
 
-def task_tokens(kinds: Sequence[str]) -> str:
+def task_tokens(kinds: Sequence[str | Kind]) -> str:
     """The task tokens of views of these kinds, in their order and each once: "[[canny2image]]".
 
     A kind OneDiffusion has no token for gets one on the pattern of its others, such as `[[normal2image]]`.
     """
-    names = [_token(kind) for kind in kinds[1:]] or ["text2image"]
+    names = [_token(kind_of(kind)) for kind in kinds[1:]] or ["text2image"]
     return " ".join(f"[[{name}]]" for name in dict.fromkeys(names))
 
 
-def _token(kind: str) -> str:
-    name = kind.rpartition(".")[2]
-    return _TOKENS.get(name) or _GROUP_TOKENS.get(kind_of(kind).group) or f"{name}2image"
+def _token(kind: Kind) -> str:
+    name = kind.name.rpartition(".")[2]
+    return _TOKENS.get(name) or _GROUP_TOKENS.get(kind.group) or f"{name}2image"

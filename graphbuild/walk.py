@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphbuild.contracts import GraphError
 from graphbuild.draws import Bits, Draws, draw_bits, hash64, label_hashes, unit
 from graphbuild.instruction import Layout, Pick
+from graphbuild.kinds import kind_of
 from graphbuild.lineage import canonical_json, digest_of
 from graphbuild.paths import Path, PathSet, load
 from graphbuild.stock import Served, Stock
@@ -171,7 +172,7 @@ class PathSampler:
 
     Raises:
         GraphError: a path cannot be served (`error`), or none can.
-        ValueError: no such list, or it breaks a rule.
+        ValueError: no such list, it breaks a rule, or an unknown kind is held out.
     """
 
     def __init__(
@@ -188,6 +189,9 @@ class PathSampler:
         self.config = config if layout is None else replace(config, layout=layout)
         self.graph, self.seed, self.group, self.layout = graph, seed, group, self.config.layout
         self.listed = paths if isinstance(paths, PathSet) else load(paths)
+        own = [kind for path in self.listed.paths for kind in path.own]
+        for kind in (kind for task in self.config.held_out for kind in (*task.given, *task.holes)):
+            kind_of(kind, own)
         self.stock = Stock(graph, self.listed, self.config)
         self._served = [self.stock.served(path) for path in self.listed.paths]
         self.paths = self._drawable(on_missing)

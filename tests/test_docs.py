@@ -21,7 +21,8 @@ from graphbuild.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
 _MARKED = re.compile(
-    r"^<!-- test(?:: (?P<file>[a-z_]+\.py))? -->[ \t]*\n+```python\n(?P<code>.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL
+    r"^<!-- test(?:: (?P<file>[a-z_]+\.(?:py|yaml)))? -->[ \t]*\n+```(?:python|yaml)\n(?P<code>.*?)^```[ \t]*$",
+    re.MULTILINE | re.DOTALL,
 )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from graphbuild.kinds import kind_of
+from graphbuild.codecs import CODECS
+from graphbuild.kinds import KINDS, Group, Kind, kind_of
 
 DEFAULT_TYPE = "custom"
 
@@ -22,19 +23,21 @@ def role_kind(role: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Where a path's caption comes from: the query row's text of kind `source`, which describes the cell `of`.
-
-    Raises:
-        ValueError: `source` is no text kind, or `of` no picture's role.
-    """
+    """Where a path's caption comes from: the query row's text of kind `source`, which describes the cell `of`."""
 
     source: str
     of: str
 
-    def __post_init__(self) -> None:
-        if kind_of(self.source).group != "text":
-            raise ValueError(f"content: from: {self.source!r} is not a text; allowed: caption, edit_text")
-        _check_role(self.of)
+    def check(self, own: Sequence[Kind] = ()) -> None:
+        """Refuse what cannot be; `own` are kinds known beside `graphbuild.KINDS`.
+
+        Raises:
+            ValueError: `source` is no text kind, or `of` no picture's role.
+        """
+        if kind_of(self.source, own).group != "text":
+            texts = [kind.name for kind in (*KINDS.values(), *own) if kind.group == "text"]
+            raise ValueError(f"content: from: {self.source!r} is not a text; allowed: {', '.join(texts)}")
+        _check_role(self.of, own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class Path:
         weight: relative to the other paths of its type, >= 0.
         where: conditions on the item, handed to the sampler as they are.
         content: the caption of the query row, or None for a task without one.
+        own: declarations of the kinds in it that are not in `graphbuild.KINDS`.
 
     Raises:
         ValueError: any of the above does not hold; the message names path, value and what is allowed.
@@ -61,6 +65,7 @@ class Path:
     weight: float = 1.0
     where: Mapping[str, Any] | None = None
     content: Content | None = None
+    own: tuple[Kind, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -69,21 +74,29 @@ class Path:
             raise ValueError(f"path {self.name!r}: {error}") from None
 
     def _check(self) -> None:
+        for kind in self.own:
+            _check_own(kind)
         for role in self.cells:
-            _check_role(role)
+            _check_role(role, self.own)
         if len(set(self.cells)) != len(self.cells):
             raise ValueError(f"cells: {list(self.cells)} has a role twice; name them apart, as in 'image:other'")
         if not self.targets or list(self.targets) != sorted({*self.targets} & {*range(len(self.cells))}):
             raise ValueError(f"targets: {self.targets}; allowed: ascending positions 0..{len(self.cells) - 1}")
         _check_weight("weight", self.weight)
         object.__setattr__(self, "weight", float(self.weight))  # a written 1 and the default 1.0 are one setting
-        if self.content is not None and self.content.of not in self.cells:
-            raise ValueError(f"content: of: {self.content.of!r} is not a cell; allowed: {', '.join(self.cells)}")
+        if self.content is not None:
+            self.content.check(self.own)
+            if self.content.of not in self.cells:
+                raise ValueError(f"content: of: {self.content.of!r} is not a cell; allowed: {', '.join(self.cells)}")
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of the cells, in their order."""
         return tuple(role_kind(role) for role in self.cells)
+
+    def declared(self, kind: str) -> Kind:
+        """What a kind of its cells is."""
+        return kind_of(kind, self.own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +143,21 @@ class PathSet:
         return np.fromiter(chances, np.float64, len(self.paths))
 
 
-def _check_role(role: object) -> None:
+def _check_own(kind: Kind) -> None:
+    if kind.name in KINDS:
+        raise ValueError(f"kinds: {kind.name!r} is in graphbuild.KINDS; allowed: other names")
+    if kind.group not in (groups := get_args(Group)):
+        raise ValueError(f"kinds: {kind.name}: group: {kind.group!r}; allowed: {', '.join(groups)}")
+    if kind.codec not in CODECS:
+        raise ValueError(f"kinds: {kind.name}: codec: {kind.codec!r}; allowed: {', '.join(CODECS)}")
+    if kind.group != "text" and not all(isinstance(phrase, str) and phrase.strip() for phrase in kind.phrases or [""]):
+        raise ValueError(f"kinds: {kind.name}: phrases: {kind.phrases!r}; allowed: noun phrases, at least one")
+
+
+def _check_role(role: object, own: Sequence[Kind]) -> None:
     if not isinstance(role, str) or role.count(":") > 1 or role.endswith(":"):
         raise ValueError(f"cell {role!r}; allowed: a kind, or kind:name")
-    if kind_of(role_kind(role)).group == "text":
+    if kind_of(role_kind(role), own).group == "text":
         raise ValueError(f"cell {role!r} is a text; allowed: kinds that are pictures (a text goes into `content`)")
 
 

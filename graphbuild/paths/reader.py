@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
 import yaml
 
-from graphbuild.paths.path import DEFAULT_TYPE, Content, Path, PathSet
+from graphbuild.kinds import Kind
+from graphbuild.paths.path import DEFAULT_TYPE, Content, Path, PathSet, role_kind
 
-_FILE_KEYS = ("paths", "types", "content")
+_FILE_KEYS = ("paths", "types", "content", "kinds")
 _PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content")
 _CONTENT_KEYS = ("from", "of")
+_KIND_KEYS = ("codec", "phrases", "group", "description")
 _SUFFIXES = (".yaml", ".yml")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is absent where libyaml was
 
@@ -49,15 +51,31 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
 def _path_set(name: str, text: str) -> PathSet:
     refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
     document = _mapping("the file", yaml.load(text, Loader=_LOADER), _FILE_KEYS, needed=("paths",))
+    own = _kinds(document.get("kinds", {}))
     default = _content(document.get("content"))
+    if default is not None:
+        default.check(own)
     entries = document["paths"]
     if not isinstance(entries, list):
         raise ValueError(f"paths: {entries!r}; allowed: a list of entries")
-    paths = tuple(_path(number, entry, default) for number, entry in enumerate(entries))
+    paths = tuple(_path(number, entry, default, own) for number, entry in enumerate(entries))
     return PathSet(name=name, paths=paths, type_weights=_type_weights(document.get("types"), paths))
 
 
-def _path(number: int, entry: object, default: Content | None) -> Path:
+def _kinds(value: object) -> tuple[Kind, ...]:
+    return tuple(_kind(name, entry) for name, entry in _mapping("kinds", value, None).items())
+
+
+def _kind(name: str, entry: object) -> Kind:
+    label = f"kinds: {name}"
+    fields = {"group": "condition", "description": "", **_mapping(label, entry, _KIND_KEYS, needed=("codec",))}
+    phrases = fields.pop("phrases", [])
+    if not isinstance(phrases, list):
+        raise ValueError(f"{label}: phrases: {phrases!r}; allowed: a list of noun phrases")
+    return Kind(name=name, phrases=tuple(phrases), **fields)
+
+
+def _path(number: int, entry: object, default: Content | None, own: Sequence[Kind]) -> Path:
     label = f"path {entry['name']!r}" if isinstance(entry, dict) and "name" in entry else f"paths[{number}]"
     fields = _mapping(label, entry, _PATH_KEYS, needed=("name", "cells"))
     name = _text(f"{label}: name", fields["name"])
@@ -73,7 +91,21 @@ def _path(number: int, entry: object, default: Content | None) -> Path:
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
     type_name = _text(f"{label}: type", fields.get("type", DEFAULT_TYPE))
-    return Path(name=name, type=type_name, cells=cells, targets=targets, content=content, **options)
+    return Path(
+        name=name,
+        type=type_name,
+        cells=cells,
+        targets=targets,
+        content=content,
+        own=_used(own, cells, content),
+        **options,
+    )
+
+
+def _used(own: Sequence[Kind], cells: Sequence[str], content: Content | None) -> tuple[Kind, ...]:
+    """The declarations that a path needs: a list of one's own kinds changes no path without them."""
+    words = {word for role in cells for word in role_kind(role).split(".")}
+    return tuple(kind for kind in own if kind.name in words or (content is not None and kind.name == content.source))
 
 
 def _content(value: object) -> Content | None:

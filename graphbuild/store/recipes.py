@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from graphbuild.codecs import Node, Pixels
-from graphbuild.kinds import kind_of
+from graphbuild.kinds import KINDS
 
 
 def recipe_node(kind: str, parents: Mapping[str, Node], seed: int) -> Node:
@@ -18,7 +18,7 @@ def recipe_node(kind: str, parents: Mapping[str, Node], seed: int) -> Node:
     visible in a grid cell; rotations swap its sides.
 
     Args:
-        parents: kind -> node, for every kind in `kind_of(kind).parents`.
+        parents: kind -> node, for every kind in `KINDS[kind].parents`.
         seed: the only source of randomness, 0 <= seed < 2**63.
     """
     image = parents["image"]
@@ -43,5 +43,5 @@ def _cut_out(kind: str, parents: Mapping[str, Node]) -> Pixels:
 
 def parents_of(kind: str) -> tuple[str, ...]:
     """The stored kinds that must exist for a kind to exist: its recipe parents, or itself."""
-    declared = kind_of(kind)
-    return declared.parents if declared.is_recipe else (kind,)
+    declared = KINDS.get(kind)
+    return declared.parents if declared is not None and declared.is_recipe else (kind,)
