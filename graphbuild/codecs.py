@@ -84,9 +84,39 @@ class Node:
             ValueError: text, and JSON of other kinds, have no picture.
         """
         if "_picture" not in self.__dict__:  # no cached_property: until Python 3.12 it has one lock for all nodes
-            self.__dict__["_picture"] = self._decoded()
-        picture: Pixels = self.__dict__["_picture"]
-        return picture
+            picture = self.decoded()
+            picture = picture if picture.ndim == 3 else _grey_to_rgb(picture)
+            picture.flags.writeable = False
+            self.__dict__["_picture"] = picture
+        return self.__dict__["_picture"]  # type: ignore[no-any-return]
+
+    def decoded(self, room: Pixels | None = None, *, at_least: int = 0) -> Pixels:
+        """The same, but H x W where red, green and blue are equal, and decoded anew if `array` was not called.
+
+        Args:
+            room: H x W x 3 uint8; is filled and returned if the picture has its size and can be decoded in place.
+            at_least: a JPEG may come back reduced to half or less, no side under this; 0 for never.
+
+        Raises:
+            ValueError: as `array`.
+        """
+        if (picture := self.__dict__.get("_picture")) is not None:
+            return picture  # type: ignore[no-any-return]
+        upright = self.format == "jpeg" and not (self.codec == "source" and _may_turn(self.bytes))
+        if room is not None and upright and _fill(room, self.bytes):
+            return room
+        reduced = _strict_jpeg(self.bytes, "RGB", at_least) if at_least and upright else None
+        return self._opened() if reduced is None else reduced
+
+    def _opened(self) -> Pixels:
+        values = self.values()
+        if (draw := CODECS[self.codec].draw) is not None:
+            values = draw(values)
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
+        if self.codec == "labels":
+            return np.take(np.asarray(self.attrs["palette"], np.uint8), values, axis=0)
+        return values
 
     def values(self) -> Any:
         """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
@@ -96,18 +126,6 @@ class Node:
     def text(self) -> str:
         """The stored text or JSON document."""
         return self.bytes.decode()
-
-    def _decoded(self) -> Pixels:
-        values = self.values()
-        if (draw := CODECS[self.codec].draw) is not None:
-            values = draw(values)
-        if not isinstance(values, np.ndarray):
-            raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
-        if self.codec == "labels":
-            values = np.take(np.asarray(self.attrs["palette"], np.uint8), values, axis=0)
-        picture = values if values.ndim == 3 else _grey_to_rgb(values)
-        picture.flags.writeable = False
-        return picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +160,7 @@ def check_image(data: bytes, *, grey: bool = False) -> tuple[Encoded, Pixels]:
     if len(data) > MAX_BYTES:
         raise UnusableImage("too_large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     form = _header(data)
-    picture = _luma(data) if grey and form == "jpeg" else None
+    picture = _cv2_decode(data, "IMREAD_GRAYSCALE") if grey and form == "jpeg" else None
     picture = decode_image(data, form) if picture is None else picture
     return _sized(data, form, picture), picture
 
@@ -150,11 +168,12 @@ def check_image(data: bytes, *, grey: bool = False) -> tuple[Encoded, Pixels]:
 def decode_image(data: bytes, form: str) -> Pixels:
     """Any supported image file as H x W x 3 RGB uint8: EXIF applied, alpha over white, first frame, 16 bits scaled."""
     if form == "jpeg":
-        import cv2
-
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        # OpenCV turns the picture as EXIF says, and makes something of files that stricter readers refuse.
+        pixels = None if _may_turn(data) else _strict_jpeg(data, "RGB")
+        if pixels is None:
+            pixels = _cv2_decode(data, "IMREAD_COLOR_RGB")
         if pixels is not None:
-            return pixels  # type: ignore[return-value]
+            return pixels
     try:
         with _open(data) as image:
             return _rgb(image)
@@ -164,10 +183,50 @@ def decode_image(data: bytes, form: str) -> Pixels:
         raise UnusableImage("undecodable", f"{type(error).__name__}: {error}") from error
 
 
-def _luma(data: bytes) -> Pixels | None:
+def _may_turn(data: bytes) -> bool:
+    """Whether a JPEG has an EXIF segment, or segments that make no sense."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
+        if marker == b"\xe1" and data[at + 4 : at + 9] == b"Exif\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[at : at + 2] != b"\xff\xda"
+
+
+def _strict_jpeg(data: bytes, space: str, at_least: int = 0) -> Pixels | None:
+    """A JPEG as OpenCV decodes it, in five sixths of its time; None for a damaged or unusual one.
+
+    Args:
+        space: `RGB` for H x W x 3, `GRAY` for H x W x 1.
+        at_least: see `Node.decoded`.
+    """
+    import simplejpeg
+
+    try:
+        return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+            data, space, min_height=at_least, min_width=at_least, min_factor=2
+        )
+    except ValueError:
+        return None
+
+
+def _fill(room: Pixels, data: bytes) -> bool:
+    """Decode a JPEG in place; False if it has another size, or is damaged or unusual."""
+    import simplejpeg
+
+    try:
+        fits = simplejpeg.decode_jpeg_header(data)[:2] == room.shape[:2]
+        if fits:
+            simplejpeg.decode_jpeg(data, "RGB", buffer=room)
+    except ValueError:
+        return False
+    return bool(fits)
+
+
+def _cv2_decode(data: bytes, flag: str) -> Pixels | None:
     import cv2
 
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)  # type: ignore[return-value]
+    return cv2.imdecode(np.frombuffer(data, np.uint8), getattr(cv2, flag))  # type: ignore[return-value]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -274,21 +333,19 @@ def _sized(data: bytes, form: str, array: Pixels) -> Encoded:
 
 
 def _gray_values(data: bytes, form: str) -> Pixels:
-    import cv2
-
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise CorruptNode(f"a stored {form} does not decode")
-    return pixels  # type: ignore[return-value]
+    pixels = _strict_jpeg(data, "GRAY") if form == "jpeg" else None
+    return _whole(_cv2_decode(data, "IMREAD_GRAYSCALE") if pixels is None else pixels[:, :, 0], form)
 
 
 def _colour_values(data: bytes, form: str) -> Pixels:
-    import cv2
+    pixels = _strict_jpeg(data, "RGB") if form == "jpeg" else None
+    return _whole(_cv2_decode(data, "IMREAD_COLOR_RGB") if pixels is None else pixels, form)
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+def _whole(pixels: Pixels | None, form: str) -> Pixels:
     if pixels is None:
         raise CorruptNode(f"a stored {form} does not decode")
-    return pixels  # type: ignore[return-value]
+    return pixels
 
 
 def _source(value: Any) -> Encoded:

@@ -10,18 +10,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
-from itertools import chain
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from graphbuild.codecs import Pixels
 from graphbuild.layouts import CellSwitches
-from graphbuild.samples import Block, GridSample, Known, TaskSource, loaded
+from graphbuild.samples import Block, GridSample, Known, Room, TaskSource, joined, loaded
 from graphbuild.walk import PathSampler
 
 
@@ -87,8 +85,9 @@ class GridTasks(IterableDataset[GridSample]):
             end = begin + self.batch if self.stop is None else min(begin + self.batch, self.stop)
             if end <= begin:
                 return
+            room = Room(end - begin)
             for index in range(max(first, begin), end):
-                yield GridSample(self.source, index, Block(begin, end, after))
+                yield GridSample(self.source, index, Block(begin, end, after), room, index - begin)
             step += workers
 
     def _tracked(self, samples: Iterator[GridSample], workers: int) -> Iterator[GridSample]:
@@ -130,14 +129,19 @@ class GridTaskList(Dataset[GridSample]):
 
     def __getitem__(self, at: int) -> GridSample:
         """Ids; decoded when its pixels are asked for."""
-        if self._prepared != os.getpid():
-            self.source.prepare(get_worker_info() is not None)
-            self._prepared = os.getpid()
-        return GridSample(self.source, self.indices[at])
+        return self._sample(at)
 
     def __getitems__(self, places: Sequence[int]) -> list[GridSample]:
         """A batch, as a DataLoader asks for it, decoded by threads."""
-        return list(loaded((self[at] for at in places), len(places), self.threads))
+        room = Room(len(places))
+        samples = (self._sample(place, room, at) for at, place in enumerate(places))
+        return list(loaded(samples, len(places), self.threads))
+
+    def _sample(self, place: int, room: Room | None = None, at: int = 0) -> GridSample:
+        if self._prepared != os.getpid():
+            self.source.prepare(get_worker_info() is not None)
+            self._prepared = os.getpid()
+        return GridSample(self.source, self.indices[place], None, room, at)
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,10 @@ class GridBatch:
 
     Attributes:
         index: int64 B, the walks; `items`: int64 B x R, their items.
-        pixels: uint8 D x 3 x H x W RGB 0..255, rows below each other, targets included; channels last in memory.
-        decoded: int64 D, which samples `pixels` holds: all of them, but for those that `known` knew.
-        boxes: int32 B x R x L x 4, top, left, height and width of each cell in its picture.
+        cells: uint8 D x R x L x 3 x height x width, RGB 0..255, targets included, black beside cells smaller than the
+            largest; channels last in memory, which the samples share.
+        decoded: int64 D, which samples `cells` holds: all of them, but for those that `known` knew.
+        boxes: int32 B x R x L x 4, top, left, height and width of each cell in `pixels`.
         holes: bool B x L, columns of the last row that are to be generated.
         kinds: the kind of each shown column; `keys`, `row_keys`: see `GridSample`.
         snapshot: digest of the graph's state; `next`: the position to resume at after this batch.
@@ -156,7 +161,7 @@ class GridBatch:
 
     index: Tensor
     items: Tensor
-    pixels: Tensor
+    cells: Tensor
     decoded: Tensor
     boxes: Tensor
     holes: Tensor
@@ -168,6 +173,25 @@ class GridBatch:
     row_keys: list[list[str]]
     snapshot: str
     next: int
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """Uint8 D x 3 x H x W, RGB 0..255: each sample's cells as one picture, rows below each other, black beside
+        shorter ones; channels last in memory. Put together on the device of `cells`."""
+        boxes = self.boxes[self.decoded.to(self.boxes.device)]
+        num_rows, num_columns, _, height, width = self.cells.shape[1:]
+        if bool((boxes[..., 2] == height).all() and (boxes[..., 3] == width).all()):
+            rows = self.cells.permute(0, 1, 4, 2, 5, 3)
+            return rows.reshape(-1, num_rows * height, num_columns * width, 3).permute(0, 3, 1, 2)
+        ends = self.boxes[..., :2] + self.boxes[..., 2:]
+        high, wide = ends.flatten(0, 2).max(0).values.tolist()
+        pictures = self.cells.new_zeros(len(self.cells), high, wide, 3).permute(0, 3, 1, 2)
+        for picture, cells, places in zip(
+            pictures, self.cells.flatten(1, 2), boxes.flatten(1, 2).tolist(), strict=True
+        ):
+            for cell, (top, left, high, wide) in zip(cells, places, strict=True):
+                picture[:, top : top + high, left : left + wide] = cell[:, :high, :wide]
+        return pictures
 
     def mask(self) -> Tensor:
         """Bool D x 1 x H x W, true inside holes."""
@@ -203,16 +227,19 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
     """
     _check_batch(samples)
     walks, snapshot = [sample.walk for sample in samples], samples[0].source.sampler.graph.digest
-    pictures = {at: sample.cells() for at, sample in enumerate(samples) if sample.wanted}
-    boxes = np.array([_boxes(pictures.get(at), sample) for at, sample in enumerate(samples)], np.int32)
+    decoded = [at for at, sample in enumerate(samples) if sample.wanted]
+    cells, boxes = joined(samples), np.array([sample.boxes for sample in samples], np.int32)
+    holes = np.zeros((len(walks), len(walks[0].columns)), bool)
+    for row, walk in zip(holes, walks, strict=True):
+        row[list(walk.holes)] = True
     last = samples[-1]
     return GridBatch(
-        index=torch.tensor([sample.index for sample in samples]),
-        items=torch.tensor([walk.rows for walk in walks]),
-        pixels=torch.from_numpy(_sheets(pictures, boxes)).permute(0, 3, 1, 2),
-        decoded=torch.tensor(list(pictures), dtype=torch.int64),
+        index=_integers([sample.index for sample in samples]),
+        items=_integers([walk.rows for walk in walks]),
+        cells=torch.from_numpy(cells).permute(0, 1, 2, 5, 3, 4),
+        decoded=_integers(decoded),
         boxes=torch.from_numpy(boxes),
-        holes=torch.tensor([[column in walk.holes for column in range(len(walk.columns))] for walk in walks]),
+        holes=torch.from_numpy(holes),
         paths=[walk.path.name for walk in walks],
         types=[walk.path.type for walk in walks],
         kinds=[walk.kinds for walk in walks],
@@ -224,6 +251,10 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
     )
 
 
+def _integers(values: Sequence[Any]) -> Tensor:
+    return torch.from_numpy(np.array(values, np.int64))  # a third of the time of torch.tensor
+
+
 def _check_batch(samples: Sequence[GridSample]) -> None:
     indices, block = [sample.index for sample in samples], samples[0].block
     if block and indices != list(range(block.first, block.stop)):
@@ -233,29 +264,6 @@ def _check_batch(samples: Sequence[GridSample]) -> None:
         )
     if len({sample.shape for sample in samples}) > 1:
         raise ValueError(f"samples {indices} differ in rows or columns; give the PathSampler group=world * batch")
-
-
-def _boxes(cells: list[list[Pixels]] | None, sample: GridSample) -> list[list[tuple[int, ...]]]:
-    """Top, left, height and width of each cell: rows below each other, each of cells of one size."""
-    (num_rows, num_columns), top = sample.shape, 0
-    boxes: list[list[tuple[int, ...]]] = []
-    for row in range(num_rows):
-        high, wide = (sample.source.resolution,) * 2 if cells is None else cells[row][0].shape[:2]
-        boxes.append([(top, column * wide, high, wide) for column in range(num_columns)])
-        top += high
-    return boxes
-
-
-def _sheets(pictures: dict[int, list[list[Pixels]]], boxes: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """D x H x W x 3 uint8: the cells at their boxes, black where a picture is smaller than the largest."""
-    height, width = (boxes[..., at] + boxes[..., at + 2] for at in (0, 1))
-    sheets = np.empty((len(pictures), height.max(), width.max(), 3), np.uint8)
-    if (boxes[..., 2] * boxes[..., 3]).sum(axis=(1, 2)).min() < height.max() * width.max():
-        sheets[:] = 0
-    for sheet, (at, cells) in zip(sheets, pictures.items(), strict=True):
-        for cell, (top, left, high, wide) in zip(chain(*cells), boxes[at].reshape(-1, 4).tolist(), strict=True):
-            sheet[top : top + high, left : left + wide] = cell
-    return sheets
 
 
 def position(loader_state: Any) -> int:

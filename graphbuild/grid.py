@@ -15,7 +15,7 @@ from graphbuild import layouts
 from graphbuild.codecs import Node, Pixels
 from graphbuild.contracts import CellDocument, MissingNode, WalkDocument
 from graphbuild.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
-from graphbuild.layouts import Canvas, CanvasLayout, CellSwitches, Frame, Size, View, centre_square
+from graphbuild.layouts import Box, Canvas, CanvasLayout, CellSwitches, Frame, Size, View, centre_square
 from graphbuild.store.recipes import degraded
 from graphbuild.walk import PathSampler, Walk
 
@@ -140,7 +140,19 @@ class GridTask:
 
     def cell(self, row: int, column: int) -> Pixels:
         """One cell, the truth if it is a hole: height x width x 3 RGB uint8."""
-        return self._frames[row].cell(self.node(row, column).array())
+        width, height = self._frames[row].size
+        place = np.empty((height, width, 3), np.uint8)
+        self.paint(row, column, place)
+        return place
+
+    @cached_property
+    def boxes(self) -> list[list[Box]]:
+        """Where each cell lies on a sheet: rows below each other, the cells of a row side by side."""
+        return layouts.boxes([frame.size for frame in self._frames], len(self._kinds))
+
+    def paint(self, row: int, column: int, place: Pixels) -> None:
+        """Put one cell, the truth if it is a hole, into `place`, height x width x 3 uint8."""
+        self._frames[row].paint(self.node(row, column), place)
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         """The arguments of diffusers' `VisualClozePipeline.__call__` that give these cells, holes black, at inference.
@@ -257,6 +269,8 @@ class GridTask:
         all_holes = len(self.holes) == len(self._kinds)
         if (squares or all_holes) and self.resolution % layouts.DIVISOR:
             raise ValueError(f"resolution: {self.resolution}; allowed for the pipeline: multiples of {layouts.DIVISOR}")
+        if self.switches.decode != "exact":
+            raise ValueError(f"decode: {self.switches.decode!r}; allowed for the pipeline: exact")
         if not squares and self.switches.degrade_at == "cell" and any(map(self._degraded, range(len(self._kinds)))):
             raise ValueError("degrade_at: 'cell'; allowed for the pipeline with cells that are no squares: 512, source")
         if all_holes and len(self.holes) > 1:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.codecs import Pixels
+from graphbuild.codecs import Node, Pixels
 from graphbuild.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ CellFit = Literal["crop_square", "stretch_square", "aspect"]
 RowSizes = Literal["shared", "own"]
 HoleFill = Literal["black", "grey"]
 DegradeAt = Literal["512", "source", "cell"]
+Decode = Literal["exact", "fast"]
 CanvasLayout = Literal["2x2", "1x3", "1x2", "2x1"]
 
 DIVISOR = 16
@@ -55,6 +57,8 @@ class CellSwitches:
         degrade_at: what a degradation acts on: `512` is the picture fitted to a long side of 512 px, never enlarged,
             `source` the picture as it is stored, `cell` the cell cut from it. A quarter turn of a cell that is no
             square swaps its sides; it is cut and resized to the cell's size again.
+        decode: `fast` decodes a JPEG that is at least twice as large as needed at a fraction of its size (in the
+            frequency domain, libjpeg-turbo), before it is resized; the pixels differ a little. Not for degradations.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -64,9 +68,16 @@ class CellSwitches:
     row_sizes: RowSizes = "shared"
     hole_fill: HoleFill = "black"
     degrade_at: DegradeAt = "512"
+    decode: Decode = "exact"
 
     def __post_init__(self) -> None:
-        allowed = {"cell_fit": CellFit, "row_sizes": RowSizes, "hole_fill": HoleFill, "degrade_at": DegradeAt}
+        allowed = {
+            "cell_fit": CellFit,
+            "row_sizes": RowSizes,
+            "hole_fill": HoleFill,
+            "degrade_at": DegradeAt,
+            "decode": Decode,
+        }
         for field in fields(self):
             if (value := getattr(self, field.name)) not in (known := get_args(allowed[field.name])):
                 raise ValueError(f"{field.name}: {value!r}; allowed: {', '.join(known)}")
@@ -88,15 +99,32 @@ class Frame:
     Attributes:
         size: of every cell in the row.
         cut: gives the part of a picture that is shown, H x W x 3 RGB uint8, not resized; diffusers' pipeline makes the
-            cells of this row from such parts.
+            cells of this row from such parts. Of a grey picture, H x W.
+        keeps: whether a picture of the size of a cell is the cell.
+        fast: whether pictures much larger than a cell may be decoded at a fraction of their size.
     """
 
     size: Size
     cut: Callable[[Pixels], Pixels]
+    keeps: bool = True
+    fast: bool = False
 
     def cell(self, picture: Pixels) -> Pixels:
-        """A cell, height x width x 3 RGB uint8."""
+        """A cell, height x width x 3 RGB uint8; of a grey picture, height x width."""
         return cover(self.cut(picture), self.size)
+
+    def paint(self, node: Node, place: Pixels) -> None:
+        """Put the cell of a node's picture into `place`, height x width x 3 uint8."""
+        picture = node.decoded(place if self.keeps else None, at_least=max(self.size) if self.fast else 0)
+        if picture is place:
+            return
+        cell = self.cell(picture)
+        if cell.ndim == 3:
+            place[:] = cell
+        else:
+            import cv2
+
+            cv2.cvtColor(cell, cv2.COLOR_GRAY2RGB, dst=place)
 
 
 def frames(
@@ -109,17 +137,36 @@ def frames(
         resolution: side of a square cell; an `aspect` cell has about the same area.
         squares: whether `aspect` has to give way to squares.
     """
+    frame = partial(Frame, fast=switches.decode == "fast")
     side = (resolution, resolution)
     if switches.cell_fit == "stretch_square":
-        return [Frame(side, partial(stretch, size=side))] * num_rows
+        return [frame(side, partial(stretch, size=side))] * num_rows
     if switches.cell_fit == "crop_square" or squares:
-        return [Frame(side, square)] * num_rows
+        return [frame(side, square)] * num_rows
     if switches.row_sizes == "own":
-        return [Frame(fit_size(lead(row), resolution), _whole) for row in range(num_rows)]
+        return [frame(fit_size(lead(row), resolution), _whole) for row in range(num_rows)]
     shape = lead(num_rows - 1)
     shared = fit_size(shape, resolution)
     alike = partial(_cut_like, shape=shape, resolution=resolution)
-    return [Frame(shared, alike)] * (num_rows - 1) + [Frame(shared, _whole)]
+    return [frame(shared, alike, keeps=False)] * (num_rows - 1) + [frame(shared, _whole)]
+
+
+class Box(NamedTuple):
+    """Where a cell lies on a sheet, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def boxes(sizes: Sequence[Size], num_columns: int) -> list[list[Box]]:
+    """A box a cell: rows of these cell sizes below each other, the cells of a row side by side."""
+    tops = accumulate((height for _, height in sizes), initial=0)
+    return [
+        [Box(top, column * width, height, width) for column in range(num_columns)]
+        for top, (width, height) in zip(tops, sizes, strict=False)
+    ]
 
 
 def fit_size(size: Size, resolution: int) -> Size:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import product
-from threading import Condition, Lock
-from typing import Any, NamedTuple, TypeVar
+from threading import Condition, Lock, Thread, current_thread
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from graphbuild.codecs import Pixels
 from graphbuild.contracts import CorruptNode, GraphError, MissingNode
 from graphbuild.grid import GridTask
-from graphbuild.layouts import CellSwitches
+from graphbuild.layouts import Box, CellSwitches, boxes
 from graphbuild.store.offsets import identity
 from graphbuild.store.recipes import parents_of
 from graphbuild.walk import PathSampler, Walk
@@ -29,9 +30,9 @@ Known = Callable[[str], bool]
 """Says of a sample's key whether the consumer has what it would make of the pixels, such as latents."""
 
 
-_Read = TypeVar("_Read")
 _PAGE = 64  # walks drawn at once
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LONGEST_END = 1.0  # seconds that a fork waits for ending threads
 
 
 class Block(NamedTuple):
@@ -40,6 +41,33 @@ class Block(NamedTuple):
     first: int
     stop: int
     next: int
+
+
+class Room:
+    """Where the pixels of samples that will be a batch lie: in one array, if they are of one shape, so that putting the
+    batch together copies nothing. Threads may share it.
+
+    Attributes:
+        pixels: samples x rows x columns x height x width x 3 uint8; None until a sample asked for its place.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.pixels: Pixels | None = None
+        self._lock = Lock()
+
+    def place(self, at: int, shape: tuple[int, ...]) -> Pixels:
+        """Of `shape`, not initialised: number `at` of the array, or of its own where shapes differ."""
+        with self._lock:
+            if self.pixels is None:
+                self.pixels = np.empty((self.samples, *shape), np.uint8)
+        return self.pixels[at] if self.pixels.shape[1:] == shape else np.empty(shape, np.uint8)
+
+    def filled(self, places: Sequence[Pixels]) -> Pixels | None:
+        """The array if these are all its places in order, else None."""
+        whole = [] if self.pixels is None else list(self.pixels)
+        same = [place.ctypes.data for place in places] == [place.ctypes.data for place in whole]
+        return self.pixels if same else None
 
 
 class CellCache:
@@ -119,20 +147,28 @@ def _source(token: str, *shared: Any) -> TaskSource:
     return _SOURCES.get(token) or TaskSource(*shared, token=token)
 
 
+_TRAVELS = ("_pixels", "_painted", "_wanted", "boxes")
+
+
 class GridSample:
     """Grid task `index`: ids at first; its pixels are decoded when they are asked for, each cell once.
 
     Attributes:
         walk: the ids; `shape`: rows (C + 1) and columns (L).
         block: the batch it belongs to, None outside `GridTasks`.
+        room, at: where its pixels will lie.
     """
 
-    def __init__(self, source: TaskSource, index: int, block: Block | None = None) -> None:
+    def __init__(
+        self, source: TaskSource, index: int, block: Block | None = None, room: Room | None = None, at: int = 0
+    ) -> None:
         self.index, self.block, self.source = index, block, source
         self.walk = source.walk(index)
         self.shape = len(self.walk.rows), len(self.walk.columns)
+        self.room, self.at = room or Room(1), at
         self._task: GridTask | None = None
-        self._cells: dict[tuple[int, int], Pixels] = {}
+        self._pixels: Pixels | None = None
+        self._painted: set[tuple[int, int]] = set()
         self._wanted: bool | None = None
 
     @property
@@ -149,7 +185,8 @@ class GridSample:
         return self.task.prompt
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _sample, (self.source.token, self.index, self.block), {"_cells": self._cells, "_wanted": self._wanted}
+        state = {name: value for name, value in vars(self).items() if name in _TRAVELS}
+        return _sample, (self.source.token, self.index, self.block), state
 
     @cached_property
     def cell_keys(self) -> list[list[str]]:
@@ -179,23 +216,41 @@ class GridSample:
             self._wanted = self.source.known is None or not self.source.known(self.key)
         return self._wanted
 
+    @cached_property
+    def boxes(self) -> list[list[Box]]:
+        """Where each cell lies when rows are below each other. Pictures have to be read for that where cells keep their
+        `aspect`, unless the sample is not wanted: then its cells count as squares."""
+        if self.wanted:
+            return self.task.boxes
+        side = (self.source.resolution,) * 2
+        return boxes([side] * self.shape[0], self.shape[1])
+
+    def pixels(self) -> Pixels:
+        """All cells, rows x columns x height x width x 3 RGB uint8, black beside those smaller than the largest. The
+        query row is last and holds its targets too."""
+        cells = [cell for cell in product(*map(range, self.shape)) if cell not in self._painted]
+        if not self.source.cache.max_bytes:
+            # All are read before one is decoded: decoding fills the processor's caches, so that reading between takes
+            # half as long again.
+            for cell in cells:
+                self._named(self.task.node, *cell)
+        for cell in cells:
+            self._named(self._paint, *cell)
+        if cells:
+            _, self._task = self.prompt, None
+        return self._place
+
     def cell(self, row: int, column: int) -> Pixels:
-        """One cell, height x width x 3 RGB uint8."""
-        if (row, column) not in self._cells:
-            made = self._cached if self.source.cache.max_bytes else self._decoded
-            self._cells[row, column] = made(row, column)
-        return self._cells[row, column]
+        """One cell, height x width x 3 RGB uint8, a view of `pixels`."""
+        if (row, column) not in self._painted:
+            self._named(self._paint, row, column)
+        return self._view(row, column)
 
     def cells(self) -> list[list[Pixels]]:
-        """All cells, row by row; the query row is last and holds its targets too."""
+        """All cells, row by row."""
+        self.pixels()
         rows, columns = (range(number) for number in self.shape)
-        if not self._cells and not self.source.cache.max_bytes:
-            # Reading each where it is decoded takes half as long again: decoding fills the processor's caches.
-            for row, column in product(rows, columns):
-                self._named(self.task.node, row, column)
-        cells = [[self.cell(row, column) for column in columns] for row in rows]
-        _, self._task = self.prompt, None
-        return cells
+        return [[self.cell(row, column) for column in columns] for row in rows]
 
     def rows(self) -> list[Pixels]:
         """Each row as one picture, height x width x 3 RGB uint8: its cells side by side."""
@@ -204,26 +259,39 @@ class GridSample:
     def load(self) -> GridSample:
         """Decode all cells if they are wanted; returns itself."""
         if self.wanted:
-            self.cells()
+            self.pixels()
         return self
 
-    def _cached(self, row: int, column: int) -> Pixels:
-        key, cache = self.cell_keys[row][column], self.source.cache
-        if (cell := cache.get(key)) is None:
-            cell = self._decoded(row, column)
-            cache.put(key, cell)
-        return cell
+    @property
+    def _place(self) -> Pixels:
+        """The pixels, as far as they are painted."""
+        if self._pixels is None:
+            sizes = {(row[0].height, row[0].width) for row in self.boxes}
+            height, width = map(max, zip(*sizes, strict=True))
+            self._pixels = self.room.place(self.at, (*self.shape, height, width, 3))
+            if len(sizes) > 1:
+                self._pixels[:] = 0
+        return self._pixels
 
-    def _decoded(self, row: int, column: int) -> Pixels:
-        cell = self._named(self.task.cell, row, column)
-        if (node := self.task.node(row, column)).bytes:  # its picture may be large, and its memory is warm for the next
-            vars(node).pop("_picture", None)
-        return cell
+    def _view(self, row: int, column: int) -> Pixels:
+        box = self.boxes[row][column]
+        return self._place[row, column, : box.height, : box.width]
 
-    def _named(self, read: Callable[[int, int], _Read], row: int, column: int) -> _Read:
-        """What `read` gives; its errors name the cell."""
+    def _paint(self, row: int, column: int) -> None:
+        place, cache = self._view(row, column), self.source.cache
+        if not cache.max_bytes:
+            self.task.paint(row, column, place)
+        elif (cell := cache.get(key := self.cell_keys[row][column])) is not None:
+            place[:] = cell
+        else:
+            self.task.paint(row, column, place)
+            cache.put(key, place.copy())
+        self._painted.add((row, column))
+
+    def _named(self, work: Callable[[int, int], object], row: int, column: int) -> None:
+        """Do it; its errors name the cell."""
         try:
-            return read(row, column)
+            work(row, column)
         except (LookupError, OSError, ValueError) as error:
             walk = self.walk
             kind = type(error) if isinstance(error, CorruptNode | MissingNode) else GraphError
@@ -235,6 +303,20 @@ class GridSample:
     def _identity(self, row: int, kind: str, variant: int) -> str:
         offsets = self.source.sampler.graph.offsets
         return identity(offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+
+
+def joined(samples: Sequence[GridSample]) -> Pixels:
+    """The pixels of the samples that are wanted, samples x rows x columns x height x width x 3 uint8, black beside
+    cells smaller than the largest. Decodes what is not decoded yet; copies nothing that lies together already."""
+    places = [sample.pixels() for sample in samples if sample.wanted]
+    if (pixels := samples[0].room.filled(places)) is not None:
+        return pixels
+    cells = [sample.boxes[row][0] for sample in samples for row in range(sample.shape[0])]
+    height, width = max(cell.height for cell in cells), max(cell.width for cell in cells)
+    pixels = np.zeros((len(places), *samples[0].shape, height, width, 3), np.uint8)
+    for room, place in zip(pixels, places, strict=True):
+        room[:, :, : place.shape[2], : place.shape[3]] = place
+    return pixels
 
 
 def _sample(token: str, index: int, block: Block | None) -> GridSample:
@@ -250,11 +332,19 @@ def _digest(text: str) -> str:
 
 
 class _ForkGuard:
-    """Lets a fork wait until no thread is decoding: a child would inherit their locks held, and never get them."""
+    """Lets a fork wait until no thread is decoding or ending: a child would inherit their locks held, and never get
+    them."""
 
     def __init__(self) -> None:
         self._free, self._busy, self._forking = Condition(Lock()), 0, False
+        self._threads: list[Thread] = []
         os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
+
+    def enter(self) -> None:
+        """A thread that will decode starts."""
+        with self._free:
+            self._threads = [thread for thread in self._threads if thread.is_alive() or _lingers(thread)]
+            self._threads.append(current_thread())
 
     def load(self, sample: GridSample) -> GridSample:
         with self._free:
@@ -273,11 +363,22 @@ class _ForkGuard:
         self._forking = True
         while self._busy:
             self._free.wait()
+        deadline = time.monotonic() + _LONGEST_END
+        while any(not thread.is_alive() and _lingers(thread) for thread in self._threads):
+            if time.monotonic() > deadline:  # another thread may have the number by now
+                break
+            time.sleep(0.001)
 
     def _after(self) -> None:
         self._forking = False
         self._free.notify_all()
         self._free.release()
+
+
+def _lingers(thread: Thread) -> bool:
+    """Whether the system still runs a thread. For Python it has ended before libraries clean up after it, which OpenCV
+    does under a lock."""
+    return os.path.exists(f"/proc/self/task/{thread.native_id}")
 
 
 _GUARD = _ForkGuard()
@@ -288,7 +389,7 @@ def loaded(samples: Iterable[GridSample], prefetch: int, threads: int) -> Genera
     if not prefetch:
         yield from samples
         return
-    pool = ThreadPoolExecutor(threads, "graphbuild")
+    pool = ThreadPoolExecutor(threads, "graphbuild", _GUARD.enter)
     waiting: deque[Future[GridSample]] = deque()
     try:
         for sample in samples:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from graphbuild.codecs import CODECS, Encoded, Node, UnusableImage, check_image
+from graphbuild.codecs import CODECS, Encoded, Node, UnusableImage, check_image, decode_image
 from graphbuild.contracts import MAX_PIXELS, MissingNode
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import build, complete
@@ -101,6 +102,45 @@ def test_jpeg_is_what_pillow_sees(photos: Path) -> None:
             expected = np.asarray(image.convert("RGB")).astype(int)
         difference = np.abs(_picture(path.read_bytes()) - expected)
         assert difference.max() <= 3, path.name
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["RGB", "L"]),
+    options=st.fixed_dictionaries(
+        {
+            "quality": st.integers(1, 100),
+            "progressive": st.booleans(),
+            "subsampling": st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+            "keep_rgb": st.booleans(),
+            "restart_marker_blocks": st.sampled_from([0, 1, 3]),
+        }
+    ),
+    orientation=st.sampled_from([0, 0, 3, 6]),
+    cut=st.sampled_from([0, 0, 0, 1, 20]),
+)
+def test_every_jpeg_is_what_opencv_sees(
+    size: tuple[int, int], mode: str, options: dict[str, Any], orientation: int, cut: int
+) -> None:
+    """Guards against readers that see another picture than annotators did, in place or not."""
+    if mode == "L":
+        options = {**options, "subsampling": -1, "keep_rgb": False}
+    if options["keep_rgb"]:
+        options = {**options, "subsampling": "4:4:4"}
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    data = _saved(_photo(size).convert(mode), "JPEG", **options, exif=exif)
+    data = data[: len(data) - cut]
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if expected is None:
+        return
+    node = Node(0, "image", 0, "v0", data, "jpeg", "source")
+    room = np.full((size[1], size[0], 3), 77, np.uint8)
+    assert np.array_equal(decode_image(data, "jpeg"), expected)
+    assert np.array_equal(node.decoded(room), expected)
+    assert np.array_equal(node.array(), expected)
 
 
 def test_cmyk_jpeg() -> None:

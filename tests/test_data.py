@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import pickle
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -23,7 +25,7 @@ from graphbuild.data import GridTaskList, GridTasks, collate, position
 from graphbuild.grid import GridTask
 from graphbuild.layouts import CellSwitches
 from graphbuild.paths import Path, PathSet
-from graphbuild.samples import CellCache, GridSample
+from graphbuild.samples import CellCache, GridSample, loaded
 from graphbuild.store.graph import Graph
 from graphbuild.walk import PathSampler
 from tests.annotators_for_tests import Styles, build, complete
@@ -56,13 +58,13 @@ def sampler(folder: File) -> PathSampler:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kind of every stored picture that was decoded in this process."""
     seen: list[str] = []
-    values = Node.values
+    decoded = Node.decoded
 
-    def counted(node: Node) -> Any:
+    def counted(node: Node, *arguments: Any, **options: Any) -> Any:
         seen.append(node.kind)
-        return values(node)
+        return decoded(node, *arguments, **options)
 
-    monkeypatch.setattr(Node, "values", counted)
+    monkeypatch.setattr(Node, "decoded", counted)
     return seen
 
 
@@ -240,6 +242,41 @@ def test_a_batch_of_cells_that_differ_in_size(sampler: PathSampler) -> None:
     assert len(seen) > 2
 
 
+def test_a_batch_is_the_memory_that_its_samples_were_decoded_to(sampler: PathSampler) -> None:
+    """Guards against a copy of every batch, and against a batch of samples in another order."""
+    samples = list(tasks(sampler, stop=BATCH))
+    batch = collate(samples)
+    assert all(np.shares_memory(batch.cells.numpy(), sample.pixels()) for sample in samples)
+    listed = GridTaskList(sampler, BATCH, resolution=16)
+    turned = collate(listed.__getitems__([2, 0, 1, 3]))
+    assert torch.equal(turned.cells, batch.cells[[2, 0, 1, 3]])
+    one_by_one = collate([listed[at] for at in (3, 1)])
+    assert torch.equal(one_by_one.cells, batch.cells[[3, 1]])
+
+
+@pytest.mark.parametrize("fit", ["crop_square", "stretch_square", "aspect"])
+def test_pictures_that_are_cells_already(fit: Any, tmp_path: File) -> None:
+    """Guards against pictures of the size of a cell, which are decoded in place, being other ones than the others."""
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(_photos_of(32, 32)):
+        photo.save(tmp_path / "photos" / f"{number}.jpg", quality=90, subsampling=number % 3)
+    out = tmp_path / "g"
+    complete(build(tmp_path / "photos", out, ["canny", Styles()], shard_size=4))
+    drawn = PathSampler(Graph.open(out), PATHS, seed=3, group=BATCH)
+    switches = CellSwitches(cell_fit=fit)
+    for sample in tasks(drawn, resolution=32, switches=switches):
+        task = GridTask(drawn, drawn.walk(sample.index), 32, switches=switches)
+        for row, cells in enumerate(sample.cells()):
+            for column, cell in enumerate(cells):
+                assert np.array_equal(cell, task.cell(row, column))
+
+
+def _photos_of(width: int, height: int) -> list[Image.Image]:
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [np.stack([x * 7 + 40 * number, y * 7, (x + y) * number * 9], axis=2) % 256 for number in range(8)]
+    return [Image.fromarray(plane.astype(np.uint8)) for plane in planes]
+
+
 # ---- lazy pixels -------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +287,9 @@ def test_ids_and_keys_decode_nothing(sampler: PathSampler, decodes: list[str]) -
     batches = list(loader(tasks(sampler, known=lambda key: True)))
     assert decodes == [] and len(keys) == 40
     assert [key for batch in batches for key in batch.keys] == [key for key, *_ in keys]
-    assert all(len(batch.pixels) == len(batch.decoded) == len(batch.mask()) == 0 for batch in batches)
+    assert all(
+        len(batch.cells) == len(batch.pixels) == len(batch.decoded) == len(batch.mask()) == 0 for batch in batches
+    )
     samples[0].cells()
     assert len(decodes) == samples[0].shape[0] * samples[0].shape[1]
 
@@ -363,6 +402,31 @@ def test_closing_ends_threads_and_files(sampler: PathSampler) -> None:
         next(iter(tasks(sampler)))
     gc.collect()
     assert _threads() == [] and psutil.Process().num_fds() <= before + 2
+
+
+def test_a_fork_waits_for_threads_that_end(sampler: PathSampler) -> None:
+    """Guards against a worker that hangs for ever: Python joins a thread before OpenCV has cleaned up after it, and a
+    process forked in between inherits a lock that nobody will open."""
+    library, key = ctypes.CDLL(None), ctypes.c_uint()
+    assert library.pthread_key_create(ctypes.byref(key), library.usleep) == 0
+    ended: list[int] = []
+
+    def load(sample: GridSample) -> GridSample:
+        library.pthread_setspecific(key, ctypes.c_void_p(300_000))  # what the thread does at its end: usleep(300000)
+        ended.append(threading.get_native_id())
+        return sample
+
+    samples = list(tasks(sampler, prefetch=0, stop=BATCH))
+    for sample in samples:
+        sample.load = lambda sample=sample: load(sample)  # type: ignore[method-assign]
+    assert len(list(loaded(samples, 2, 2))) == BATCH
+    assert any(File(f"/proc/self/task/{number}").exists() for number in ended), "the test itself: none lingers"
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    lingering = [number for number in ended if File(f"/proc/self/task/{number}").exists()]
+    os.waitpid(child, 0)
+    library.pthread_key_delete(key)
+    assert lingering == []
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 
 from graphbuild.codecs import CODECS, Node, Pixels
 from graphbuild.grid import COLOURS, GridTask, colour_name, labels_of
 from graphbuild.instruction import Keep
 from graphbuild.kinds import KINDS
-from graphbuild.layouts import CANVASES, CellSwitches, cover, fit_size, square, stretch, task_tokens, view_order
+from graphbuild.layouts import (
+    CANVASES,
+    CellSwitches,
+    Decode,
+    cover,
+    fit_size,
+    frames,
+    square,
+    stretch,
+    task_tokens,
+    view_order,
+)
 from graphbuild.paths import Content, Path
 from graphbuild.walk import SamplerConfig, Walk
 
@@ -145,6 +158,27 @@ def test_cover_and_stretch(size: tuple[int, int], cell: tuple[int, int]) -> None
     for made in (cover(picture, cell), stretch(picture, cell)):
         assert made.shape == (cell[1], cell[0], 3) and (made == (10, 200, 30)).all() and made.flags.writeable
     assert square(picture).shape == (min(size), min(size), 3)
+
+
+@pytest.mark.parametrize("fit", ["crop_square", "stretch_square", "aspect"])
+@pytest.mark.parametrize("kind", ["image", "hed"])
+def test_fast_decoding_is_close_and_exact_is_exact(kind: str, fit: Any) -> None:
+    """Guards against cells of another place or sharpness, and against pictures decoded smaller than their cell."""
+    photo = cv2.resize(skimage.data.astronaut(), (800, 600), interpolation=cv2.INTER_AREA)
+    codec = "jpeg_gray" if kind == "hed" else "jpeg"
+    data = CODECS[codec].encode(photo[:, :, 0] if kind == "hed" else photo).data
+
+    def node() -> Node:
+        return Node(0, kind, 0, "v0", data, "jpeg", codec)
+
+    cells = {}
+    for decode in get_args(Decode):
+        (frame,) = frames(1, lambda row: (800, 600), 96, CellSwitches(cell_fit=fit, decode=decode), squares=False)
+        cells[decode] = np.zeros((*frame.size[::-1], 3), np.uint8)
+        frame.paint(node(), cells[decode])
+    assert np.array_equal(frame.cell(node().array()), cells["exact"])
+    assert not np.array_equal(cells["exact"], cells["fast"]) and cv2.PSNR(cells["exact"], cells["fast"]) > 30
+    assert [node().decoded(at_least=side).shape[:2] for side in (96, 300, 301)] == [(150, 200), (300, 400), (600, 800)]
 
 
 def test_fit_size_keeps_area_and_shape() -> None:

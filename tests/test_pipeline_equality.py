@@ -188,6 +188,7 @@ def test_content_of_another_column_is_not_said_of_the_last() -> None:
         ((1,), 40, {}, "resolution: 40; allowed for the pipeline: multiples of 16"),
         ((0, 1), 40, {"cell_fit": "aspect"}, "resolution: 40"),
         ((0, 1), 32, {}, "every picture of the query row is a hole"),
+        ((1,), 32, {"decode": "fast"}, "decode: 'fast'; allowed for the pipeline: exact"),
     ],
 )
 def test_what_the_pipeline_cannot_make_is_refused(

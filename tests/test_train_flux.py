@@ -121,7 +121,9 @@ def grid(sampler: PathSampler, *indices: int, resolution: int = 32) -> GridBatch
 
 def with_target(batch: GridBatch, value: int) -> GridBatch:
     """The same grids, the truth in their holes replaced."""
-    return replace(batch, pixels=batch.pixels.masked_fill(batch.mask(), value))
+    cells = batch.cells.clone()
+    cells[:, -1][batch.holes] = value
+    return replace(batch, cells=cells)
 
 
 @pytest.fixture

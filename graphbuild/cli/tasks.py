@@ -63,6 +63,7 @@ def sample(
     cell_fit: Annotated[str, typer.Option(help="crop_square, stretch_square or aspect.")] = "crop_square",
     hole_fill: Annotated[str, typer.Option(help="What is shown in a hole: black or grey.")] = "black",
     degrade_at: Annotated[str, typer.Option(help="Degradations act at 512 px, or on source or cell.")] = "512",
+    decode: Annotated[str, typer.Option(help="exact, or fast: large JPEGs at a fraction of their size.")] = "exact",
     form: Annotated[str, typer.Option("--format", help="png, jsonl (ids), parquet or webdataset.")] = "png",
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("grids"),
     snapshot: SnapshotOption = None,
@@ -80,6 +81,7 @@ def sample(
     with refusing():
         taskfiles.writer_of(form)
         chosen: dict[str, Any] = {"cell_fit": cell_fit, "hole_fill": hole_fill, "degrade_at": degrade_at}
+        chosen |= {"decode": decode}
         cells, opened = CellSwitches(**chosen), Graph.open(graph, snapshot=snapshot)
         sampler = taskfiles.open_sampler(opened, paths, seed=seed, group=group, mask=mask, layout=layout)
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)

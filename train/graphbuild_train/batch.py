@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
@@ -68,19 +67,18 @@ def geometry(grid: GridBatch, divisor: int) -> list[list[tuple[int, int, int, in
 def grid_of(task: GridTask) -> GridBatch:
     """A task as a batch of one to sample from: holes not shown, words as at inference."""
     cells = task.cells()
-    height, width = (np.array([[cell.shape[side] for cell in row] for row in cells]) for side in (0, 1))
-    tops, lefts = np.cumsum(height.max(1)) - height.max(1), np.cumsum(width, axis=1) - width
-    boxes = np.stack(np.broadcast_arrays(tops[:, None], lefts, height, width), axis=-1)
-    sheet = np.zeros((height.max(1).sum(), width.sum(1).max(), 3), np.uint8)
-    for (top, left, high, wide), cell in zip(boxes.reshape(-1, 4).tolist(), chain(*cells), strict=True):
-        sheet[top : top + high, left : left + wide] = cell
+    height, width = (max(cell.shape[side] for row in cells for cell in row) for side in (0, 1))
+    pixels = np.zeros((1, len(cells), len(cells[0]), height, width, 3), np.uint8)
+    for row, column in np.ndindex(pixels.shape[1:3]):
+        high, wide = cells[row][column].shape[:2]
+        pixels[0, row, column, :high, :wide] = cells[row][column]
     walk = task.walk
     return GridBatch(
         index=torch.tensor([walk.index]),
         items=torch.tensor([walk.rows]),
-        pixels=torch.from_numpy(sheet).permute(2, 0, 1)[None],
+        cells=torch.from_numpy(pixels).permute(0, 1, 2, 5, 3, 4),
         decoded=torch.tensor([0]),
-        boxes=torch.from_numpy(boxes.astype(np.int32))[None],
+        boxes=torch.tensor([task.boxes], dtype=torch.int32),
         holes=torch.from_numpy(task.hole_mask[-1:].copy()),
         paths=[walk.path.name],
         types=[walk.path.type],
