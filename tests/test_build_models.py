@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from graphbuild.annotators import resolve
-from graphbuild.annotators.base import Resources, config_of, params_of
+from graphbuild.annotators.base import Derived, Request, Resources, config_of, params_of
 from graphbuild.annotators.checkpoint import Checkpoint, MissingWeights
-from graphbuild.build import job
+from graphbuild.build import batches, job
 from graphbuild.build.plan import make_plan
 from graphbuild.build.readiness import fetch_missing
 from graphbuild.sources import resolve as resolve_source
@@ -21,6 +23,7 @@ from graphbuild.store.publish import Files
 from tests.annotators_for_tests import (
     Answers,
     Hungry,
+    OutOfMemoryError,
     Second,
     Third,
     Weighted,
@@ -218,6 +221,25 @@ def test_what_no_node_has_is_refused(tmp_path: Path, photos: Path, ray_address: 
 
 
 @pytest.mark.ray
+def test_what_filled_the_gpu_is_free_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an actor that keeps a full GPU reserved because its own traceback holds the tensors."""
+    held: list[weakref.ref[Any]] = []
+    dead: list[bool] = []
+
+    class Filling(Hungry):
+        def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+            tensors = np.zeros(1000)
+            held.append(weakref.ref(tensors))
+            if len(batch) > self.fits:
+                raise OutOfMemoryError("CUDA out of memory")
+            return [Derived({}) for _ in batch]
+
+    monkeypatch.setattr(batches, "_release", lambda: dead.append(held[-1]() is None))
+    requests: list[Any] = [object()] * 8
+    assert len(batches.annotate(Filling(tag="x"), requests, batches.Loaded(None, 8))) == 8
+    assert dead == [True, True]
+
+
 def test_models_share_a_gpu_by_their_memory(ray_address: str) -> None:
     """Two models of 20 and 30 GB fit on one GPU of 80; one of 100 GB asks for two whole ones."""
     from graphbuild.build.ray_pool import _Driver

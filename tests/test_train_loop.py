@@ -119,6 +119,29 @@ def test_every_sample_of_every_round_and_process_has_noise_of_its_own(
 # ---- D5: precision -----------------------------------------------------------------------------------------------
 
 
+def test_only_the_trained_model_is_cast(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a float32 VAE that validates and paints in bfloat16, with other latents than it trains on."""
+    trainer = ground.trainer("cast", dtype="bfloat16")
+    seen: dict[str, set[bool]] = {"vae": set(), "model": set()}
+
+    def spied(name: str, call: Any) -> Any:
+        def with_note(*arguments: Any, **options: Any) -> Any:
+            seen[name].add(torch.is_autocast_enabled("cpu"))
+            return call(*arguments, **options)
+
+        return with_note
+
+    for call in ("encode", "decode"):
+        monkeypatch.setattr(trainer.base.pipe.vae, call, spied("vae", getattr(trainer.base.pipe.vae, call)))
+    block = trainer.base.bare.x_embedder
+    monkeypatch.setattr(block, "forward", spied("model", block.forward))
+    with trainer.finished():
+        assert trainer.validation() is not None
+        trainer._sample()
+    assert seen == {"vae": {False}, "model": {True}}
+    assert "forward" not in vars(trainer.base.bare)
+
+
 def test_a_float32_lora_on_a_bfloat16_base_moves_at_a_small_learning_rate(ground: Ground) -> None:
     """Guards against weights in bfloat16, where steps this small are lost."""
     options: dict[str, Any] = {"dtype": "bfloat16", "optimiser": {"learning_rate": 1e-6}, "lora": {"alpha": 4096}}

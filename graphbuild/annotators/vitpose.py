@@ -23,6 +23,9 @@ _SHOULDERS = [5, 6]
 
 Keypoints = list[list[float] | None]
 
+_AT_ONCE = 32
+"""People looked at in one pass: a detector may find 300."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoseNetworks:
@@ -134,6 +137,9 @@ class Vitpose(Condition):
 
     def _keypoints(self, picture: Pixels, boxes: NDArray[np.float32], model: PoseNetworks) -> list[NDArray[np.float64]]:
         """COCO keypoints of each box, 17 x 3: x, y in pixels of the picture, and score."""
+        if len(boxes) > _AT_ONCE:
+            parts = [boxes[start : start + _AT_ONCE] for start in range(0, len(boxes), _AT_ONCE)]
+            return [found for part in parts for found in self._keypoints(picture, part, model)]
         import torch
 
         inputs = model.processor(picture, boxes=[boxes], return_tensors="pt")

@@ -37,14 +37,15 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
         part = rest[: loaded.batch_size]
         try:
             results += _answers(annotator, part, loaded)
+            continue
         except (GraphError, MemoryError):
             raise
         except Exception as error:
-            if out_of_memory(error) and len(part) > 1:
-                loaded.batch_size = (len(part) + 1) // 2
-                _release()
-            else:
+            if len(part) == 1 or not out_of_memory(error):
                 results += [error] if len(part) == 1 else _one_by_one(annotator, part, loaded)
+                continue
+        loaded.batch_size = (len(part) + 1) // 2
+        _release()  # not in the handler above, where the traceback holds what filled the GPU
     return results
 
 

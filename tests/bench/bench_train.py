@@ -10,6 +10,7 @@ interval. The aim is an upper bound of 1.05.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import os
 import sys
@@ -232,6 +233,7 @@ def main() -> None:
             (16, "attn", 0, False), (16, "attn", 0, True), (16, "attn", 1, True), (64, "attn_ff", 0, True),
         ):  # fmt: skip
             measure(rank, layers, checkpointing, compile)
+            gc.collect()  # a model of the last round may hang in cycles
             torch.cuda.empty_cache()
 
 

@@ -38,7 +38,7 @@ from graphbuild_train.bases import load_base
 from graphbuild_train.cache import PosteriorCache
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.memory import autocast_only, compiled, spare
+from graphbuild_train.memory import autocast_only, compiled, forward_within, spare
 from graphbuild_train.objective import objective_of
 from graphbuild_train.progress import Journal
 from graphbuild_train.results import export_run
@@ -288,7 +288,8 @@ class Trainer:
         """The model as it comes out of the run, for one process alone: with the moving average of its LoRA if any."""
         wrapped, self.base.model = self.base.model, self.base.bare
         try:
-            with lora.swapped(self.base.bare, self.ema) if self.ema else nullcontext(), self.autocast():
+            average = lora.swapped(self.base.bare, self.ema) if self.ema else nullcontext()
+            with average, forward_within(self.base.bare, self.autocast):
                 yield
         finally:
             self.base.model = wrapped

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -44,6 +46,26 @@ def compiled(model: nn.Module, note: Callable[[str], None]) -> bool:
     torch._dynamo.config.recompile_limit = GEOMETRIES
     model.compile_repeated_blocks(dynamic=False)  # type: ignore[operator]
     return True
+
+
+@contextmanager
+def forward_within(model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Let calls of a model, and nothing around them, run inside a context: pipelines call other networks as well."""
+    forward, own = model.forward, "forward" in vars(model)
+
+    @wraps(forward)
+    def within(*arguments: Any, **options: Any) -> Any:
+        with context():
+            return forward(*arguments, **options)
+
+    model.forward = within
+    try:
+        yield
+    finally:
+        if own:
+            model.forward = forward
+        else:
+            del model.forward
 
 
 def autocast_only(model: nn.Module) -> None:
