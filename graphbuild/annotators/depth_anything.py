@@ -57,7 +57,7 @@ class DepthAnything(Condition):
     resolution: int = 518
     dtype: Dtype = "float32"
     compile: bool = parameter(False, output=False)
-    resources: Resources = Resources(memory_gb=6, batch_size=8)
+    resources: Resources = Resources(memory_gb=10, batch_size=8)
 
     def checkpoints(self) -> Mapping[str, Checkpoint]:
         if self.model.partition("@")[0] == MODEL:

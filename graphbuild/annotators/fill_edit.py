@@ -60,7 +60,7 @@ class FillEdit(Annotator):
     guidance: float = 30.0
     resolution: int = 1024
     dtype: Dtype = "bfloat16"
-    resources: Resources = Resources(memory_gb=38)
+    resources: Resources = Resources(memory_gb=39)
 
     def checkpoints(self) -> Mapping[str, Checkpoint]:
         return {"model": pipeline_checkpoint(self.model, MODEL, _NETWORKS, FLUX_LICENCE)}

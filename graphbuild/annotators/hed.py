@@ -47,7 +47,7 @@ class Hed(Condition):
     resolution: int = 512
     dtype: Dtype = "float32"
     compile: bool = parameter(False, output=False)
-    resources: Resources = Resources(memory_gb=3, batch_size=8)
+    resources: Resources = Resources(memory_gb=4, batch_size=8)
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         licence = "apache-2.0" if self.model.startswith(HUB) else "unknown"

@@ -44,7 +44,7 @@ class MarigoldNormals(Condition):
     steps: int = 4
     resolution: int = 768
     dtype: Dtype = "float32"
-    resources: Resources = Resources(memory_gb=20, batch_size=4)
+    resources: Resources = Resources(memory_gb=23, batch_size=4)
 
     def checkpoints(self) -> Mapping[str, Checkpoint]:
         networks = {"unet": 3.5, "vae": 0.3, "text_encoder": 1.4}

@@ -46,7 +46,7 @@ class Mlsd(Condition):
     certainty: float = 0.1
     min_length: float = 0.0
     resolution: int = 512
-    resources: Resources = Resources(memory_gb=2, batch_size=8)
+    resources: Resources = Resources(memory_gb=4, batch_size=8)
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         published = REPOSITORIES[self.variant]

@@ -37,7 +37,7 @@ class Pidinet(Condition):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "controlnet_aux")
     model: str = parameter(HUB, output=False)
     resolution: int = 512
-    resources: Resources = Resources(memory_gb=4, batch_size=8)
+    resources: Resources = Resources(memory_gb=5, batch_size=8)
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         licence = "research-only" if self.model.startswith(HUB) else "unknown"

@@ -37,7 +37,7 @@ from graphbuild_train.config import TrainConfig, config_from
 from graphbuild_train.forecast import GIB, forecast, peak_of
 from graphbuild_train.loop import Trainer
 from graphbuild_train.lora import add_lora
-from graphbuild_train.memory import autocast_only, compiled, spare
+from graphbuild_train.memory import autocast_only, compiled, sound_attention, spare
 from graphbuild_train.objective import mean_logit
 from graphbuild_train.progress import quiet_libraries
 from tests.annotators_for_tests import build, write_photos
@@ -181,6 +181,7 @@ def measure(rank: int, layers: Any, checkpointing: int, compile: bool) -> None:
     targets = [name for name in linears if layers == "all" or f".{name}".endswith(tuple(f".{end}" for end in ends))]
     add_lora(model, config_from({"lora": {"rank": rank, "layers": layers}}).lora, targets)
     autocast_only(model)
+    sound_attention()
     spare(model, checkpointing)
     if compile:
         compiled(model, print)

@@ -38,7 +38,7 @@ from graphbuild_train.bases import load_base
 from graphbuild_train.cache import PosteriorCache
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.memory import autocast_only, compiled, forward_within, spare
+from graphbuild_train.memory import autocast_only, compiled, forward_within, sound_attention, spare
 from graphbuild_train.objective import objective_of
 from graphbuild_train.progress import Journal
 from graphbuild_train.results import export_run
@@ -173,6 +173,7 @@ class Trainer:
     def _begin(self) -> None:
         """Put the model into the form that it is trained in, its optimiser and the data beside it."""
         config, model = self.config, self.base.bare
+        sound_attention()
         if self.main and self.restored is None and (error := keep_snapshot(self.graph)):
             raise GraphError(f"{self.graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,4 +1,5 @@
-"""Speed and memory of a model's blocks: computing them again instead of keeping them, compiling them, fewer copies."""
+"""Speed and memory of a model's blocks: computing them again instead of keeping them, compiling them, fewer copies,
+sound kernels."""
 
 from __future__ import annotations
 
@@ -46,6 +47,12 @@ def compiled(model: nn.Module, note: Callable[[str], None]) -> bool:
     torch._dynamo.config.recompile_limit = GEOMETRIES
     model.compile_repeated_blocks(dynamic=False)  # type: ignore[operator]
     return True
+
+
+def sound_attention() -> None:
+    """Keep attention off cuDNN, which torch prefers on Hopper since 2.11: its backward pass gives NaN or reads where it
+    must not (pytorch/pytorch#196678). Flash attention takes its place."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @contextmanager
