@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from graphbuild.layouts import CellSwitches
-from graphbuild.samples import Block, GridSample, Known, Room, TaskSource, joined, loaded
+from graphbuild.prefetch import loaded
+from graphbuild.samples import Block, GridSample, Known, Room, TaskSource, joined
 from graphbuild.walk import PathSampler
 
 

@@ -1,22 +1,20 @@
-"""Samples: grid tasks that are ids until their pixels are asked for, and the threads that decode them ahead."""
+"""Samples: grid tasks that are ids until their pixels are asked for, decoded where their batch will lie."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import time
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from itertools import product
-from threading import Condition, Lock, Thread, current_thread
+from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
+import xxhash
 
 from graphbuild.codecs import Pixels
 from graphbuild.contracts import CorruptNode, GraphError, MissingNode
@@ -32,7 +30,6 @@ Known = Callable[[str], bool]
 
 _PAGE = 64  # walks drawn at once
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LONGEST_END = 1.0  # seconds that a fork waits for ending threads
 
 
 class Block(NamedTuple):
@@ -112,7 +109,7 @@ class TaskSource:
         self.switches = switches or CellSwitches.of(sampler.config)
         self.token = token or uuid.uuid4().hex
         self.cache = CellCache(cache_bytes)
-        self._walks = lru_cache(maxsize=4)(lambda page: sampler.walks(page * _PAGE, _PAGE))
+        self._walks = lru_cache(maxsize=4)(lambda page: list(sampler.walks(page * _PAGE, _PAGE)))
         self._pid = os.getpid()
         _SOURCES[self.token] = self
 
@@ -328,75 +325,4 @@ def _sample(token: str, index: int, block: Block | None) -> GridSample:
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-class _ForkGuard:
-    """Lets a fork wait until no thread is decoding or ending: a child would inherit their locks held, and never get
-    them."""
-
-    def __init__(self) -> None:
-        self._free, self._busy, self._forking = Condition(Lock()), 0, False
-        self._threads: list[Thread] = []
-        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
-
-    def enter(self) -> None:
-        """A thread that will decode starts."""
-        with self._free:
-            self._threads = [thread for thread in self._threads if thread.is_alive() or _lingers(thread)]
-            self._threads.append(current_thread())
-
-    def load(self, sample: GridSample) -> GridSample:
-        with self._free:
-            while self._forking:
-                self._free.wait()
-            self._busy += 1
-        try:
-            return sample.load()
-        finally:
-            with self._free:
-                self._busy -= 1
-                self._free.notify_all()
-
-    def _before(self) -> None:
-        self._free.acquire()
-        self._forking = True
-        while self._busy:
-            self._free.wait()
-        deadline = time.monotonic() + _LONGEST_END
-        while any(not thread.is_alive() and _lingers(thread) for thread in self._threads):
-            if time.monotonic() > deadline:  # another thread may have the number by now
-                break
-            time.sleep(0.001)
-
-    def _after(self) -> None:
-        self._forking = False
-        self._free.notify_all()
-        self._free.release()
-
-
-def _lingers(thread: Thread) -> bool:
-    """Whether the system still runs a thread. For Python it has ended before libraries clean up after it, which OpenCV
-    does under a lock."""
-    return os.path.exists(f"/proc/self/task/{thread.native_id}")
-
-
-_GUARD = _ForkGuard()
-
-
-def loaded(samples: Iterable[GridSample], prefetch: int, threads: int) -> Generator[GridSample, None, None]:
-    """The same samples in the same order, at most `prefetch` of them decoded ahead by threads; with 0, as they are."""
-    if not prefetch:
-        yield from samples
-        return
-    pool = ThreadPoolExecutor(threads, "graphbuild", _GUARD.enter)
-    waiting: deque[Future[GridSample]] = deque()
-    try:
-        for sample in samples:
-            waiting.append(pool.submit(_GUARD.load, sample))
-            if len(waiting) > prefetch:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())

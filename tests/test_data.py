@@ -25,7 +25,8 @@ from graphbuild.data import GridTaskList, GridTasks, collate, position
 from graphbuild.grid import GridTask
 from graphbuild.layouts import CellSwitches
 from graphbuild.paths import Path, PathSet
-from graphbuild.samples import CellCache, GridSample, loaded
+from graphbuild.prefetch import loaded
+from graphbuild.samples import CellCache, GridSample
 from graphbuild.store.graph import Graph
 from graphbuild.walk import PathSampler
 from tests.annotators_for_tests import Styles, build, complete
