@@ -285,7 +285,7 @@ def test_openpose_has_a_neck_only_between_two_shoulders() -> None:
 
 def test_a_crowd_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a picture of 300 people that takes all memory, and against parts in another order."""
-    people = [(0, 0.9, (0.1 + 0.12 * number, 0.5, 0.1, 0.4)) for number in range(7)]
+    people = [(1, 0.9, (0.1 + 0.12 * number, 0.5, 0.1, 0.4)) for number in range(7)]
     crowd = lit(640, 400, *((64 + 77 * number, 200) for number in range(7)))
     [whole] = annotated(Vitpose(), seeing(*people), crowd)
     monkeypatch.setattr("graphbuild.annotators.vitpose._AT_ONCE", 3)
