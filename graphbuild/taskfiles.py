@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from graphbuild.lineage import canonical_json
 from graphbuild.store.graph import Graph
 from graphbuild.store.publish import Workspace
 from graphbuild.switches import SamplerConfig
-from graphbuild.walk import PathSampler
+from graphbuild.walk import OnMissing, PathSampler
 
 TASKS = pa.schema(
     [
@@ -47,17 +47,20 @@ Indices = Iterable[int]
 Tasks = Iterator[GridTask]
 
 
-def open_sampler(graph: Graph, paths: str | None, *, seed: int = 0, group: int = 1, **switches: Any) -> PathSampler:
+def open_sampler(
+    graph: Graph, paths: str | None, *, seed: int = 0, group: int = 1, on_missing: str = "error", **switches: Any
+) -> PathSampler:
     """A sampler of the paths asked for, or of all in `graph200k` that the graph serves.
 
     Raises:
         GraphError: a path that was asked for cannot be served, or none can.
         ValueError: no such list, or a switch with a value that is not allowed.
     """
+    if on_missing not in (allowed := get_args(OnMissing)):
+        raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
+    missing: Any = "drop" if paths is None else on_missing
     config = SamplerConfig(**switches)
-    if paths is None:
-        return PathSampler(graph, "graph200k", seed=seed, group=group, on_missing="drop", config=config)
-    return PathSampler(graph, paths, seed=seed, group=group, config=config)
+    return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)
 
 
 def keep_snapshot(graph: Graph) -> OSError | None:

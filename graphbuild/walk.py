@@ -272,7 +272,7 @@ class PathSampler:
             raise GraphError(
                 f"{self.graph.url} serves {len(drawable)} of the {len(self.listed.paths)} paths of "
                 f"{self.listed.name!r}. Items that have: {shown or 'all'}. Run the missing annotators, or leave such "
-                "paths out with on_missing='drop'; a path whose targets are held out is never served"
+                "paths out (on_missing drop); a path whose targets are held out is never served"
             )
         return drawable
 

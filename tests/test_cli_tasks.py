@@ -91,6 +91,15 @@ def test_switches_of_sample_are_recorded(graph: Path) -> None:
     assert os.listdir("grids") == ["walks.jsonl"]
 
 
+def test_paths_without_items_are_left_out_when_asked(graph: Path, tmp_path: Path) -> None:
+    """Guards against a list that is usable from Python only, as long as an annotator has not run."""
+    asked = ("sample", graph, "--paths", "graph200k", "--count", 1, "--resolution", 16, "--out", tmp_path)
+    assert "on_missing drop" in cli(*asked, code=2).output
+    cli(*asked, "--on-missing", "drop")
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    assert "allowed: error, drop" in cli(*asked, "--on-missing", "skip", code=2).output
+
+
 @pytest.mark.parametrize(("form", "name"), [("parquet", "tasks.parquet"), ("webdataset", "tasks.tar")])
 def test_other_formats_are_one_file(graph: Path, form: str, name: str) -> None:
     """The one line that is printed is where it lies."""

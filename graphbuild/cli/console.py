@@ -38,6 +38,9 @@ ExecutorOption = Annotated[str, typer.Option(help="ray, or inline for this proce
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")]
 AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
 PathsOption = Annotated[str | None, typer.Option(help="A path list by name or .yaml; default: all that can be served.")]
+MissingOption = Annotated[
+    str, typer.Option("--on-missing", help="Paths of a list that the graph cannot serve: error, or drop them.")
+]
 SeedOption = Annotated[int, typer.Option(help="Another seed draws other tasks.")]
 GroupOption = Annotated[int, typer.Option(min=1, help="So many tasks in a row share path and number of rows.")]
 MaskOption = Annotated[str, typer.Option(help="How holes are drawn: code or paper.")]

@@ -17,6 +17,7 @@ from graphbuild.cli.console import (
     JsonOption,
     LayoutOption,
     MaskOption,
+    MissingOption,
     PathsOption,
     SeedOption,
     SnapshotOption,
@@ -53,6 +54,7 @@ def tasks(
 def sample(
     graph: GraphArgument,
     paths: PathsOption = None,
+    on_missing: MissingOption = "error",
     count: Annotated[int, typer.Option(min=1, help="How many grid tasks.")] = 8,
     seed: SeedOption = 0,
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
@@ -83,7 +85,8 @@ def sample(
         chosen: dict[str, Any] = {"cell_fit": cell_fit, "hole_fill": hole_fill, "degrade_at": degrade_at}
         chosen |= {"decode": decode}
         cells, opened = CellSwitches(**chosen), Graph.open(graph, snapshot=snapshot)
-        sampler = taskfiles.open_sampler(opened, paths, seed=seed, group=group, mask=mask, layout=layout)
+        drawn: dict[str, Any] = {"seed": seed, "group": group, "mask": mask, "layout": layout, "on_missing": on_missing}
+        sampler = taskfiles.open_sampler(opened, paths, **drawn)
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
         if error := taskfiles.keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
@@ -100,6 +103,7 @@ def explain(
     index: Annotated[int | None, typer.Option("--sample", min=0, help="Explain this grid task instead.")] = None,
     variant: Annotated[int, typer.Option(min=0, help="Which of the item's nodes of that kind.")] = 0,
     paths: PathsOption = None,
+    on_missing: MissingOption = "error",
     seed: SeedOption = 0,
     group: GroupOption = 1,
     mask: MaskOption = "code",
@@ -122,7 +126,8 @@ def explain(
     with refusing():
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
-            sampler = open_sampler(opened, paths, seed=seed, group=group, mask=mask, layout=layout)
+            drawn: dict[str, Any] = {"mask": mask, "layout": layout, "on_missing": on_missing}
+            sampler = open_sampler(opened, paths, seed=seed, group=group, **drawn)
             document, lines = why.sample(sampler, index), why.sample_lines
         elif index is None and item is not None and kind is not None:
             document, lines = why.node(opened, item, kind, variant), why.node_lines
