@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -184,13 +185,25 @@ def decode_image(data: bytes, form: str) -> Pixels:
 
 
 def _may_turn(data: bytes) -> bool:
-    """Whether a JPEG has an EXIF segment, or segments that make no sense."""
+    """Whether the EXIF segment of a JPEG asks to turn it, or its segments make no sense."""
     at = 2
     while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
         if marker == b"\xe1" and data[at + 4 : at + 9] == b"Exif\0":
-            return True
+            return _orientation(data) != 1
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return data[at : at + 2] != b"\xff\xda"
+
+
+def _orientation(data: bytes) -> int | None:
+    """What EXIF says, 1 for upright; None where it cannot be read."""
+    from PIL import ExifTags
+
+    try:
+        with _open(data) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError, struct.error):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _strict_jpeg(data: bytes, space: str, at_least: int = 0) -> Pixels | None:

@@ -117,7 +117,7 @@ def test_jpeg_is_what_pillow_sees(photos: Path) -> None:
             "restart_marker_blocks": st.sampled_from([0, 1, 3]),
         }
     ),
-    orientation=st.sampled_from([0, 0, 3, 6]),
+    orientation=st.sampled_from([0, 0, 1, 3, 6, 9]),
     cut=st.sampled_from([0, 0, 0, 1, 20]),
 )
 def test_every_jpeg_is_what_opencv_sees(
@@ -141,6 +141,13 @@ def test_every_jpeg_is_what_opencv_sees(
     assert np.array_equal(decode_image(data, "jpeg"), expected)
     assert np.array_equal(node.decoded(room), expected)
     assert np.array_equal(node.array(), expected)
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (12, 20)), (6, (40, 24))])
+def test_only_upright_photos_are_reduced(orientation: int, shape: tuple[int, int]) -> None:
+    """Guards against a camera's photos being read at full size, or shown lying on their side, for their EXIF."""
+    picture = Node(0, "image", 0, "v0", _oriented(orientation), "jpeg", "source").decoded(at_least=12)
+    assert picture.shape[:2] == shape
 
 
 def test_cmyk_jpeg() -> None:
