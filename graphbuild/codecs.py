@@ -96,7 +96,7 @@ class Node:
 
         Args:
             room: H x W x 3 uint8; is filled and returned if the picture has its size and can be decoded in place.
-            at_least: a JPEG may come back reduced to half or less, no side under this; 0 for never.
+            at_least: a JPEG may come back reduced to some eighths of its size, no side under this; 0 for never.
 
         Raises:
             ValueError: as `array`.
@@ -217,7 +217,7 @@ def _strict_jpeg(data: bytes, space: str, at_least: int = 0) -> Pixels | None:
 
     try:
         return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
-            data, space, min_height=at_least, min_width=at_least, min_factor=2
+            data, space, min_height=at_least, min_width=at_least
         )
     except ValueError:
         return None

@@ -57,8 +57,9 @@ class CellSwitches:
         degrade_at: what a degradation acts on: `512` is the picture fitted to a long side of 512 px, never enlarged,
             `source` the picture as it is stored, `cell` the cell cut from it. A quarter turn of a cell that is no
             square swaps its sides; it is cut and resized to the cell's size again.
-        decode: `fast` decodes a JPEG that is at least twice as large as needed at a fraction of its size (in the
-            frequency domain, libjpeg-turbo), before it is resized; the pixels differ a little. Not for degradations.
+        decode: `fast` decodes a JPEG that is larger than a cell at some eighths of its size, as many as it takes (in
+            the frequency domain, libjpeg-turbo), before it is resized; the pixels differ a little, by about 40 dB. Not
+            for degradations.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -101,7 +102,7 @@ class Frame:
         cut: gives the part of a picture that is shown, H x W x 3 RGB uint8, not resized; diffusers' pipeline makes the
             cells of this row from such parts. Of a grey picture, H x W.
         keeps: whether a picture of the size of a cell is the cell.
-        fast: whether pictures much larger than a cell may be decoded at a fraction of their size.
+        fast: whether pictures larger than a cell may be decoded at a fraction of their size.
     """
 
     size: Size

@@ -65,7 +65,7 @@ def sample(
     cell_fit: Annotated[str, typer.Option(help="crop_square, stretch_square or aspect.")] = "crop_square",
     hole_fill: Annotated[str, typer.Option(help="What is shown in a hole: black or grey.")] = "black",
     degrade_at: Annotated[str, typer.Option(help="Degradations act at 512 px, or on source or cell.")] = "512",
-    decode: Annotated[str, typer.Option(help="exact, or fast: large JPEGs at a fraction of their size.")] = "exact",
+    decode: Annotated[str, typer.Option(help="exact, or fast: JPEGs at a fraction of their size.")] = "exact",
     form: Annotated[str, typer.Option("--format", help="png, jsonl (ids), parquet or webdataset.")] = "png",
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("grids"),
     snapshot: SnapshotOption = None,
