@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild import drawings
+from graphbuild import drawings, jpeg
 from graphbuild.contracts import MAX_BYTES, MAX_PIXELS, CorruptNode
 
 if TYPE_CHECKING:
@@ -103,10 +102,10 @@ class Node:
         """
         if (picture := self.__dict__.get("_picture")) is not None:
             return picture  # type: ignore[no-any-return]
-        upright = self.format == "jpeg" and not (self.codec == "source" and _may_turn(self.bytes))
-        if room is not None and upright and _fill(room, self.bytes):
+        upright = self.format == "jpeg" and (self.codec != "source" or jpeg.is_upright(self.bytes))
+        if room is not None and upright and jpeg.fill(room, self.bytes):
             return room
-        reduced = _strict_jpeg(self.bytes, "RGB", at_least) if at_least and upright else None
+        reduced = jpeg.decode(self.bytes, at_least=at_least) if at_least and upright else None
         return self._opened() if reduced is None else reduced
 
     def _opened(self) -> Pixels:
@@ -170,7 +169,7 @@ def decode_image(data: bytes, form: str) -> Pixels:
     """Any supported image file as H x W x 3 RGB uint8: EXIF applied, alpha over white, first frame, 16 bits scaled."""
     if form == "jpeg":
         # OpenCV turns the picture as EXIF says, and makes something of files that stricter readers refuse.
-        pixels = None if _may_turn(data) else _strict_jpeg(data, "RGB")
+        pixels = jpeg.decode(data) if jpeg.is_upright(data) else None
         if pixels is None:
             pixels = _cv2_decode(data, "IMREAD_COLOR_RGB")
         if pixels is not None:
@@ -182,58 +181,6 @@ def decode_image(data: bytes, form: str) -> Pixels:
         if isinstance(error, UnusableImage):
             raise
         raise UnusableImage("undecodable", f"{type(error).__name__}: {error}") from error
-
-
-def _may_turn(data: bytes) -> bool:
-    """Whether the EXIF segment of a JPEG asks to turn it, or its segments make no sense."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
-        if marker == b"\xe1" and data[at + 4 : at + 9] == b"Exif\0":
-            return _orientation(data) != 1
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return data[at : at + 2] != b"\xff\xda"
-
-
-def _orientation(data: bytes) -> int | None:
-    """What EXIF says, 1 for upright; None where it cannot be read."""
-    from PIL import ExifTags
-
-    try:
-        with _open(data) as image:
-            found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError, struct.error):
-        return None
-    return found if isinstance(found, int) else None
-
-
-def _strict_jpeg(data: bytes, space: str, at_least: int = 0) -> Pixels | None:
-    """A JPEG as OpenCV decodes it, in five sixths of its time; None for a damaged or unusual one.
-
-    Args:
-        space: `RGB` for H x W x 3, `GRAY` for H x W x 1.
-        at_least: see `Node.decoded`.
-    """
-    import simplejpeg
-
-    try:
-        return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
-            data, space, min_height=at_least, min_width=at_least
-        )
-    except ValueError:
-        return None
-
-
-def _fill(room: Pixels, data: bytes) -> bool:
-    """Decode a JPEG in place; False if it has another size, or is damaged or unusual."""
-    import simplejpeg
-
-    try:
-        fits = simplejpeg.decode_jpeg_header(data)[:2] == room.shape[:2]
-        if fits:
-            simplejpeg.decode_jpeg(data, "RGB", buffer=room)
-    except ValueError:
-        return False
-    return bool(fits)
 
 
 def _cv2_decode(data: bytes, flag: str) -> Pixels | None:
@@ -346,12 +293,12 @@ def _sized(data: bytes, form: str, array: Pixels) -> Encoded:
 
 
 def _gray_values(data: bytes, form: str) -> Pixels:
-    pixels = _strict_jpeg(data, "GRAY") if form == "jpeg" else None
+    pixels = jpeg.decode(data, "GRAY") if form == "jpeg" else None
     return _whole(_cv2_decode(data, "IMREAD_GRAYSCALE") if pixels is None else pixels[:, :, 0], form)
 
 
 def _colour_values(data: bytes, form: str) -> Pixels:
-    pixels = _strict_jpeg(data, "RGB") if form == "jpeg" else None
+    pixels = jpeg.decode(data) if form == "jpeg" else None
     return _whole(_cv2_decode(data, "IMREAD_COLOR_RGB") if pixels is None else pixels, form)
 
 
