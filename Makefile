@@ -12,13 +12,13 @@ demo: $(VENV)/.core
 	$(BIN)/graphbuild sample sample-graph --count 6 --out sample-graph-grids
 
 test: $(VENV)/.all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every benchmark prints its ratios; one that fails does not keep the others from running.
 bench: $(VENV)/.all
