@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check bench
@@ -12,13 +13,13 @@ demo: $(VENV)/.core
 	$(BIN)/graphbuild sample sample-graph --count 6 --out sample-graph-grids
 
 test: $(VENV)/.all
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TEST)
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TEST)
 
 # Every benchmark prints its ratios; one that fails does not keep the others from running.
 bench: $(VENV)/.all

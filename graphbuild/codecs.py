@@ -105,7 +105,8 @@ class Node:
         upright = self.format == "jpeg" and (self.codec != "source" or jpeg.is_upright(self.bytes))
         if room is not None and upright and jpeg.fill(room, self.bytes):
             return room
-        reduced = jpeg.decode(self.bytes, at_least=at_least) if at_least and upright else None
+        space = "GRAY" if self.codec == "jpeg_gray" else "RGB"
+        reduced = jpeg.decode(self.bytes, space, at_least) if at_least and upright else None
         return self._opened() if reduced is None else reduced
 
     def _opened(self) -> Pixels:
@@ -160,7 +161,7 @@ def check_image(data: bytes, *, grey: bool = False) -> tuple[Encoded, Pixels]:
     if len(data) > MAX_BYTES:
         raise UnusableImage("too_large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     form = _header(data)
-    picture = _cv2_decode(data, "IMREAD_GRAYSCALE") if grey and form == "jpeg" else None
+    picture = _cv2_decode(data, "GRAY") if grey and form == "jpeg" else None
     picture = decode_image(data, form) if picture is None else picture
     return _sized(data, form, picture), picture
 
@@ -169,9 +170,7 @@ def decode_image(data: bytes, form: str) -> Pixels:
     """Any supported image file as H x W x 3 RGB uint8: EXIF applied, alpha over white, first frame, 16 bits scaled."""
     if form == "jpeg":
         # OpenCV turns the picture as EXIF says, and makes something of files that stricter readers refuse.
-        pixels = jpeg.decode(data) if jpeg.is_upright(data) else None
-        if pixels is None:
-            pixels = _cv2_decode(data, "IMREAD_COLOR_RGB")
+        pixels = _decode(data, "RGB", strict=jpeg.is_upright(data))
         if pixels is not None:
             return pixels
     try:
@@ -183,10 +182,17 @@ def decode_image(data: bytes, form: str) -> Pixels:
         raise UnusableImage("undecodable", f"{type(error).__name__}: {error}") from error
 
 
-def _cv2_decode(data: bytes, flag: str) -> Pixels | None:
+def _decode(data: bytes, space: str, *, strict: bool) -> Pixels | None:
+    """What OpenCV makes of a file, found by a stricter reader where that can."""
+    pixels = jpeg.decode(data, space) if strict else None
+    return _cv2_decode(data, space) if pixels is None else pixels
+
+
+def _cv2_decode(data: bytes, space: str) -> Pixels | None:
     import cv2
 
-    return cv2.imdecode(np.frombuffer(data, np.uint8), getattr(cv2, flag))  # type: ignore[return-value]
+    flag = cv2.IMREAD_GRAYSCALE if space == "GRAY" else cv2.IMREAD_COLOR_RGB
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flag)  # type: ignore[return-value]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -292,20 +298,14 @@ def _sized(data: bytes, form: str, array: Pixels) -> Encoded:
     return Encoded(data, form, array.shape[1], array.shape[0])
 
 
-def _gray_values(data: bytes, form: str) -> Pixels:
-    pixels = jpeg.decode(data, "GRAY") if form == "jpeg" else None
-    return _whole(_cv2_decode(data, "IMREAD_GRAYSCALE") if pixels is None else pixels[:, :, 0], form)
+def _stored(space: str) -> Callable[[bytes, str], Pixels]:
+    def values(data: bytes, form: str) -> Pixels:
+        pixels = _decode(data, space, strict=form == "jpeg")
+        if pixels is None:
+            raise CorruptNode(f"a stored {form} does not decode")
+        return pixels
 
-
-def _colour_values(data: bytes, form: str) -> Pixels:
-    pixels = jpeg.decode(data) if form == "jpeg" else None
-    return _whole(_cv2_decode(data, "IMREAD_COLOR_RGB") if pixels is None else pixels, form)
-
-
-def _whole(pixels: Pixels | None, form: str) -> Pixels:
-    if pixels is None:
-        raise CorruptNode(f"a stored {form} does not decode")
-    return pixels
+    return values
 
 
 def _source(value: Any) -> Encoded:
@@ -336,13 +336,13 @@ def _json_values(data: bytes, form: str) -> Any:
 
 CODECS: Mapping[str, Codec] = {
     "source": Codec(_source, decode_image),
-    "jpeg": Codec(_jpeg("420", 3), _colour_values),
-    "jpeg444": Codec(_jpeg("444", 3), _colour_values),
-    "jpeg_gray": Codec(_jpeg("420", 1), _gray_values),
-    "png": Codec(_png(3), _colour_values),
-    "png1": Codec(_png(1, bilevel=True), _gray_values),
-    "png8": Codec(_png(1), _gray_values),
-    "labels": Codec(_png(1), _gray_values),
+    "jpeg": Codec(_jpeg("420", 3), _stored("RGB")),
+    "jpeg444": Codec(_jpeg("444", 3), _stored("RGB")),
+    "jpeg_gray": Codec(_jpeg("420", 1), _stored("GRAY")),
+    "png": Codec(_png(3), _stored("RGB")),
+    "png1": Codec(_png(1, bilevel=True), _stored("GRAY")),
+    "png8": Codec(_png(1), _stored("GRAY")),
+    "labels": Codec(_png(1), _stored("GRAY")),
     "text": Codec(_text, lambda data, form: data.decode()),
     "json": Codec(_json, _json_values),
     "pose": Codec(_drawn(drawings.check_pose), _json_values, drawings.draw_pose),

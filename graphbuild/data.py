@@ -184,9 +184,7 @@ class GridBatch:
         if bool((boxes[..., 2] == height).all() and (boxes[..., 3] == width).all()):
             rows = self.cells.permute(0, 1, 4, 2, 5, 3)
             return rows.reshape(-1, num_rows * height, num_columns * width, 3).permute(0, 3, 1, 2)
-        ends = self.boxes[..., :2] + self.boxes[..., 2:]
-        high, wide = ends.flatten(0, 2).max(0).values.tolist()
-        pictures = self.cells.new_zeros(len(self.cells), high, wide, 3).permute(0, 3, 1, 2)
+        pictures = self.cells.new_zeros(len(self.cells), *self._extent, 3).permute(0, 3, 1, 2)
         for picture, cells, places in zip(
             pictures, self.cells.flatten(1, 2), boxes.flatten(1, 2).tolist(), strict=True
         ):
@@ -194,9 +192,15 @@ class GridBatch:
                 picture[:, top : top + high, left : left + wide] = cell[:, :high, :wide]
         return pictures
 
+    @property
+    def _extent(self) -> list[int]:
+        """Height and width of `pixels`."""
+        ends = self.boxes[..., :2] + self.boxes[..., 2:]
+        return ends.flatten(0, 2).max(0).values.tolist()
+
     def mask(self) -> Tensor:
         """Bool D x 1 x H x W, true inside holes."""
-        mask = torch.zeros_like(self.pixels[:, :1], dtype=torch.bool)
+        mask = torch.zeros(len(self.cells), 1, *self._extent, dtype=torch.bool, device=self.cells.device)
         for at, sample in enumerate(self.decoded.tolist()):
             for top, left, height, width in self.boxes[sample, -1][self.holes[sample]].tolist():
                 mask[at, :, top : top + height, left : left + width] = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphbuild.contracts import GraphError, MissingNode, RunReport, StatusDocument
 from graphbuild.grid import GridTask
+from graphbuild.instruction import phrase_of
 from graphbuild.kinds import kind_of
 from graphbuild.paths import PathSet, load
 from graphbuild.stock import Stock
@@ -176,13 +177,12 @@ def sample_lines(document: Document) -> Iterator[str]:
 
 def _column(sampler: PathSampler, walk: Walk, column: int) -> Document:
     kind = walk.kinds[column]
-    phrases = walk.path.declared(kind).phrases
     return {
         "kind": kind,
         "cell": walk.path.cells[walk.columns[column]],
         "target": column in walk.targets,
         "hole": column in walk.holes,
-        "phrase": phrases[sampler.pick(walk.index)(f"phrase:{column}", len(phrases))],
+        "phrase": phrase_of(walk.path.declared(kind), column, sampler.pick(walk.index)),
     }
 
 

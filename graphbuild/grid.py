@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graphbuild import layouts
 from graphbuild.codecs import Node, Pixels
 from graphbuild.contracts import CellDocument, MissingNode, WalkDocument
-from graphbuild.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
+from graphbuild.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend, phrase_of
 from graphbuild.layouts import Box, Canvas, CanvasLayout, CellSwitches, Frame, Size, View, centre_square
 from graphbuild.store.recipes import degraded
 from graphbuild.walk import PathSampler, Walk
@@ -317,8 +317,7 @@ class GridTask:
         content, at = self._content
         if content and at == column:
             return content
-        phrases = self._declared[column].phrases
-        phrase = phrases[self.sampler.pick(self.walk.index)(f"phrase:{column}", len(phrases))]
+        phrase = phrase_of(self._declared[column], column, self.sampler.pick(self.walk.index))
         tags = [f"<#{bytes(rgb).hex()} {colour_name(rgb)} mask: {name}>" for name, rgb in self._labels[column]]
         return " ".join([phrase, *tags])
 

@@ -143,6 +143,11 @@ def compose(
     return Instruction(_layout(rows, len(kinds), layout, pick), task, shows)
 
 
+def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
+    """The noun phrase that stands for the picture in a column."""
+    return kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
+
+
 def legend(labels: Sequence[tuple[str, str]], limit: int = 8) -> str:
     """The note of a label map or mask: (name, colour) pairs as "dog in red, ball in blue"; "" for none.
 
@@ -195,8 +200,7 @@ def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], r
 
 
 def _named(column: int, kind: Kind, note: str, pick: Pick) -> str:
-    phrase = kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
-    return f"[IMAGE{column + 1}] {phrase}" + (f" ({note})" if note else "")
+    return f"[IMAGE{column + 1}] {phrase_of(kind, column, pick)}" + (f" ({note})" if note else "")
 
 
 def _content_prefix(column: int, columns: int, layout: Layout, pick: Pick) -> str:

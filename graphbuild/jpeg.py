@@ -1,4 +1,4 @@
-"""JPEG files as OpenCV decodes them, in five sixths of its time, in place or at a fraction of their size."""
+"""JPEG files with the pixels that OpenCV gives them, decoded in place or at a fraction of their size."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ def decode(data: bytes, space: str = "RGB", at_least: int = 0) -> Pixels | None:
     """A JPEG as it is stored, not turned; None for a damaged or unusual one, of which OpenCV may make something.
 
     Args:
-        space: `RGB` for H x W x 3, `GRAY` for H x W x 1.
+        space: `RGB` for H x W x 3, `GRAY` for H x W.
         at_least: the picture may be reduced to some eighths of its size, no side under this; 0 for never.
     """
     import simplejpeg
 
     try:
-        return simplejpeg.decode_jpeg(data, space, min_height=at_least, min_width=at_least)  # type: ignore[no-any-return]
+        pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=at_least, min_width=at_least)
     except ValueError:
         return None
+    return pixels[:, :, 0] if space == "GRAY" else pixels
 
 
 def fill(room: Pixels, data: bytes) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from graphbuild.lineage import canonical_json
 from graphbuild.store.graph import Graph
 from graphbuild.store.publish import Workspace
 from graphbuild.switches import SamplerConfig
-from graphbuild.walk import OnMissing, PathSampler
+from graphbuild.walk import PathSampler
 
 TASKS = pa.schema(
     [
@@ -56,8 +56,6 @@ def open_sampler(
         GraphError: a path that was asked for cannot be served, or none can.
         ValueError: no such list, or a switch with a value that is not allowed.
     """
-    if on_missing not in (allowed := get_args(OnMissing)):
-        raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
     missing: Any = "drop" if paths is None else on_missing
     config = SamplerConfig(**switches)
     return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,7 +172,7 @@ class PathSampler:
 
     Raises:
         GraphError: a path cannot be served (`error`), or none can.
-        ValueError: no such list, it breaks a rule, or an unknown kind is held out.
+        ValueError: no such list, it breaks a rule, an unknown kind is held out, or `on_missing` is another word.
     """
 
     def __init__(
@@ -186,6 +186,8 @@ class PathSampler:
         layout: Layout | None = None,
         config: SamplerConfig = _DEFAULTS,
     ) -> None:
+        if on_missing not in (allowed := get_args(OnMissing)):
+            raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
         self.config = config if layout is None else replace(config, layout=layout)
         self.graph, self.seed, self.group, self.layout = graph, seed, group, self.config.layout
         self.listed = paths if isinstance(paths, PathSet) else load(paths)

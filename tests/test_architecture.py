@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskfiles": {"codecs", "contracts", "grid", "layouts", "lineage", "store", "switches", "walk"},
     "build": {*BASE, "store", "sources", "annotators"},
     "pipeline": {*BASE, "store", "paths", "sources", "annotators", "build"},
-    "explain": {"build", "contracts", "grid", "kinds", "paths", "stock", "store", "switches", "walk"},
+    "explain": {"build", "contracts", "grid", "instruction", "kinds", "paths", "stock", "store", "switches", "walk"},
     "weights": {"annotators", "contracts", "pipeline"},
     "cli": {"build", "contracts", "explain", "layouts", "pipeline", "store", "taskfiles", "weights"},
 }

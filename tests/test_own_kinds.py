@@ -18,7 +18,7 @@ from graphbuild.annotators.base import Condition, Derived, Request
 from graphbuild.cli import app
 from graphbuild.explain import sample as explained
 from graphbuild.kinds import Kind, kind_of
-from graphbuild.paths import Path, PathSet, load
+from graphbuild.paths import Path, PathSet
 from graphbuild.store.graph import Graph
 from graphbuild.switches import HeldOut, SamplerConfig
 from graphbuild.walk import PathSampler
@@ -130,29 +130,3 @@ def test_the_command_line_takes_the_list(folder: File, paths: File, tmp_path: Fi
     drawn = CliRunner().invoke(app, ["sample", str(folder), *options])
     assert drawn.exit_code == 0, drawn.output
     assert len(list((tmp_path / "grids").glob("*.png"))) == 3
-
-
-BAD = {
-    "known": ("canny: {codec: png1, phrases: [a]}", r"kinds: 'canny' is in graphbuild.KINDS; allowed: other names"),
-    "group": (
-        "own: {codec: png1, phrases: [a], group: pictures}",
-        r"kinds: own: group: 'pictures'; allowed: image, con",
-    ),
-    "codec": ("own: {codec: pgn, phrases: [a]}", r"kinds: own: codec: 'pgn'; allowed: source, jpeg"),
-    "no codec": ("own: {phrases: [a]}", r"kinds: own: 'codec' is missing; allowed: codec, phrases, group"),
-    "no phrases": ("own: {codec: png1}", r"kinds: own: phrases: \(\); allowed: noun phrases, at least one"),
-    "a phrase": ("own: {codec: png1, phrases: a map}", r"kinds: own: phrases: 'a map'; allowed: a list"),
-    "a number": ("own: {codec: png1, phrases: [1]}", r"kinds: own: phrases: \(1,\); allowed: noun phrases"),
-    "unknown key": ("own: {codec: png1, phrase: [a]}", r"kinds: own: unknown key 'phrase'; allowed: codec, phrases"),
-    "no kind": ("own", r"kinds: 'own'; allowed: a mapping"),
-}
-
-
-@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
-def test_a_wrong_declaration_is_refused(text: str, message: str, tmp_path: File) -> None:
-    """Guards against a picture that the instruction cannot name, found out in the middle of training."""
-    file = tmp_path / "bad.yaml"
-    cells = "canny" if text.startswith("canny") else "own"
-    file.write_text(f"kinds:\n  {text}\npaths: [{{name: a, cells: [{cells}, image]}}]\n")
-    with pytest.raises(ValueError, match=message):
-        load(file)

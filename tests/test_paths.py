@@ -174,6 +174,10 @@ def entry(body: str) -> str:
     return f"paths: [{{name: a, cells: [canny, image]{body}}}]"
 
 
+def declared(text: str, kind: str = "own") -> str:
+    return f"kinds:\n  {text}\npaths: [{{name: a, cells: [{kind}, image]}}]\n"
+
+
 BAD = {
     "a list": ("[1]", r"the file: \[1\]; allowed: .*paths, types, content"),
     "no paths": ("types: {}", r"'paths' is missing; allowed: paths, types, content"),
@@ -216,6 +220,39 @@ BAD = {
         r"name: a used twice; allowed: a new",
     ),
     "key twice": (entry(", weight: 1, weight: 2"), r"line 1: key 'weight' used twice; allowed: once"),
+    "own kind, known": (
+        declared("canny: {codec: png1, phrases: [a]}", "canny"),
+        r"kinds: 'canny' is in graphbuild.KINDS; allowed: other names",
+    ),
+    "own kind, group": (
+        declared("own: {codec: png1, phrases: [a], group: pictures}"),
+        r"kinds: own: group: 'pictures'; allowed: image, con",
+    ),
+    "own kind, codec": (
+        declared("own: {codec: pgn, phrases: [a]}"),
+        r"kinds: own: codec: 'pgn'; allowed: source, jpeg",
+    ),
+    "own kind, no codec": (
+        declared("own: {phrases: [a]}"),
+        r"kinds: own: 'codec' is missing; allowed: codec, phrases, group",
+    ),
+    "own kind, no phrases": (
+        declared("own: {codec: png1}"),
+        r"kinds: own: phrases: \(\); allowed: noun phrases, at least one",
+    ),
+    "own kind, a phrase": (
+        declared("own: {codec: png1, phrases: a map}"),
+        r"kinds: own: phrases: 'a map'; allowed: a list",
+    ),
+    "own kind, a number": (
+        declared("own: {codec: png1, phrases: [1]}"),
+        r"kinds: own: phrases: \(1,\); allowed: noun phrases",
+    ),
+    "own kind, unknown key": (
+        declared("own: {codec: png1, phrase: [a]}"),
+        r"kinds: own: unknown key 'phrase'; allowed: codec, phrases",
+    ),
+    "own kinds, no mapping": (declared("own"), r"kinds: 'own'; allowed: a mapping"),
     "no YAML": ("paths: [", r"while parsing"),
     "object": ("paths: !!python/object:os.system {}", r"could not determine a constructor"),
 }

@@ -34,18 +34,18 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
     """
     results: Results = []
     while rest := batch[len(results) :]:
-        part = rest[: loaded.batch_size]
+        part, too_large = rest[: loaded.batch_size], False
         try:
             results += _answers(annotator, part, loaded)
-            continue
         except (GraphError, MemoryError):
             raise
         except Exception as error:
-            if len(part) == 1 or not out_of_memory(error):
+            too_large = len(part) > 1 and out_of_memory(error)
+            if not too_large:
                 results += [error] if len(part) == 1 else _one_by_one(annotator, part, loaded)
-                continue
-        loaded.batch_size = (len(part) + 1) // 2
-        _release()  # not in the handler above, where the traceback holds what filled the GPU
+        if too_large:  # not in the handler above, where the traceback holds what filled the GPU
+            loaded.batch_size = (len(part) + 1) // 2
+            _release()
     return results
 
 

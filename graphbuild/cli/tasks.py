@@ -82,11 +82,13 @@ def sample(
 
     with refusing():
         taskfiles.writer_of(form)
-        chosen: dict[str, Any] = {"cell_fit": cell_fit, "hole_fill": hole_fill, "degrade_at": degrade_at}
-        chosen |= {"decode": decode}
+        chosen: dict[str, Any] = {
+            "cell_fit": cell_fit, "hole_fill": hole_fill, "degrade_at": degrade_at, "decode": decode
+        }  # fmt: skip
         cells, opened = CellSwitches(**chosen), Graph.open(graph, snapshot=snapshot)
-        drawn: dict[str, Any] = {"seed": seed, "group": group, "mask": mask, "layout": layout, "on_missing": on_missing}
-        sampler = taskfiles.open_sampler(opened, paths, **drawn)
+        sampler = taskfiles.open_sampler(
+            opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout
+        )
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
         if error := taskfiles.keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
@@ -126,8 +128,9 @@ def explain(
     with refusing():
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
-            drawn: dict[str, Any] = {"mask": mask, "layout": layout, "on_missing": on_missing}
-            sampler = open_sampler(opened, paths, seed=seed, group=group, **drawn)
+            sampler = open_sampler(
+                opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout
+            )
             document, lines = why.sample(sampler, index), why.sample_lines
         elif index is None and item is not None and kind is not None:
             document, lines = why.node(opened, item, kind, variant), why.node_lines

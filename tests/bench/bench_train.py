@@ -231,7 +231,8 @@ def main() -> None:
         print("not measured: no GPU")
     else:
         for rank, layers, checkpointing, compile in (
-            (16, "attn", 0, False), (16, "attn", 0, True), (16, "attn", 1, True), (64, "attn_ff", 0, True),
+            (16, "attn", 0, False), (16, "attn", 1, False), (16, "attn", 0, True), (16, "attn", 1, True),
+            (64, "attn_ff", 0, True),
         ):  # fmt: skip
             measure(rank, layers, checkpointing, compile)
             gc.collect()  # a model of the last round may hang in cycles
