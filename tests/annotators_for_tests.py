@@ -60,6 +60,11 @@ def tree(out: Path, *folders: str) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def published(out: Path) -> int:
+    """How many parts a graph has; a run beside it only adds to these folders, so they can be listed meanwhile."""
+    return sum(1 for folder in ("items", "nodes", "edges") for _ in (out / folder).rglob("*.parquet"))
+
+
 def leftovers(out: Path) -> list[str]:
     """What is left of work under way."""
     return [str(path.relative_to(out)) for name in ("_tmp", "_staging") for path in (out / name).glob("*")]

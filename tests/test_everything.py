@@ -23,7 +23,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.publish import Files
 from graphbuild.store.verify import verify
 from graphbuild.walk import PathSampler
-from tests.annotators_for_tests import complete, tree
+from tests.annotators_for_tests import complete, published, tree
 from tests.everything_for_tests import OTHERS, TINY, annotate_pairs, start_pairs, tiny_annotators, write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -54,7 +54,7 @@ def graph(folder: Path, pairs: Path, annotators: list[Annotator], ray_address: s
     """Built by Ray, killed in the middle, and finished by a second run."""
     out = folder / "killed"
     process = start_pairs(pairs, out, annotators, executor="ray", address=ray_address)
-    while len(list(out.rglob("*.parquet"))) < PARTS_BEFORE_KILL and process.is_alive():
+    while published(out) < PARTS_BEFORE_KILL and process.is_alive():
         time.sleep(0.01)
     assert process.is_alive(), "the kill has to fall into the run"
     process.kill()

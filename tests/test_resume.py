@@ -33,6 +33,7 @@ from tests.annotators_for_tests import (
     calls,
     complete,
     leftovers,
+    published,
     start,
     tree,
     write_photos,
@@ -61,16 +62,12 @@ def test_killed_inline(photos: Path, tmp_path: Path) -> None:
 
 def _killed(process: ForkServerProcess, out: Path, parts: int, wait: float) -> bool:
     """Kill a run that has published `parts` parts, however busy the machine is; False if it was faster."""
-    while _parts(out) < parts and process.is_alive():
+    while published(out) < parts and process.is_alive():
         time.sleep(0.001)
     time.sleep(wait)
     process.kill()
     process.join()
     return process.exitcode == -9
-
-
-def _parts(out: Path) -> int:
-    return sum(1 for folder in ("items", "nodes", "edges") for _ in (out / folder).rglob("*.parquet"))
 
 
 def _run(photos: Path, out: Path, options: Mapping[str, Any]) -> int | None:
