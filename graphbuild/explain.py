@@ -86,22 +86,22 @@ def verdict_lines(verdict: Verdict, where: Path, full: bool) -> Iterator[str]:
 def tasks(paths: str) -> list[Document]:
     """The paths of a list: name, type, kinds, number of cells and probability."""
     listed = load(paths)
-    return _rows(listed, listed)
+    names = (path.name for path in listed.paths)
+    return _rows(listed, dict(zip(names, listed.probabilities().tolist(), strict=True)))
 
 
-def served_tasks(graph: Graph, paths: str) -> tuple[list[Document], str]:
+def served_tasks(graph: Graph, paths: str, **switches: Any) -> tuple[list[Document], str]:
     """The same with the number of items that serve each path, and probabilities after dropping the others; then why
     no path is served, if so."""
-    listed = load(paths)
+    listed, config = load(paths), SamplerConfig(**switches)
     try:
-        sampler = PathSampler(graph, listed, on_missing="drop")
+        sampler = PathSampler(graph, listed, on_missing="drop", config=config)
     except GraphError as error:
-        stock = Stock(graph, listed, SamplerConfig())
+        stock = Stock(graph, listed, config)
         items = {path.name: stock.served(path).pool.size for path in listed.paths}
-        return _rows(listed, None, items), str(error)
+        return _rows(listed, {}, items), str(error)
     items = {name: counts["all"] for name, counts in sampler.coverage().items()}
-    drawn = PathSet(name=listed.name, paths=sampler.paths, type_weights=listed.type_weights)
-    return _rows(listed, drawn, items), ""
+    return _rows(listed, sampler.probabilities(), items), ""
 
 
 def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
@@ -117,11 +117,7 @@ def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
         yield f"{sum(row['probability'] > 0 for row in rows)} of {len(rows)} paths can be served"
 
 
-def _rows(listed: PathSet, drawn: PathSet | None, items: Mapping[str, int] | None = None) -> list[Document]:
-    chances: dict[str, float] = {}
-    if drawn is not None:
-        names = (path.name for path in drawn.paths)
-        chances = dict(zip(names, drawn.probabilities().tolist(), strict=True))
+def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int] | None = None) -> list[Document]:
     rows: list[Document] = [
         {
             "name": path.name,
@@ -150,6 +146,7 @@ def sample(sampler: PathSampler, index: int) -> Document:
         **drawn,
         "path": walk.path.name,
         "type": walk.path.type,
+        "chance": sampler.probabilities().get(walk.path.name, 0.0),
         "columns": [_column(sampler, walk, column) for column in range(len(walk.kinds))],
         "rows": [_row(sampler, walk, row) for row in range(len(walk.rows))],
         "mask": _mask(sampler.config, walk),
@@ -160,7 +157,8 @@ def sample(sampler: PathSampler, index: int) -> Document:
 def sample_lines(document: Document) -> Iterator[str]:
     """Such a document to be read."""
     given = f"seed {document['seed']}, group {document['group']}, snapshot {document['snapshot']}"
-    yield f"grid task {document['index']}: {document['path']} ({document['type']}), list {document['paths']}"
+    chance = f"chance {document['chance']:.3g} in {document['paths']}"
+    yield f"grid task {document['index']}: {document['path']} ({document['type']}), {chance}"
     yield f"drawn with {given}"
     for number, column in enumerate(document["columns"], 1):
         roles = [name for name in ("target", "hole") if column[name]]

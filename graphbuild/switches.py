@@ -13,6 +13,7 @@ from graphbuild.paths import Path
 
 Mask = Literal["code", "paper"]
 Split = Literal["train", "validation"]
+Weights = Literal["listed", "coverage"]
 
 ROWS = (0.3, 0.4, 0.3)
 """Probability of 1, 2, 3 rows, the query included (VisualCloze, released training code)."""
@@ -58,6 +59,8 @@ class SamplerConfig:
         mask: for paths with one target. `code`: with probability 1/2 the hole is any one column instead of the target,
             as in the released training code. `paper`: with probability 1/2 one of the others is a hole as well.
         rows: relative chances of 1, 2, ... rows, the query included.
+        weights: of the paths of a type. `listed`: as the list says. `coverage`: times the number of items that serve a
+            path, so that the few items of a rare path are not seen more often than the many of another.
         keep: chances of keeping parts of the words in training; evaluation keeps all.
         layout: the layout sentence, `pipeline` or `random`.
         where: conditions on items beside those of a path; see `graphbuild.store.where`.
@@ -71,6 +74,7 @@ class SamplerConfig:
 
     mask: Mask = "code"
     rows: tuple[float, ...] = ROWS
+    weights: Weights = "listed"
     keep: Keep = field(default_factory=Keep)
     layout: Layout = "pipeline"
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +86,12 @@ class SamplerConfig:
         object.__setattr__(self, "rows", tuple(float(weight) for weight in self.rows))
         object.__setattr__(self, "held_out", tuple(self.held_out))
         object.__setattr__(self, "where", dict(self.where))
-        allowed = {"mask": get_args(Mask), "layout": get_args(Layout), "split": (None, *get_args(Split))}
+        allowed = {
+            "mask": get_args(Mask),
+            "weights": get_args(Weights),
+            "layout": get_args(Layout),
+            "split": (None, *get_args(Split)),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: {getattr(self, name)!r}; allowed: {', '.join(map(str, values))}")

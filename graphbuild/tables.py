@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.draws import Bits, label_hashes
-from graphbuild.paths import Path, PathSet
+from graphbuild.paths import Path
 from graphbuild.stock import Bound, Served
 from graphbuild.switches import SamplerConfig, masks
 
@@ -29,17 +29,23 @@ def labels(rows: int, columns: int) -> Bits:
 class Tables:
     """What is drawn of every listed path; `at` is always the positions of walks' paths in the list.
 
+    Args:
+        chances: of each path that is drawn.
+
     Attributes:
         width: cells of the longest path.
     """
 
-    def __init__(self, listed: PathSet, drawable: Sequence[Path], served: Sequence[Served], config: SamplerConfig):
+    def __init__(
+        self, paths: Sequence[Path], chances: Mapping[str, float], served: Sequence[Served], config: SamplerConfig
+    ) -> None:
         self._served = served
-        self._length = np.array([len(path.cells) for path in listed.paths])
+        self._length = np.array([len(path.cells) for path in paths])
         self.width = int(self._length.max())
-        self._chances = _cumulative(listed, drawable)
+        cumulative = np.cumsum([chances.get(path.name, 0.0) for path in paths])
+        self._chances = np.asarray(cumulative / cumulative[-1])
         self._rows = np.stack([_row_chances(config.rows, path.pool.groups) for path in served])
-        self._masks, self._holes = _mask_tables(listed.paths, self.width, config)
+        self._masks, self._holes = _mask_tables(paths, self.width, config)
         pools = list(dict.fromkeys(path.pool for path in served))
         self._pools, self._pool = pools, np.array([pools.index(path.pool) for path in served])
         self._is_bound = np.array([bool(path.bound) for path in served])
@@ -81,14 +87,6 @@ class Tables:
             chosen = np.flatnonzero(at == path)
             for number, bound in enumerate(self._served[path].bound):
                 yield chosen, number, bound
-
-
-def _cumulative(listed: PathSet, drawable: Sequence[Path]) -> Units:
-    """The chance of the listed paths up to each; those that are not drawn have none."""
-    drawn = PathSet(name=listed.name, paths=tuple(drawable), type_weights=listed.type_weights)
-    chances = dict(zip((path.name for path in drawable), drawn.probabilities(), strict=True))
-    cumulative = np.cumsum([chances.get(path.name, 0.0) for path in listed.paths])
-    return np.asarray(cumulative / cumulative[-1])
 
 
 def _row_chances(weights: Sequence[float], groups: int) -> Units:

@@ -197,7 +197,7 @@ class PathSampler:
         self.stock = Stock(graph, self.listed, self.config)
         self._served = [self.stock.served(path) for path in self.listed.paths]
         self.paths = self._drawable(on_missing)
-        self._tables = Tables(self.listed, self.paths, self._served, self.config)
+        self._tables = Tables(self.listed.paths, self.probabilities(), self._served, self.config)
         grouped = {"group": group} if group != 1 else {}
         self._key = hash64(canonical_json([{"paths": self.listed.name, **grouped, **self.config.changed()}, seed]))
 
@@ -260,6 +260,15 @@ class PathSampler:
         """Path -> how many items have each of its kinds, and `all` of them in variants that belong together."""
         served = zip(self.listed.paths, self._served, strict=True)
         return {path.name: {**self.stock.counts(path), "all": found.pool.size} for path, found in served}
+
+    def probabilities(self) -> dict[str, float]:
+        """Path -> the chance that a walk goes along it, of those that are drawn; sums to 1."""
+        weighted = self.paths
+        if self.config.weights == "coverage":
+            items = {path.name: found.pool.size for path, found in zip(self.listed.paths, self._served, strict=True)}
+            weighted = tuple(replace(path, weight=path.weight * items[path.name]) for path in self.paths)
+        drawn = PathSet(name=self.listed.name, paths=weighted, type_weights=self.listed.type_weights)
+        return dict(zip((path.name for path in self.paths), drawn.probabilities().tolist(), strict=True))
 
     # ---- what is drawn -----------------------------------------------------------------------------------------
 

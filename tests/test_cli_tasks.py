@@ -59,6 +59,10 @@ def test_a_graph_says_what_it_serves(graph: Path) -> None:
     assert {row["name"]: row["items"] for row in rows} == {n: c["all"] for n, c in sampler.coverage().items()}
     assert {row["name"] for row in rows if row["probability"]} == {path.name for path in sampler.paths}
     assert sum(row["probability"] for row in rows) == pytest.approx(1)
+    counted = json.loads(cli("tasks", graph, "--weights", "coverage", "--json").stdout)
+    coverage = PathSampler(Graph.open(graph), on_missing="drop", config=SamplerConfig(weights="coverage"))
+    assert {row["name"]: row["probability"] for row in counted if row["probability"]} == coverage.probabilities()
+    assert "name one" in cli("tasks", "--weights", "coverage", code=2).stderr
     lines = cli("tasks", graph).stdout.splitlines()
     assert lines[-1] == f"{len(sampler.paths)} of 134 paths can be served"
 
@@ -78,15 +82,31 @@ def test_a_graph_that_serves_nothing_still_gets_its_table(graph: Path) -> None:
 
 def test_switches_of_sample_are_recorded(graph: Path) -> None:
     """What is asked for on the command line is what is drawn, and is written down."""
-    switches = ("--group", 2, "--mask", "paper", "--layout", "random", "--cell-fit", "aspect")
+    switches = (
+        "--group",
+        2,
+        "--mask",
+        "paper",
+        "--layout",
+        "random",
+        "--weights",
+        "coverage",
+        "--cell-fit",
+        "aspect",
+        "--row-sizes",
+        "own",
+    )
     cli("sample", graph, "--format", "jsonl", "--count", 6, *switches)
     walks = [json.loads(line) for line in Path("grids/walks.jsonl").read_text().splitlines()]
-    config = SamplerConfig(mask="paper", layout="random")
+    config = SamplerConfig(mask="paper", layout="random", weights="coverage")
     sampler = PathSampler(Graph.open(graph), group=2, on_missing="drop", config=config)
     for walk in walks:
         drawn = sampler.walk(walk["index"])
         assert (walk["path"], tuple(walk["rows"]), tuple(walk["holes"])) == (drawn.path.name, drawn.rows, drawn.holes)
-        assert walk["switches"].items() >= {"mask": "paper", "layout": "random", "cell_fit": "aspect"}.items()
+        assert (
+            walk["switches"].items()
+            >= {"mask": "paper", "layout": "random", "cell_fit": "aspect", "row_sizes": "own"}.items()
+        )
         assert walk["group"] == 2
     assert os.listdir("grids") == ["walks.jsonl"]
 
@@ -145,6 +165,7 @@ def test_a_walk_is_explained(graph: Path, mask: Any) -> None:
                     node.version,
                 )
                 assert cell.get("seed", seed) == seed and ("seed" in cell) == (node.version == "")
+        assert found["chance"] == sampler.probabilities()[walk.path.name]
         assert found["mask"]["holes"] == list(walk.holes) and 0 < found["mask"]["chance"] <= 1
         assert ("drawn" in found["mask"]["why"]) == (walk.holes != walk.targets)
         reasons.add(found["mask"]["why"].partition(";")[0])

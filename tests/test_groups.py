@@ -191,7 +191,7 @@ def test_where_keeps_the_items_that_meet_it(tmp_path: File) -> None:
     rows = [{"licence": "cc0" if item % 2 else "mit", "meta": meta(item if item < 8 else None)} for item in range(10)]
     graph = write_graph(tmp_path / "g", rows)
     good = Path(name="good", cells=("blur", "image"), targets=(1,), where={"quality.consistency": {">=": 3, "<": 7}})
-    sampler = PathSampler(graph, PathSet(name="good", paths=(good,)), config=SamplerConfig(where={"licence": "cc0"}))
+    sampler = PathSampler(graph, PathSet(name="good", paths=(good,)), config=SamplerConfig(where={"licence": ["cc0"]}))
     assert set().union(*rows_of(sampler)) == {3, 5}
     assert sampler.coverage() == {"good": {"image": 10, "allowed": 2, "all": 2}}
 

@@ -95,6 +95,7 @@ def test_switches_at_their_default_leave_no_trace(graph: Graph) -> None:
         {"mask": "paper"},
         {"rows": (1.0, 1.0)},
         {"layout": "random"},
+        {"weights": "coverage"},
         {"where": {"item_ix": {">=": 0}}},
         {"held_out": [HeldOut(given=("hed",))]},
         {"keep": Keep(task=1.0)},
@@ -111,6 +112,7 @@ def test_a_switch_that_is_set_draws_other_walks(graph: Graph, switches: dict[str
     ("switches", "message"),
     [
         ({"mask": "both"}, "allowed: code, paper"),
+        ({"weights": "even"}, "allowed: listed, coverage"),
         ({"split": "test"}, "allowed: None, train, validation"),
         ({"rows": ()}, "positive sum"),
         ({"rows": (1.0, -1.0)}, "finite weights"),
@@ -120,6 +122,24 @@ def test_a_switch_that_is_set_draws_other_walks(graph: Graph, switches: dict[str
 def test_a_wrong_switch_is_refused(switches: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplerConfig(**switches)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+
+def test_weights_can_follow_what_a_graph_has(graph: Graph) -> None:
+    """Guards against the few items of a rare path being seen more often than others, and against weights of the list
+    or of its types being forgotten."""
+    rare = replace(THREE, name="rare", where={"item_ix": {"<": 4}}, weight=2.0, type="drawing")
+    listed = PathSet(name="some", paths=(replace(LINE, type="drawing"), rare, BACK), type_weights={"drawing": 3.0})
+    expected = {"listed": {"line": 1 / 4, "rare": 2 / 4, "back": 1 / 4},
+                "coverage": {"line": 3 / 4 * 12 / 20, "rare": 3 / 4 * 8 / 20, "back": 1 / 4}}  # fmt: skip
+    for weights, chances in expected.items():
+        drawn = PathSampler(graph, listed, config=SamplerConfig(weights=weights))  # type: ignore[arg-type]
+        assert sum(drawn.probabilities().values()) == pytest.approx(1)
+        walks = drawn.walks(0, 20_000)
+        assert p_value(Counter(walk.path.name for walk in walks), chances) > 1e-4, weights
+        assert {path.name: path for path in drawn.paths} == {path.name: path for path in listed.paths}
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------

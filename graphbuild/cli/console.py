@@ -44,6 +44,9 @@ MissingOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Another seed draws other tasks.")]
 GroupOption = Annotated[int, typer.Option(min=1, help="So many tasks in a row share path and number of rows.")]
 MaskOption = Annotated[str, typer.Option(help="How holes are drawn: code or paper.")]
+WeightsOption = Annotated[
+    str, typer.Option(help="Of the paths of a type: listed, or coverage (times the items that serve each).")
+]
 LayoutOption = Annotated[str, typer.Option(help="The layout sentence: pipeline or random.")]
 SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
 

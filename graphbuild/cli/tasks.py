@@ -21,6 +21,7 @@ from graphbuild.cli.console import (
     PathsOption,
     SeedOption,
     SnapshotOption,
+    WeightsOption,
     refusing,
     say,
     stop,
@@ -32,6 +33,7 @@ from graphbuild.contracts import GraphError
 def tasks(
     graph: Annotated[Path | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
     paths: Annotated[str, typer.Option(help="A path list by name or .yaml.")] = "graph200k",
+    weights: WeightsOption = "listed",
     as_json: JsonOption = False,
 ) -> None:
     """List the tasks of a path list; with a graph, how many items serve each and what is left of its probability.
@@ -44,7 +46,12 @@ def tasks(
     from graphbuild.store.graph import Graph
 
     with refusing():
-        rows, why = (explain.tasks(paths), "") if graph is None else explain.served_tasks(Graph.open(graph), paths)
+        if graph is not None:
+            rows, why = explain.served_tasks(Graph.open(graph), paths, weights=weights)
+        elif weights == "listed":
+            rows, why = explain.tasks(paths), ""
+        else:
+            raise GraphError("--weights: without a graph no items are counted; name one: graphbuild tasks GRAPH")
     say(json.dumps(rows), explain.tasks_lines(rows), as_json)
     if why:
         raise stop(why, UNDONE)
@@ -60,9 +67,11 @@ def sample(
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
     group: GroupOption = 1,
     mask: MaskOption = "code",
+    weights: WeightsOption = "listed",
     layout: LayoutOption = "pipeline",
     resolution: Annotated[int, typer.Option(min=16, help="Side of a cell in pixels.")] = 384,
     cell_fit: Annotated[str, typer.Option(help="crop_square, stretch_square or aspect.")] = "crop_square",
+    row_sizes: Annotated[str, typer.Option(help="Under aspect: shared, or each row its own.")] = "shared",
     hole_fill: Annotated[str, typer.Option(help="What is shown in a hole: black or grey.")] = "black",
     degrade_at: Annotated[str, typer.Option(help="Degradations act at 512 px, or on source or cell.")] = "512",
     decode: Annotated[str, typer.Option(help="exact, or fast: JPEGs at a fraction of their size.")] = "exact",
@@ -83,11 +92,12 @@ def sample(
     with refusing():
         taskfiles.writer_of(form)
         chosen: dict[str, Any] = {
-            "cell_fit": cell_fit, "hole_fill": hole_fill, "degrade_at": degrade_at, "decode": decode
+            "cell_fit": cell_fit, "row_sizes": row_sizes, "hole_fill": hole_fill, "degrade_at": degrade_at,
+            "decode": decode,
         }  # fmt: skip
         cells, opened = CellSwitches(**chosen), Graph.open(graph, snapshot=snapshot)
         sampler = taskfiles.open_sampler(
-            opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout
+            opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
         )
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
         if error := taskfiles.keep_snapshot(opened):
@@ -109,6 +119,7 @@ def explain(
     seed: SeedOption = 0,
     group: GroupOption = 1,
     mask: MaskOption = "code",
+    weights: WeightsOption = "listed",
     layout: LayoutOption = "pipeline",
     snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
@@ -129,7 +140,7 @@ def explain(
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
             sampler = open_sampler(
-                opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout
+                opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
             )
             document, lines = why.sample(sampler, index), why.sample_lines
         elif index is None and item is not None and kind is not None:

@@ -28,15 +28,16 @@ def matching(items: pa.Table, where: Mapping[str, Any]) -> NDArray[np.bool_]:
     """The rows that meet every condition. A value that an item lacks meets none.
 
     Args:
-        where: a column of the items table, or a dotted place in its `meta`, to a value it must equal or to a mapping
-            of operators: `==, !=, <, <=, >, >=, in`.
+        where: a column of the items table, or a dotted place in its `meta`, to a value it must equal, a list of
+            such values, or a mapping of operators: `==, !=, <, <=, >, >=, in`.
 
     Raises:
         GraphError: no item has such a column or place, an unknown operator, or values that cannot be compared.
     """
     met = np.ones(len(items), bool)
     for name, condition in where.items():
-        tests = condition if isinstance(condition, Mapping) else {"==": condition}
+        plain = "in" if isinstance(condition, list | tuple) else "=="
+        tests = condition if isinstance(condition, Mapping) else {plain: condition}
         if unknown := [test for test in tests if test not in OPERATORS]:
             raise GraphError(f"where: {name}: unknown operator {unknown[0]!r}; allowed: {', '.join(OPERATORS)}")
         values = _values(items, name)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from graphbuild.paths import PathSet
 from graphbuild.walk import PathSampler
 from graphbuild_train.forecast import GIB, Forecast, forecast, peak_of
 
@@ -68,9 +67,7 @@ def cache_bytes(trainer: Trainer) -> int:
 def coverage(sampler: PathSampler) -> Table:
     """For each task type: its paths, how many of them the graph serves, with how many items, and its chance."""
     table = Table("task type", "paths", "served", "items", "chance", box=None, pad_edge=False)
-    counts, listed = sampler.coverage(), sampler.listed
-    drawn = PathSet(name=listed.name, paths=sampler.paths, type_weights=listed.type_weights)
-    chances = dict(zip((path.name for path in sampler.paths), drawn.probabilities().tolist(), strict=True))
+    counts, listed, chances = sampler.coverage(), sampler.listed, sampler.probabilities()
     for kind in dict.fromkeys(path.type for path in listed.paths):
         names = [path.name for path in listed.paths if path.type == kind]
         served = [name for name in names if name in chances]
