@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["GridTask", "centre_square", "colour_name", "labels_of"]
 
 _MARGIN = 12
-_LABEL = 22
+_LABEL = 28
 _HOLE = (214, 39, 40)
 _INK = (20, 20, 20)
 

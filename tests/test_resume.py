@@ -93,7 +93,7 @@ def test_killed_with_ray(photos: Path, tmp_path: Path, ray_address: str) -> None
 
 def _wait_until_clean(photos: Path, out: Path) -> None:
     """Runs with nothing to do clean up once the killed run's workers have exited."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while leftovers(out) and time.monotonic() < deadline:
         time.sleep(0.5)
         complete(build(photos, out, ANNOTATORS))

@@ -99,11 +99,16 @@ def test_replies_keep_their_order_and_requests_run_at_once() -> None:
 # ---- what goes wrong ---------------------------------------------------------------------------------------------
 
 
+def _enough(trouble: str) -> float:
+    """A time-out that only a server which hangs exceeds, however busy the machine is."""
+    return 1.0 if trouble == "hang" else 30.0
+
+
 @pytest.mark.parametrize("trouble", ["429", "429:0", "429:soon", "500", "503", "408", "drop", "half", "hang"])
 def test_trouble_that_passes_is_tried_again(server: ChatServer, trouble: str) -> None:
     """Guards against rows lost to a busy server, a time-out or a connection that broke in the middle."""
     server.order("bad", trouble)
-    bad, good = ask(client(server, timeout_s=0.3), "bad day", "good day")
+    bad, good = ask(client(server, timeout_s=_enough(trouble)), "bad day", "good day")
     assert isinstance(bad, str) and isinstance(good, str)
     assert (server.tries("bad"), server.tries("good")) == (2, 1)
 
@@ -112,7 +117,7 @@ def test_trouble_that_passes_is_tried_again(server: ChatServer, trouble: str) ->
 def test_trouble_that_stays_costs_one_row(server: ChatServer, trouble: str) -> None:
     """Guards against an endless loop, and against a whole batch lost, or paid again, for one request."""
     server.order("bad", *[trouble] * 9)
-    bad, good = ask(client(server, timeout_s=0.1), "bad day", "good day")
+    bad, good = ask(client(server, timeout_s=_enough(trouble)), "bad day", "good day")
     assert isinstance(bad, ServerFault) and "3 tries" in str(bad) and server.url not in str(bad)
     assert isinstance(good, str) and (server.tries("bad"), server.tries("good")) == (3, 1)
 
@@ -121,8 +126,8 @@ def test_trouble_that_stays_costs_one_row(server: ChatServer, trouble: str) -> N
 def test_a_pause_that_the_server_asks_for_is_kept(server: ChatServer, how: str) -> None:
     """Guards against a Retry-After header that is read and not obeyed."""
     server.order("bad", "429:1" if how == "seconds" else f"429:{email.utils.formatdate(time.time() + 2, usegmt=True)}")
-    ask(client(server, timeout_s=0.3), "bad day")
-    assert 0.9 <= server.at[1] - server.at[0] < 3
+    ask(client(server), "bad day")
+    assert 0.9 <= server.at[1] - server.at[0] < 30
 
 
 def test_no_pause_is_longer_than_a_minute(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
