@@ -138,12 +138,13 @@ def sample(sampler: PathSampler, index: int) -> Document:
     """Grid task `index`: its document, and why it is so. No picture is opened, but for label maps that are named."""
     walk = sampler.walk(index)
     task = GridTask(sampler, walk, 0)
-    drawn = {"seed": sampler.seed, "group": sampler.group, **sampler.config.changed()}
     return {
         "index": index,
         "snapshot": sampler.graph.digest,
         "paths": sampler.listed.name,
-        **drawn,
+        "seed": sampler.seed,
+        "group": sampler.group,
+        "switches": sampler.config.changed(),
         "path": walk.path.name,
         "type": walk.path.type,
         "chance": sampler.probabilities().get(walk.path.name, 0.0),
@@ -156,10 +157,11 @@ def sample(sampler: PathSampler, index: int) -> Document:
 
 def sample_lines(document: Document) -> Iterator[str]:
     """Such a document to be read."""
-    given = f"seed {document['seed']}, group {document['group']}, snapshot {document['snapshot']}"
+    given = [f"{name} {document[name]}" for name in ("seed", "group", "snapshot")]
+    given += [f"{name} {value}" for name, value in document["switches"].items()]
     chance = f"chance {document['chance']:.3g} in {document['paths']}"
     yield f"grid task {document['index']}: {document['path']} ({document['type']}), {chance}"
-    yield f"drawn with {given}"
+    yield f"drawn with {', '.join(given)}"
     for number, column in enumerate(document["columns"], 1):
         roles = [name for name in ("target", "hole") if column[name]]
         yield f'column {number}: {column["kind"]}{"".join(f", {role}" for role in roles)}: "{column["phrase"]}"'

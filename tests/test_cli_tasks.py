@@ -165,6 +165,7 @@ def test_a_walk_is_explained(graph: Path, mask: Any) -> None:
                     node.version,
                 )
                 assert cell.get("seed", seed) == seed and ("seed" in cell) == (node.version == "")
+        assert found["switches"] == sampler.config.changed()
         assert found["chance"] == sampler.probabilities()[walk.path.name]
         assert found["mask"]["holes"] == list(walk.holes) and 0 < found["mask"]["chance"] <= 1
         assert ("drawn" in found["mask"]["why"]) == (walk.holes != walk.targets)
@@ -173,6 +174,7 @@ def test_a_walk_is_explained(graph: Path, mask: Any) -> None:
         assert found["words"]["task"]["kept"] == bool(task.instruction.task)
         assert found["words"]["task"]["text"] == task.evaluation.task
         lines = cli("explain", graph, "--sample", index, "--seed", 4, "--mask", mask).stdout
+        assert ("mask paper" in lines) == (mask == "paper")
         assert all(str(keys[ix]) in lines for ix in walk.rows) and f"grid task {index}: {walk.path.name}" in lines
     assert len(reasons) == 2
 
