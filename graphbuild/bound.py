@@ -14,7 +14,7 @@ from graphbuild.draws import Bits, below
 from graphbuild.paths import Path
 from graphbuild.store.graph import Graph
 from graphbuild.store.groups import Pairs
-from graphbuild.store.index import NodeParents, cached_node_parents
+from graphbuild.store.index import NodeParents, cached_crossings, cached_node_parents
 from graphbuild.store.recipes import parents_of
 
 Items = NDArray[np.int64]
@@ -63,10 +63,10 @@ class Nodes:
             if kind in seen or not self.has(kind):
                 continue
             seen.add(kind)
-            names, rows = self._recorded(kind)
-            waiting += names
-            found.append(np.unique(rows[rows[:, 0] != rows[:, 2]][:, [0, 2]], axis=0))
-            self._parents.pop(kind)  # large, and read again from the cache if need be
+            if names := self._parent_kinds(kind):
+                waiting += names
+                graph = self.graph
+                found.append(cached_crossings(graph.digest, graph.store, graph.commits(kind), kind))
         return np.concatenate(found)
 
     def _bound_to(self, kind: str) -> dict[str, Variants]:

@@ -199,6 +199,7 @@ class WalkDocument(Document):
     group: int
     snapshot: str
     paths: str = Field(description="the path list drawn from")
+    paths_digest: str = Field(description="what was in that list")
     path: str
     type: str
     rows: list[int] = Field(description="item_ix of each row, the query row last")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphbuild.contracts import GraphError, MissingNode, RunReport, StatusDocument
 from graphbuild.grid import GridTask
-from graphbuild.instruction import phrase_of
+from graphbuild.instruction import KEEP_ALL, phrase_of
 from graphbuild.kinds import kind_of
 from graphbuild.paths import PathSet, load
 from graphbuild.stock import Stock
@@ -221,7 +221,7 @@ def _mask(config: SamplerConfig, walk: Walk) -> Document:
 
 
 def _words(task: GridTask) -> Document:
-    kept, full = task.instruction, task.evaluation
+    kept, full = task.instruction, task.words(task.sampler.layout, KEEP_ALL)
     parts = {}
     for part in ("layout", "task", "content"):
         text = getattr(kept, part)

@@ -105,12 +105,12 @@ class GridTask:
     def instruction(self) -> Instruction:
         """Its parts as the trainer sees them, some left out by the sampler's `keep`; the content is the query row's
         caption, for paths that generate what it describes."""
-        return self._words(self.sampler.layout, self.sampler.config.keep)
+        return self.words(self.sampler.layout, self.sampler.config.keep)
 
     @cached_property
     def evaluation(self) -> Instruction:
         """The words at inference: nothing left out, in the sentences of diffusers' pipeline."""
-        return self._words("pipeline", KEEP_ALL)
+        return self.words("pipeline", KEEP_ALL)
 
     @property
     def prompt(self) -> str:
@@ -199,6 +199,21 @@ class GridTask:
             for column, caption in zip(order, captions, strict=True)
         ]
 
+    def words(self, layout: Layout, keep: Keep) -> Instruction:
+        """The instruction with this layout sentence, each part kept with its chance."""
+        content, at = self._content
+        return compose(
+            self._declared,
+            self.walk.targets,
+            rows=len(self.walk.rows),
+            pick=self.sampler.pick(self.walk.index),
+            content=content,
+            content_at=at,
+            notes=[legend([(name, colour_name(rgb)) for name, rgb in labels]) for labels in self._labels],
+            layout=layout,
+            keep=keep,
+        )
+
     def image(self) -> Image.Image:
         """The grid as a picture to look at: kinds above, holes framed in red and shown filled, all words below."""
         from PIL import Image, ImageDraw, ImageFont
@@ -208,7 +223,7 @@ class GridTask:
         down = max(row[0].shape[0] for row in cells) + _MARGIN
         num_rows, num_columns = len(cells), len(self._kinds)
         font = ImageFont.load_default(size=15)
-        words = self._words(self.sampler.layout, KEEP_ALL).text
+        words = self.words(self.sampler.layout, KEEP_ALL).text
         lines = textwrap.wrap(f"{self.walk.index}: {words}", max(40, (num_columns * across) // 8))
         height = _LABEL + num_rows * down + 20 * len(lines) + _MARGIN
         width = max(num_columns * across, _MARGIN + round(max(map(font.getlength, lines)))) + _MARGIN
@@ -234,6 +249,7 @@ class GridTask:
             group=self.sampler.group,
             snapshot=self.sampler.graph.digest,
             paths=self.sampler.listed.name,
+            paths_digest=self.sampler.listed.digest,
             path=self.walk.path.name,
             type=self.walk.path.type,
             rows=list(self.walk.rows),
@@ -290,21 +306,8 @@ class GridTask:
         return self.sampler.graph.read(self.walk.rows[row], "image").array()
 
     def _degraded(self, column: int) -> bool:
-        return self._declared[column].group == "degradation"
-
-    def _words(self, layout: Layout, keep: Keep) -> Instruction:
-        content, at = self._content
-        return compose(
-            self._declared,
-            self.walk.targets,
-            rows=len(self.walk.rows),
-            pick=self.sampler.pick(self.walk.index),
-            content=content,
-            content_at=at,
-            notes=[legend([(name, colour_name(rgb)) for name, rgb in labels]) for labels in self._labels],
-            layout=layout,
-            keep=keep,
-        )
+        kind = self._declared[column]
+        return kind.group == "degradation" and kind.is_recipe
 
     @cached_property
     def _labels(self) -> list[list[tuple[str, Colour]]]:

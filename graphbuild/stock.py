@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -129,18 +129,18 @@ class Stock:
         return self._pools[name]
 
     @cached_property
-    def _links(self) -> groups.Pairs:
-        return np.concatenate([groups.item_links(self.graph), self.nodes.crossings(self.kinds)])
-
-    @cached_property
     def _groups(self) -> Items:
-        return groups.components(self.nodes.num_items, self._links)
+        return groups.components(self.nodes.num_items, self._links(self.kinds))
 
     @cached_property
     def _sides(self) -> Any:
+        """Those of the snapshot, whatever the paths: what one list trains on, another must not validate on."""
         if self.config.split is None:
             return None
-        return groups.sides(self.nodes.num_items, self._links, self._items, self.config.validation)
+        return groups.sides(self.nodes.num_items, self._links(self.graph.head), self._items, self.config.validation)
+
+    def _links(self, kinds: Iterable[str]) -> groups.Pairs:
+        return np.concatenate([groups.item_links(self.graph), self.nodes.crossings(kinds)])
 
     @cached_property
     def _items(self) -> pa.Table:

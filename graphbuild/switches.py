@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from graphbuild.instruction import Keep, Layout
-from graphbuild.paths import Path
+from graphbuild.paths import Path, check_where
 
 Mask = Literal["code", "paper"]
 Split = Literal["train", "validation"]
@@ -43,8 +43,9 @@ class HeldOut:
     def __post_init__(self) -> None:
         if not self.given and not self.holes:
             raise ValueError("held_out: neither given nor holes; allowed: at least one kind")
-        object.__setattr__(self, "given", tuple(self.given))
-        object.__setattr__(self, "holes", tuple(self.holes))
+        for name in ("given", "holes"):
+            kinds = getattr(self, name)
+            object.__setattr__(self, name, (kinds,) if isinstance(kinds, str) else tuple(kinds))
 
     def matches(self, given: Collection[str], holes: Collection[str]) -> bool:
         """True if a task with these kinds given and generated is held out."""
@@ -84,8 +85,10 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(float(weight) for weight in self.rows))
-        object.__setattr__(self, "held_out", tuple(self.held_out))
+        held_out = self.held_out
+        object.__setattr__(self, "held_out", (held_out,) if isinstance(held_out, HeldOut) else tuple(held_out))
         object.__setattr__(self, "where", dict(self.where))
+        check_where(self.where)
         allowed = {
             "mask": get_args(Mask),
             "weights": get_args(Weights),

@@ -159,7 +159,7 @@ def _settings(task: GridTask) -> tuple[object, ...]:
     """Task and settings: what a picture depends on."""
     sampler, walk = task.sampler, task.walk
     switches = {**sampler.config.changed(), **vars(task.switches)}
-    drawn = (sampler.seed, sampler.group, sampler.graph.digest, sampler.listed.name, task.resolution)
+    drawn = (sampler.seed, sampler.group, sampler.graph.digest, sampler.listed.digest, task.resolution)
     return walk.index, walk.path.name, *drawn, canonical_json(switches)
 
 
@@ -171,7 +171,8 @@ def _drawn(walks: Path) -> dict[tuple[object, ...], str]:
     except (OSError, ValueError):
         return {}
     keys = [
-        (d.index, d.path, d.seed, d.group, d.snapshot, d.paths, d.resolution, canonical_json(d.switches)) for d in found
+        (d.index, d.path, d.seed, d.group, d.snapshot, d.paths_digest, d.resolution, canonical_json(d.switches))
+        for d in found
     ]
     return dict(zip(keys, lines, strict=True))
 

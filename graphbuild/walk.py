@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import compress
@@ -31,6 +32,7 @@ __all__ = ["ROWS", "Frozen", "HeldOut", "PathSampler", "SamplerConfig", "Walk", 
 OnMissing = Literal["error", "drop"]
 _DEFAULTS = SamplerConfig()
 _GEOMETRY = label_hashes(["path", "rows"])
+_LAST = (1 << 63) - 1  # indices are stored as int64
 _BLOCK = 1 << 14  # walks drawn at once: their tables stay in a processor's cache
 
 
@@ -186,6 +188,7 @@ class PathSampler:
         layout: Layout | None = None,
         config: SamplerConfig = _DEFAULTS,
     ) -> None:
+        seed, group = _integer("seed", seed), _integer("group", group, range(1, _LAST))
         if on_missing not in (allowed := get_args(OnMissing)):
             raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
         self.config = config if layout is None else replace(config, layout=layout)
@@ -226,13 +229,18 @@ class PathSampler:
             ValueError: a pinned part does not exist; the message says what does.
         """
         at = None if path is None else self._position(path)
-        drawn = next(iter(self._draw(np.array([int(index)], np.uint64), at, items, variant)))
+        items = None if items is None else [_integer("items", item) for item in items]
+        walks = self._draw(np.array([_integer("index", index, range(_LAST))], np.uint64), at, items, variant)
+        if variant and not self._served[int(walks.path[0])].bound:
+            raise ValueError(f"variant: {variant}: path {walks[0].path.name!r} has no variants; allowed: 0")
+        drawn = walks[0]
         if columns is not None:
             drawn = _with_columns(drawn, tuple(columns))
-        return drawn if hole is None else _with_holes(drawn, (hole,) if isinstance(hole, int) else hole)
+        return drawn if hole is None else _with_holes(drawn, np.atleast_1d(hole).tolist())
 
     def walks(self, start: int, n: int) -> Walks:
         """Grid tasks `start`, `start` + 1, ...: what `walk` gives for each, much faster."""
+        start, n = _integer("start", start, range(_LAST)), _integer("n", n, range(_LAST))
         stops = range(start, start + n, _BLOCK)
         indices = [np.arange(at, min(at + _BLOCK, start + n), dtype=np.uint64) for at in stops]
         return Walks.joined([self._draw(index) for index in indices or [np.empty(0, np.uint64)]])
@@ -274,16 +282,18 @@ class PathSampler:
 
     def _drawable(self, on_missing: OnMissing) -> tuple[Path, ...]:
         fitting = {path.name: self._fits(served) for path, served in zip(self.listed.paths, self._served, strict=True)}
-        lacking = [path for path in self.listed.paths if not fitting[path.name]]
-        drawable = tuple(path for path in self.listed.paths
-                         if fitting[path.name] and path.weight > 0 and masks(path, self.config))  # fmt: skip
+        types = self.listed.type_weights
+        wanted = [path for path in self.listed.paths if path.weight * types.get(path.type, 1.0) > 0]
+        lacking = [path for path in wanted if not fitting[path.name]]
+        drawable = tuple(path for path in wanted if fitting[path.name] and masks(path, self.config))
         if not drawable or (lacking and on_missing == "error"):
             coverage = self.coverage()
             shown = "; ".join(f"{path.name}: {coverage[path.name]}" for path in lacking[:3])
             raise GraphError(
                 f"{self.graph.url} serves {len(drawable)} of the {len(self.listed.paths)} paths of "
-                f"{self.listed.name!r}. Items that have: {shown or 'all'}. Run the missing annotators, or leave such "
-                "paths out (on_missing drop); a path whose targets are held out is never served"
+                f"{self.listed.name!r}. Items that have: {shown or 'all'}. Run the missing annotators, ask less of "
+                "items (where, split, rows), or leave such paths out (on_missing drop); a path whose targets are held "
+                "out is never served"
             )
         return drawable
 
@@ -326,6 +336,16 @@ class PathSampler:
                     variants[chosen, :, cell] = drawn
         variants = np.take_along_axis(variants, columns[:, None], axis=2) if variants.any() else variants
         return Walks(self.listed.paths, index, at, count, rows, variants, columns, holes, seeds, text)
+
+
+def _integer(name: str, value: object, allowed: range | None = None) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name}: {value!r}; allowed: an integer") from None
+    if allowed is not None and number not in allowed:
+        raise ValueError(f"{name}: {number}; allowed: {allowed.start} to {allowed.stop - 1}")
+    return number
 
 
 def _with_columns(walk: Walk, columns: tuple[int, ...]) -> Walk:

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jpeg": set(),
     "codecs": {"contracts", "drawings", "jpeg"},
     "instruction": {"kinds"},
-    "paths": {"codecs", "contracts", "kinds"},
+    "paths": {"codecs", "contracts", "kinds", "lineage"},
     "store": {*BASE, "degradations"},
     "sources": BASE,
     "annotators": {*BASE, "drawings"},

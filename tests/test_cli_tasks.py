@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from graphbuild.cli import app
+from graphbuild.explain import sample as explained
+from graphbuild.instruction import KEEP_ALL, Keep
 from graphbuild.paths import load
 from graphbuild.store.graph import Graph
 from graphbuild.walk import PathSampler, SamplerConfig
-from tests.annotators_for_tests import build, complete
+from tests.annotators_for_tests import build, complete, write_photos
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,25 @@ def test_a_walk_is_explained(graph: Path, mask: Any) -> None:
         assert ("mask paper" in lines) == (mask == "paper")
         assert all(str(keys[ix]) in lines for ix in walk.rows) and f"grid task {index}: {walk.path.name}" in lines
     assert len(reasons) == 2
+
+
+def test_words_left_out_are_those_that_would_have_been_drawn(tmp_path: Path) -> None:
+    """Guards against showing the sentences of another layout for parts that a walk left out."""
+    for photo in write_photos(tmp_path / "photos", range(4)).iterdir():
+        photo.with_suffix(".txt").write_text("A thing.")
+    complete(build(tmp_path / "photos", tmp_path / "g", ["canny", "source_caption"]))
+    keep = Keep(task=0.0, content=0.0, all=1.0)
+    sampler = PathSampler(
+        Graph.open(tmp_path / "g"), on_missing="drop", config=SamplerConfig(layout="random", keep=keep)
+    )
+    contents = set()
+    for index in range(20):
+        found = explained(sampler, index)["words"]
+        whole = sampler.task(index, 16).words("random", KEEP_ALL)
+        assert (found["task"]["text"], found["content"]["text"]) == (whole.task, whole.content)
+        assert not found["task"]["kept"] and found["prompt"] == whole.layout
+        contents.add(whole.content)
+    assert len(contents) > 2
 
 
 def test_phrases_are_those_in_the_prompt(graph: Path) -> None:

@@ -312,6 +312,32 @@ def test_median_cut_makes_classes_of_like_counts() -> None:
     assert median_edges(np.eye(256)[7], 5)[0] == 0
 
 
+@pytest.mark.parametrize("level", [0, 90, 250])
+def test_quantisation_leaves_a_flat_picture_near_its_tone(level: int) -> None:
+    """Guards against a bright plain picture that comes out black."""
+    flat = np.full((16, 16, 3), level, np.uint8)
+    for seed in range(30):
+        assert abs(int(apply("quantization", flat, seed).mean()) - level) <= 64
+
+
+def test_a_sheet_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a command that ends well and leaves no file."""
+    from graphbuild.degradations.__main__ import main
+
+    photo_file = tmp_path / "photo.png"
+    cv2.imwrite(str(photo_file), np.full((20, 30, 3), 90, np.uint8))
+    for argv, message in (
+        (("none.png", "sheet.png"), "none.png: not a readable image"),
+        ((str(photo_file), str(tmp_path / "none/sheet.png")), "No such file"),
+        ((str(photo_file), str(tmp_path / "sheet.xyz")), "unknown file extension"),
+        ((str(photo_file), str(tmp_path / "sheet.png"), "-1"), "seed: '-1'; allowed: an integer from 0"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(*argv)
+    main(str(photo_file), str(tmp_path / "sheet.png"), "3")
+    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
+
+
 @pytest.mark.parametrize("decibel", [29.0, 27.5, 26.0])
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
 def test_wavelet_compression_meets_its_psnr(name: str, decibel: float) -> None:

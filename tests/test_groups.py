@@ -175,6 +175,21 @@ def test_sides_share_no_item_and_bridges_are_counted(tmp_path: File) -> None:
     assert 11 in set().union(*rows_of(PathSampler(graph, SELF)))
 
 
+def test_a_side_does_not_depend_on_the_list(tmp_path: File) -> None:
+    """Guards against validating an edit on what another list, that does not know of the edit, trained on."""
+    crossed = {(item, 0): [(item, "image", 0), (item ^ 1, "image", 0)] for item in range(60)}
+    graph = write_graph(tmp_path / "g", spine(60), {"edit_local": crossed})
+    edit = PathSet(name="edit", paths=(Path(name="edit", cells=("image", "edit_local"), targets=(1,)),))
+    drawn = {}
+    for side in ("train", "validation"):
+        config = SamplerConfig(split=side, validation=0.4)  # type: ignore[arg-type]
+        for name, listed in (("plain", SELF), ("edit", edit)):
+            drawn[side, name] = set().union(*rows_of(PathSampler(graph, listed, config=config)))
+    assert drawn["train", "plain"] and drawn["validation", "edit"]
+    assert not drawn["train", "plain"] & drawn["validation", "edit"]
+    assert not drawn["train", "edit"] & drawn["validation", "plain"]
+
+
 # ---- conditions on items ---------------------------------------------------------------------------------------
 
 
@@ -199,6 +214,8 @@ def test_where_keeps_the_items_that_meet_it(tmp_path: File) -> None:
         ({"quality.consistency": {"=>": 1}}, "unknown operator '=>'"),
         ({"quality.consistency": {">": "3"}}, "cannot be compared"),
         ({"licence": {"in": 3}}, "cannot be compared"),
+        ({"licence": {"in": "cc0, mit"}}, "in: 'cc0, mit'; allowed: a list"),
+        ({"licence": {}}, "licence: no operator; allowed: =="),
     ],
 )
 def test_a_wrong_condition_is_refused(where: dict[str, Any], message: str) -> None:
@@ -206,3 +223,11 @@ def test_a_wrong_condition_is_refused(where: dict[str, Any], message: str) -> No
     items = pa.table({"item_ix": [0], "licence": ["cc0"], "meta": [meta(4)]})
     with pytest.raises(GraphError, match=message):
         matching(items, where)
+
+
+def test_a_condition_on_no_items() -> None:
+    """Guards against a graph without items that answers with an error of numpy."""
+    items = pa.table(
+        {"item_ix": pa.array([], pa.int64()), "licence": pa.array([], pa.string()), "meta": pa.array([], pa.string())}
+    )
+    assert matching(items, {"licence": "cc0"}).tolist() == []

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import cv2
 import numpy as np
@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from graphbuild.annotators.base import Condition, Derived, Request
 from graphbuild.cli import app
 from graphbuild.explain import sample as explained
+from graphbuild.grid import GridTask
 from graphbuild.kinds import Kind, kind_of
+from graphbuild.layouts import CellSwitches, DegradeAt
 from graphbuild.paths import Path, PathSet
 from graphbuild.store.graph import Graph
 from graphbuild.switches import HeldOut, SamplerConfig
@@ -43,6 +45,20 @@ paths:
 """
 
 
+HAZE = Kind(name="haze", group="degradation", codec="png", description="a veil of white", phrases=("a photo in haze",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Haze(Condition):
+    """A damage that is stored, unlike those of the library."""
+
+    makes: ClassVar = (HAZE,)
+    code_version: ClassVar = 1
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"haze": request.inputs["image"].array() // 2 + np.uint8(100)}) for request in batch]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Saliency(Condition):
     """Distance from the mean colour; and the upper and lower half, named."""
@@ -64,7 +80,7 @@ class Saliency(Condition):
 @pytest.fixture(scope="module")
 def folder(photos: File, tmp_path_factory: pytest.TempPathFactory) -> File:
     out = tmp_path_factory.mktemp("own") / "g"
-    complete(build(photos, out, ["canny", Saliency()], shard_size=4))
+    complete(build(photos, out, ["canny", Saliency(), Haze()], shard_size=4))
     return out
 
 
@@ -108,6 +124,15 @@ def test_declared_in_python_as_the_annotator_declares_it(folder: File, paths: Fi
     assert drawn[0] == drawn[1]
     assert pickle.loads(pickle.dumps(made)) == made
     assert kind_of("edit_local.saliency", own).phrases == SALIENCY.phrases
+
+
+@pytest.mark.parametrize("at", get_args(DegradeAt))
+def test_a_stored_degradation_is_read(folder: File, at: DegradeAt) -> None:
+    """Guards against looking for it among the degradations that are computed."""
+    paths = PathSet(name="own", paths=(Path(name="dehaze", cells=("haze", "image"), targets=(1,), own=(HAZE,)),))
+    sampler = PathSampler(Graph.open(folder), paths)
+    task = GridTask(sampler, sampler.walk(0), 48, switches=CellSwitches(degrade_at=at))
+    assert np.array_equal(task.cell(0, 0), sampler.task(0, 48).cell(0, 0)) and task.cell(0, 0).min() >= 100
 
 
 def test_own_kinds_are_held_out_and_unknown_ones_refused(folder: File, paths: File) -> None:

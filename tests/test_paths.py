@@ -199,6 +199,14 @@ BAD = {
     "target elsewhere": (entry(", target: depth"), r"path 'a': target: 'depth' is not a cell; allowed: canny, image"),
     "target twice": (entry(", target: [image, image]"), r"path 'a': targets: \(1, 1\); allowed: ascending"),
     "no target": (entry(", target: []"), r"path 'a': target: \[\]; allowed: a list"),
+    "two recipes": (
+        "paths: [{name: a, cells: ['blur:a', 'blur:b', image]}]",
+        r"path 'a': cells: 'blur' comes twice; it is computed",
+    ),
+    "where a date": (
+        entry(", where: {taken: 2024-01-01}"),
+        r"path 'a': where: taken: datetime.date\(2024, 1, 1\); allowed: text \(dates in quotes\)",
+    ),
     "negative weight": (entry(", weight: -1"), r"path 'a': weight: -1; allowed: a finite number >= 0"),
     "infinite weight": (entry(", weight: .inf"), r"path 'a': weight: inf; allowed: a finite number >= 0"),
     "word as weight": (entry(", weight: much"), r"path 'a': weight: 'much'; allowed: a finite number >= 0"),
@@ -271,3 +279,11 @@ def test_records_check_themselves() -> None:
     with pytest.raises(ValueError, match=r"path 'a': targets: \(2,\); allowed: ascending positions 0..1"):
         Path(name="a", cells=("canny", "image"), targets=(2,))
     assert role_kind("edit_local.canny:b") == "edit_local.canny"
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    """Guards against an error that says which byte is wrong and not in which file."""
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("paths: [{name: caf\xe9, cells: [image]}]".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: .*utf-8"):
+        load(file)

@@ -56,6 +56,18 @@ def test_ids_are_those_of_the_pictures_and_no_picture_is_opened(
     assert file == tmp_path / "walks.jsonl" and file.read_text().splitlines() == expected
 
 
+def test_an_edited_list_is_drawn_again(sampler: PathSampler, tmp_path: File) -> None:
+    """Guards against pictures of what a list said before, for all who try out a list of their own."""
+    for cells in (("canny", "image"), ("blur", "image")):
+        listed = PathSet(name="mine", paths=(Path(name="same", cells=cells, targets=(1,)),))
+        *pictures, walks = write_tasks(PathSampler(sampler.graph, listed), range(2), 32, tmp_path)
+        lines = [json.loads(line) for line in walks.read_text().splitlines()]
+        assert {cell["kind"] for line in lines for row in line["cells"] for cell in row} == set(cells)
+        for index, picture in enumerate(pictures):
+            shown = np.asarray(PathSampler(sampler.graph, listed).task(index, 32).image())
+            assert np.array_equal(np.asarray(Image.open(picture)), shown)
+
+
 def test_parquet_holds_walks_words_holes_and_pictures(sampler: PathSampler, tmp_path: File) -> None:
     """One row a task, its cells row by row, each a whole PNG file."""
     (file,) = write_tasks(sampler, INDICES, 32, tmp_path, form="parquet")

@@ -6,7 +6,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path as File
 from typing import Any, ClassVar
@@ -223,6 +223,17 @@ def test_nothing_servable_is_refused_even_with_drop(graph: Graph) -> None:
     """An empty list of paths would end in an obscure error at the first walk."""
     with pytest.raises(GraphError, match="serves 0 of the 1 paths"):
         PathSampler(graph, PathSet(name="none", paths=(HED,)), on_missing="drop")
+
+
+def test_what_is_switched_off_need_not_be_served(graph: Graph) -> None:
+    """Guards against asking for an annotator of a path that would never be drawn, and against listing it as drawn."""
+    off, soft = replace(HED, name="off", weight=0.0), replace(HED, type="soft")
+    paths = PathSet(name="some", paths=(SKETCH, off, soft, COLOUR), type_weights={"soft": 0.0, "painting": 0.0})
+    sampler = PathSampler(graph, paths)
+    assert sampler.paths == (SKETCH,) and sampler.probabilities() == {"sketch": 1.0}
+    lacking = PathSet(name="some", paths=(soft, COLOUR), type_weights={"painting": 0.0})
+    with pytest.raises(GraphError, match="serves 0 of the 2 paths"):
+        PathSampler(graph, lacking, on_missing="drop")
 
 
 def test_drop_keeps_the_weight_of_the_type(graph: Graph) -> None:

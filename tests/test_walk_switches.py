@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,6 +118,7 @@ def test_a_switch_that_is_set_draws_other_walks(graph: Graph, switches: dict[str
         ({"rows": ()}, "positive sum"),
         ({"rows": (1.0, -1.0)}, "finite weights"),
         ({"validation": 2}, r"allowed: 0\.\.1"),
+        ({"where": {"item_ix": {"in": {1, 2}}}}, r"where: item_ix: \{'in': \{1, 2\}\}; allowed: text"),
     ],
 )
 def test_a_wrong_switch_is_refused(switches: dict[str, Any], message: str) -> None:
@@ -140,6 +142,43 @@ def test_weights_can_follow_what_a_graph_has(graph: Graph) -> None:
         walks = drawn.walks(0, 20_000)
         assert p_value(Counter(walk.path.name for walk in walks), chances) > 1e-4, weights
         assert {path.name: path for path in drawn.paths} == {path.name: path for path in listed.paths}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": 0}, "group: 0; allowed: 1 to"),
+        ({"group": 2.5}, r"group: 2\.5; allowed: an integer"),
+        ({"seed": "a"}, "seed: 'a'; allowed: an integer"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_none_are_refused(graph: Graph, options: dict[str, Any], message: str) -> None:
+    """Guards against a group of 0, with which every walk of a training run has one path."""
+    with pytest.raises(ValueError, match=message):
+        PathSampler(graph, PATHS, **options)
+
+
+def test_indices_are_those_that_can_be_stored(graph: Graph) -> None:
+    """Guards against an overflow that names no argument, and files that cannot hold the index."""
+    drawn = sampler(graph)
+    assert drawn.walk(2**63 - 2).index == 2**63 - 2 and len(drawn.walks(2**63 - 2, 1)) == 1
+    for ask in (
+        lambda: drawn.walk(-1),
+        lambda: drawn.walk(2**63),
+        lambda: drawn.walks(-3, 5),
+        lambda: drawn.walks(0, -1),
+    ):
+        with pytest.raises(ValueError, match=r"(index|start|n): -?\d+; allowed: 0 to"):
+            ask()
+
+
+def test_numbers_of_numpy_are_numbers(graph: Graph) -> None:
+    """Guards against arguments that only look like integers to Python."""
+    drawn = PathSampler(graph, PATHS, seed=np.int64(3), group=np.int64(2))  # type: ignore[arg-type]
+    plain = PathSampler(graph, PATHS, seed=3, group=2)
+    pins: dict[str, Any] = {"items": np.array([1, 2]), "hole": np.int64(0)}
+    assert drawn.walk(7, **pins) == plain.walk(7, items=[1, 2], hole=0)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------
@@ -218,6 +257,13 @@ def test_holding_out_leaves_the_rest_as_likely_as_it_was(graph: Graph) -> None:
     assert p_value(three, {frozenset({2}): 4 / 5, frozenset({1}): 1 / 5}) > 1e-4
 
 
+def test_one_kind_and_one_task_need_no_brackets(graph: Graph) -> None:
+    """Guards against a word that is taken for a list of letters."""
+    task = HeldOut(given="canny", holes="image")  # type: ignore[arg-type]
+    assert task == HeldOut(given=("canny",), holes=("image",))
+    assert SamplerConfig(held_out=task) == SamplerConfig(held_out=(task,))  # type: ignore[arg-type]
+
+
 def test_holding_out_nothing_or_unknown_kinds_is_refused(graph: Graph) -> None:
     with pytest.raises(ValueError, match="at least one"):
         HeldOut()
@@ -256,6 +302,8 @@ def test_turned_columns_keep_their_holes(graph: Graph) -> None:
         ({"items": (1, 1)}, "different items"),
         ({"items": (99,)}, r"items: \[99\] do not serve"),
         ({"path": "edit", "variant": 7}, "variant: 7: item"),
+        ({"path": "line", "variant": 7}, "variant: 7: path 'line' has no variants; allowed: 0"),
+        ({"items": ("a",)}, "items: 'a'; allowed: an integer"),
         ({"hole": 9}, r"allowed: columns 0\.\."),
         ({"hole": ()}, "at least one"),
         ({"columns": (0, 0)}, "each of"),

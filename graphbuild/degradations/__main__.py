@@ -6,6 +6,7 @@ import sys
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from graphbuild.degradations import NAMES, apply, fit
 from graphbuild.degradations.pixels import Pixels
@@ -38,7 +39,12 @@ def main(photo: str, out: str, seed: str = "1") -> None:
     pixels = cv2.imread(photo, cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         sys.exit(f"{photo}: not a readable image")
-    cv2.imwrite(out, sheet(pixels.astype(np.uint8), int(seed))[:, :, ::-1])
+    if not seed.isdecimal():
+        sys.exit(f"seed: {seed!r}; allowed: an integer from 0")
+    try:
+        Image.fromarray(sheet(pixels.astype(np.uint8), int(seed))).save(out)
+    except (OSError, ValueError) as error:  # no such folder, or no such format
+        sys.exit(f"{out}: {error}")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,10 @@ def _median_cut(pixels: Pixels, level: int) -> Pixels:
 def _equalised(pixels: Pixels, level: int) -> Pixels:
     steps = _EQUALISED_LEVELS[level]
     counts = histograms(pixels).sum(axis=0)
+    if np.count_nonzero(counts) == 1:
+        return pixels.copy()  # nothing to spread out
     rank = np.cumsum(counts) - counts[np.flatnonzero(counts)[0]]
-    step = np.clip(np.floor(rank / max(rank[-1], 1) * steps), 0, steps - 1)
+    step = np.clip(np.floor(rank / rank[-1] * steps), 0, steps - 1)
     return apply_curve(pixels, step * (255 / (steps - 1)))
 
 

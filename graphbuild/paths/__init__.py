@@ -8,12 +8,12 @@ A file holds `paths`, a list of entries, and may hold `types` (weights of task t
       - {name: sketch, type: sketching, cells: [canny, image]}
       - {name: two-edits, type: editing, cells: [image, edit_local:a, edit_local:b], target: edit_local:b}
 
-A cell is a role: a kind, or `kind:name` when an item gives two cells of one kind. `target` is a role or a list of
-roles, by default the last cell. `type` is by default `custom`, `weight` 1. `content` of the file goes to every path
+A cell is a role: a kind, or `kind:name` when an item gives two cells of one stored kind. `target` is a role or a list
+of roles, by default the last cell. `type` is by default `custom`, `weight` 1. `content` of the file goes to every path
 whose targets include its `of`; an entry may set its own or null. `where` is left to the sampler.
 """
 
-from graphbuild.paths.path import DEFAULT_TYPE, Content, Path, PathSet, role_kind
+from graphbuild.paths.path import DEFAULT_TYPE, Content, Path, PathSet, check_where, role_kind
 from graphbuild.paths.reader import load, shipped
 
-__all__ = ["DEFAULT_TYPE", "Content", "Path", "PathSet", "load", "role_kind", "shipped"]
+__all__ = ["DEFAULT_TYPE", "Content", "Path", "PathSet", "check_where", "load", "role_kind", "shipped"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import isfinite
 from typing import Any, get_args
 
@@ -12,6 +14,7 @@ import numpy.typing as npt
 
 from graphbuild.codecs import CODECS
 from graphbuild.kinds import KINDS, Group, Kind, kind_of
+from graphbuild.lineage import digest_of
 
 DEFAULT_TYPE = "custom"
 
@@ -80,9 +83,14 @@ class Path:
             _check_role(role, self.own)
         if len(set(self.cells)) != len(self.cells):
             raise ValueError(f"cells: {list(self.cells)} has a role twice; name them apart, as in 'image:other'")
+        if twice := sorted(
+            {kind for kind in self.kinds if self.kinds.count(kind) > 1 and self.declared(kind).is_recipe}
+        ):
+            raise ValueError(f"cells: {twice[0]!r} comes twice; it is computed, so both would be the same picture")
         if not self.targets or list(self.targets) != sorted({*self.targets} & {*range(len(self.cells))}):
             raise ValueError(f"targets: {self.targets}; allowed: ascending positions 0..{len(self.cells) - 1}")
         _check_weight("weight", self.weight)
+        check_where(self.where or {})
         object.__setattr__(self, "weight", float(self.weight))  # a written 1 and the default 1.0 are one setting
         if self.content is not None:
             self.content.check(self.own)
@@ -121,6 +129,11 @@ class PathSet:
         if not self._totals():
             raise ValueError("no path can be drawn; at least one needs a positive weight in a type of positive weight")
 
+    @cached_property
+    def digest(self) -> str:
+        """What the list is, whatever it is called and wherever it lies: 12 hex digits."""
+        return digest_of(asdict(self) | {"name": ""})[:12]
+
     def _totals(self) -> dict[str, float]:
         """Sum of path weights of every type that can be drawn."""
         totals: dict[str, float] = {}
@@ -141,6 +154,21 @@ class PathSet:
             for path in self.paths
         )
         return np.fromiter(chances, np.float64, len(self.paths))
+
+
+def check_where(where: Mapping[str, Any]) -> None:
+    """Refuse conditions that could not be written down.
+
+    Raises:
+        ValueError: a value is none of JSON, such as a date that YAML made of an unquoted one.
+    """
+    for name, condition in where.items():
+        try:
+            json.dumps(condition, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"where: {name}: {condition!r}; allowed: text (dates in quotes), numbers, true, false and lists of them"
+            ) from error
 
 
 def _check_own(kind: Kind) -> None:

@@ -36,14 +36,14 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
     """
     where = os.fspath(name_or_file)
     if where.endswith(_SUFFIXES):
-        with open(where, encoding="utf-8") as file:
-            text = file.read()
+        with open(where, "rb") as file:
+            data = file.read()
     elif where in shipped():
-        text = resources.files("graphbuild.paths").joinpath(f"{where}.yaml").read_text(encoding="utf-8")
+        data = resources.files("graphbuild.paths").joinpath(f"{where}.yaml").read_bytes()
     else:
         raise ValueError(f"no path list {where!r}; shipped: {', '.join(shipped())}; or the name of a .yaml file")
     try:
-        return _path_set(PurePath(where).name.removesuffix(".yaml").removesuffix(".yml"), text)
+        return _path_set(PurePath(where).name.removesuffix(".yaml").removesuffix(".yml"), data.decode())
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -55,7 +55,7 @@ class EdgeRows:
         """What became of a node that is not stored, for a message."""
         if row is None:
             variants = self.commit.document.variants.get(kind, 0)
-            return f"item {item_ix} has no {kind} variant {variant}; {variants} variants are planned"
+            return f"item {item_ix} has no {kind} variant {variant}; planned: {variants}"
         return f"item {item_ix} has no {kind}: {self.value(row, 'status')} ({self.value(row, 'reason')})"
 
     def outcomes(self) -> list[Outcome]:
@@ -129,6 +129,19 @@ def cached_node_parents(digest: str, files: Files, commits: Sequence[Commit], ki
     parents = node_parents(files, commits, kind)
     save_cached(path, parents)
     return parents
+
+
+def cached_crossings(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NDArray[np.int64]:
+    """Pairs of different items of which one has an `ok` node of this kind made from a node of the other, each once;
+    kept like presence."""
+    path = cache_folder() / digest / f"crossings-{kind}.npy"
+    cached = load_cached(path)
+    if cached is not None and cached.dtype == np.int64 and cached.ndim == 2 and cached.shape[1] == 2:
+        return cached
+    rows = cached_node_parents(digest, files, commits, kind)
+    pairs = np.unique(rows[rows[:, 0] != rows[:, 2]][:, [0, 2]], axis=0)
+    save_cached(path, pairs)
+    return pairs
 
 
 def _parents_in(table: pa.Table, kind: str, names: Sequence[str]) -> NodeParents:

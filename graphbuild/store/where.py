@@ -38,11 +38,15 @@ def matching(items: pa.Table, where: Mapping[str, Any]) -> NDArray[np.bool_]:
     for name, condition in where.items():
         plain = "in" if isinstance(condition, list | tuple) else "=="
         tests = condition if isinstance(condition, Mapping) else {plain: condition}
+        if not tests:
+            raise GraphError(f"where: {name}: no operator; allowed: {', '.join(OPERATORS)}")
+        if isinstance(tests.get("in", []), str):
+            raise GraphError(f"where: {name}: in: {tests['in']!r}; allowed: a list")
         if unknown := [test for test in tests if test not in OPERATORS]:
             raise GraphError(f"where: {name}: unknown operator {unknown[0]!r}; allowed: {', '.join(OPERATORS)}")
         values = _values(items, name)
         for test, wanted in tests.items():
-            met &= [_holds(name, test, value, wanted) for value in values]
+            met &= np.array([_holds(name, test, value, wanted) for value in values], bool)
     return met
 
 

@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from graphbuild.contracts import GraphError
 from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.grid import GridTask
-from graphbuild.lineage import digest_of
 from graphbuild.store.graph import Graph
 from graphbuild.switches import Split
 from graphbuild.taskfiles import keep_snapshot
@@ -149,9 +148,8 @@ class Trainer:
 
     def _document(self) -> dict[str, Any]:
         """The config as JSON values; of the task list what it says, not where it lies."""
-        listed = self.sampler.listed
         document: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
-        return document | {"paths": f"{listed.name} {digest_of(asdict(listed))[:12]}"}
+        return document | {"paths": f"{self.sampler.listed.name} {self.sampler.listed.digest}"}
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
