@@ -210,7 +210,7 @@ def test_each_variant_has_its_child(photos: Path, tmp_path: Path) -> None:
         assert ((edges == 0) == (mask > 0)).all()
     pictures = {graph.read(0, "style_content", variant).bytes for variant in range(3)}
     assert len(pictures) == 3
-    with pytest.raises(MissingNode, match="3 variants"):
+    with pytest.raises(MissingNode, match="variant 3; variants planned: 3"):
         graph.read(0, "style_content", 3)
 
 

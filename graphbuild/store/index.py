@@ -55,7 +55,7 @@ class EdgeRows:
         """What became of a node that is not stored, for a message."""
         if row is None:
             variants = self.commit.document.variants.get(kind, 0)
-            return f"item {item_ix} has no {kind} variant {variant}; planned: {variants}"
+            return f"item {item_ix} has no {kind} variant {variant}; variants planned: {variants}"
         return f"item {item_ix} has no {kind}: {self.value(row, 'status')} ({self.value(row, 'reason')})"
 
     def outcomes(self) -> list[Outcome]:
