@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -16,11 +17,13 @@ _LONGEST_END = 1.0  # seconds that a fork waits for ending threads
 
 class _ForkGuard:
     """Lets a fork wait until no thread is decoding or ending: a child would inherit their locks held, and never get
-    them."""
+    them. The threads of OpenCV are ended for the time being, as a child that has none of them cannot end them later.
+    """
 
     def __init__(self) -> None:
         self._free, self._busy, self._forking = Condition(Lock()), 0, False
         self._threads: list[Thread] = []
+        self._opencv = 0
         os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
 
     def enter(self) -> None:
@@ -51,8 +54,13 @@ class _ForkGuard:
             if time.monotonic() > deadline:  # another thread may have the number by now
                 break
             time.sleep(0.001)
+        if cv2 := sys.modules.get("cv2"):
+            self._opencv = cv2.getNumThreads()
+            cv2.setNumThreads(1)
 
     def _after(self) -> None:
+        if self._opencv:
+            sys.modules["cv2"].setNumThreads(self._opencv)  # new threads, when they are needed
         self._forking = False
         self._free.notify_all()
         self._free.release()

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path as File
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -428,6 +429,21 @@ def test_a_fork_waits_for_threads_that_end(sampler: PathSampler) -> None:
     os.waitpid(child, 0)
     library.pthread_key_delete(key)
     assert lingering == []
+
+
+def test_a_worker_loads_after_opencv_ran_in_this_process(sampler: PathSampler) -> None:
+    """Guards against a training run that waits for ever: a worker cannot end the threads of OpenCV that it inherits
+    from a process which looked at a picture, or validated, before."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        cv2.remap(np.zeros((2000, 2000, 3), np.uint8), *np.zeros((2, 2000, 2000), np.float32), cv2.INTER_CUBIC)
+        loader = DataLoader(
+            tasks(sampler, stop=2 * BATCH), batch_size=BATCH, num_workers=1, collate_fn=collate, timeout=60
+        )
+        assert len(list(loader)) == 2 and cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(threads)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
