@@ -76,7 +76,8 @@ class GridTasks(IterableDataset[GridSample]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration begin at `state["next"]`: in a DataLoader worker that worker's position, elsewhere
-        that of all workers and ranks together, however many there are now."""
+        that of all workers and ranks together, however many there are now. A DataLoader with workers takes it for every
+        iteration, until another state is loaded: it iterates over copies."""
         self._next, self._pending, self._own = int(state["next"]), True, get_worker_info() is not None
 
     def _samples(self, first: int, step: int, workers: int) -> Iterator[GridSample]:

@@ -244,6 +244,8 @@ def node(graph: Graph, item: str, kind: str, variant: int = 0) -> Document:
     item_ix = _item(graph, item)
     place = {"item_ix": item_ix, "key": key_of(graph, item_ix), "kind": kind}
     if kind not in graph.head and kind_of(kind).is_recipe:
+        if variant:
+            raise MissingNode(f"item {item_ix} has no {kind} variant {variant}; it is computed and has no variants")
         return {**place, "recipe_of": [node(graph, str(item_ix), parent) for parent in parents_of(kind)]}
     rows = graph.rows(item_ix, kind)
     at = rows.find(item_ix, kind, variant)
@@ -292,7 +294,7 @@ def key_of(graph: Graph, item_ix: int) -> str:
 
 
 def _item(graph: Graph, item: str) -> int:
-    if item.isdigit():
+    if item.isdecimal():
         return int(item)
     table = graph.items()
     keys = table["key"].to_pylist()

@@ -56,7 +56,7 @@ def open_sampler(
         GraphError: a path that was asked for cannot be served, or none can.
         ValueError: no such list, or a switch with a value that is not allowed.
     """
-    missing: Any = "drop" if paths is None else on_missing
+    missing: Any = "drop" if paths is None and on_missing == "error" else on_missing
     config = SamplerConfig(**switches)
     return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)
 

@@ -143,6 +143,22 @@ def test_default_folder_and_version(cli: Command) -> None:
     assert result.code == 0 and result.out.startswith("graphbuild ")
 
 
+def test_a_folder_that_is_no_place_for_output_is_refused(cli: Command) -> None:
+    """Guards against a README of one's own that is overwritten, and against advice to try again in vain."""
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("My project.\n")
+    Path("file").touch()
+    built = cli(f"{RUN} --annotators canny --out mine")
+    assert built.code == 2 and "README.md" in built.err
+    assert [path.name for path in Path("mine").iterdir()] == ["README.md"]
+    assert cli(f"{RUN} --annotators canny").code == 0
+    for argv in ("sample g --count 1 --resolution 16 --out file", f"{RUN} --annotators canny --out file"):
+        result = cli(argv)
+        assert result.code == 2 and "file" in result.err and "again" not in result.err, result.err
+    assert cli("sample g --count 1 --on-missing foo").code == 2
+    assert cli("explain g 0 foreground --variant 5").code == 2
+
+
 def test_reports_are_json_on_request(cli: Command) -> None:
     """Standard output holds one document and nothing else."""
     report = RunReport.model_validate_json(cli(f"{RUN} --annotators canny --json").out)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path as File
+from typing import Any
 
 import numpy as np
 import pytest
 
 from graphbuild.contracts import MissingNode
 from graphbuild.store.graph import Graph
+from graphbuild.store.index import KEPT_SNAPSHOTS
 from tests.annotators_for_tests import Styles, build, complete
 
 
@@ -47,6 +51,41 @@ def test_a_damaged_index_is_built_again(folder: File, tmp_path: File, monkeypatc
     (tmp_path / "file").touch()
     monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "file"))
     assert Graph.open(folder).offsets("canny").spot(0, 0) is not None
+
+
+def test_a_cut_off_table_is_computed_again(folder: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an empty file of the cache, as a power cut leaves it, that stops every command."""
+    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path))
+    present = Graph.open(folder).presence("canny")
+    (path,) = tmp_path.rglob("presence-canny.npy")
+    for damage in (b"", path.read_bytes()[:20], b"not an array"):
+        path.write_bytes(damage)
+        assert np.array_equal(Graph.open(folder).presence("canny"), present)
+
+
+def test_a_cache_folder_keeps_what_is_not_ours(folder: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against deleting the folders of somebody who gave us their home as cache, and against keeping all ours."""
+    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path))
+    foreign = [tmp_path / f"project {number}" for number in range(40)]
+    for number, path in enumerate([*foreign, *(tmp_path / f"{number:016x}" for number in range(40))]):
+        path.mkdir()
+        os.utime(path, (number, number))
+    Graph.open(folder).presence("canny")
+    Graph.open(folder).offsets("canny")
+    assert all(path.is_dir() for path in foreign) and len(list(tmp_path.iterdir())) == 40 + KEPT_SNAPSHOTS
+
+
+def test_a_full_cache_is_left_without_pieces(folder: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a full disk that every command fills further."""
+
+    def full(file: Any, array: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path))
+    monkeypatch.setattr(np, "save", full)
+    assert Graph.open(folder).presence("canny").all()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_wrong_index_does_not_serve_wrong_bytes(

@@ -129,6 +129,11 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
         if source is None:
             read_document(files)
         assert source is not None
+        if files.exists("README.md"):
+            raise GraphError(
+                f"{files.root} is no graph and has a README.md, in whose place a graph would put its own; give another "
+                "--out"
+            )
         size = shard_size or shard_size_for(num_items)
         return GraphDocument(source=SourceDocument(name=source.name, params=source_params(source)), shard_size=size)
     document = read_document(files)

@@ -60,6 +60,8 @@ def refusing() -> Iterator[None]:
         raise stop(str(error), REFUSED) from error
     except FileNotFoundError as error:
         raise stop(f"{error.filename}: no such file or folder", REFUSED) from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise stop(f"{error.filename}: {error.strerror}", REFUSED) from error
     except OSError as error:
         raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:

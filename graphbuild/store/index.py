@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from graphbuild.store.parts import Commit, Place, outcomes, read_table
 from graphbuild.store.publish import Files
 
 KEPT_SNAPSHOTS = 32
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 class EdgeRows:
@@ -167,8 +169,9 @@ def cache_folder() -> Path:
 
 
 def forget_old(folder: Path) -> None:
-    """Keep the indexes of the last few snapshots used."""
-    for old in sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime)[:-KEPT_SNAPSHOTS]:
+    """Keep the indexes of the last few snapshots used. The folder may hold what is not ours."""
+    ours = [entry for entry in folder.iterdir() if _DIGEST.fullmatch(entry.name)]
+    for old in sorted(ours, key=lambda entry: entry.stat().st_mtime)[:-KEPT_SNAPSHOTS]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -176,16 +179,19 @@ def load_cached(path: Path) -> NDArray[Any] | None:
     """An array from the cache, or None if it is absent or damaged: the caller computes it again."""
     try:
         return cast(NDArray[Any], np.load(path, allow_pickle=False))
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
 
 
 def save_cached(path: Path, array: NDArray[Any]) -> None:
+    unfinished = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            unfinished = file.name
             np.save(file, array, allow_pickle=False)
-        os.replace(file.name, path)
+        os.replace(unfinished, path)
         forget_old(path.parent.parent)
-    except OSError:
-        return  # a cache that cannot be written is only slower
+    except OSError:  # a cache that cannot be written is only slower
+        if unfinished:
+            Path(unfinished).unlink(missing_ok=True)
