@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,10 @@ class GridTask:
 
     def paint(self, row: int, column: int, place: Pixels) -> None:
         """Put one cell, the truth if it is a hole, into `place`, height x width x 3 uint8."""
-        self._frames[row].paint(self.node(row, column), place)
+        frame = self._frames[row]
+        if self.switches.degrade_at == "cell" and self._degraded(column):
+            frame = replace(frame, keeps=True)  # a cell was degraded, so there is nothing to cut
+        frame.paint(self.node(row, column), place)
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         """The arguments of diffusers' `VisualClozePipeline.__call__` that give these cells, holes black, at inference.

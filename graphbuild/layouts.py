@@ -119,7 +119,7 @@ class Frame:
         picture = node.decoded(place if self.keeps else None, at_least=max(self.size) if self.fast else 0)
         if picture is place:
             return
-        cell = self.cell(picture)
+        cell = picture if self.keeps and _size(picture) == self.size else self.cell(picture)
         if cell.ndim == 3:
             place[:] = cell
         else:

@@ -102,6 +102,17 @@ def test_quarter_turns_of_cells_that_are_no_squares(sampler: PathSampler) -> Non
         assert shapes == [upright[::-1]] * 2
 
 
+@pytest.mark.parametrize("kind", ["gaussian_noise", "pixelate", "rotate_180"])
+@pytest.mark.parametrize("row_sizes", ["shared", "own"])
+def test_degraded_cells_lie_like_the_others_of_their_row(sampler: PathSampler, kind: str, row_sizes: Any) -> None:
+    """Guards against a degraded cell that is cut a second time, and so larger than the picture beside it."""
+    walk = sampler.walk(0, path=kind, items=[1, 0], columns=(0, 1))
+    made = GridTask(sampler, walk, 64, switches=CellSwitches(cell_fit="aspect", degrade_at="cell", row_sizes=row_sizes))
+    for row, seed in enumerate(walk.seeds):
+        clean = np.ascontiguousarray(made.cell(row, 1))
+        assert clean.shape == (48, 64, 3) and np.array_equal(made.cell(row, 0), degradations.apply(kind, clean, seed))
+
+
 def test_a_cell_alone_is_found_whatever_is_asked_first(sampler: PathSampler) -> None:
     """The size of a row must not depend on a picture that depends on the size of the row."""
     for kind in KINDS:
