@@ -90,24 +90,31 @@ class Node:
             self.__dict__["_picture"] = picture
         return self.__dict__["_picture"]  # type: ignore[no-any-return]
 
-    def decoded(self, room: Pixels | None = None, *, at_least: int = 0) -> Pixels:
+    def decoded(self, room: Pixels | None = None) -> Pixels:
         """The same, but H x W where red, green and blue are equal, and decoded anew if `array` was not called.
 
         Args:
             room: H x W x 3 uint8; is filled and returned if the picture has its size and can be decoded in place.
-            at_least: a JPEG may come back reduced to some eighths of its size, no side under this; 0 for never.
 
         Raises:
             ValueError: as `array`.
         """
         if (picture := self.__dict__.get("_picture")) is not None:
             return picture  # type: ignore[no-any-return]
-        upright = self.format == "jpeg" and (self.codec != "source" or jpeg.is_upright(self.bytes))
-        if room is not None and upright and jpeg.fill(room, self.bytes):
-            return room
-        space = "GRAY" if self.codec == "jpeg_gray" else "RGB"
-        reduced = jpeg.decode(self.bytes, space, at_least) if at_least and upright else None
-        return self._opened() if reduced is None else reduced
+        return room if room is not None and self._is_upright_jpeg and jpeg.fill(room, self.bytes) else self._opened()
+
+    def jpeg_size(self) -> tuple[int, int] | None:
+        """Width and height of a JPEG that EXIF does not turn, from its header; None for everything else."""
+        return jpeg.size(self.bytes) if self._is_upright_jpeg else None
+
+    def at_eighths(self, eighths: int) -> Pixels | None:
+        """Such a JPEG at `eighths` / 8 of its size, sides rounded up: H x W x 3 RGB uint8, H x W of a `jpeg_gray`; None
+        for a damaged or unusual one."""
+        return jpeg.decode(self.bytes, "GRAY" if self.codec == "jpeg_gray" else "RGB", eighths)
+
+    @property
+    def _is_upright_jpeg(self) -> bool:
+        return self.format == "jpeg" and (self.codec != "source" or jpeg.is_upright(self.bytes))
 
     def _opened(self) -> Pixels:
         values = self.values()

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild import layouts
+from graphbuild.cells import DIVISOR, Frame, Size, centre_square
 from graphbuild.codecs import Node, Pixels
 from graphbuild.contracts import CellDocument, MissingNode, WalkDocument
 from graphbuild.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend, phrase_of
-from graphbuild.layouts import Box, Canvas, CanvasLayout, CellSwitches, Frame, Size, View, centre_square
+from graphbuild.layouts import Box, Canvas, CanvasLayout, CellSwitches, View
 from graphbuild.store.recipes import degraded
 from graphbuild.walk import PathSampler, Walk
 
@@ -286,8 +287,8 @@ class GridTask:
     def _check_for_pipeline(self) -> None:
         squares = self.switches.cell_fit != "aspect" or len(self.holes) > 1
         all_holes = len(self.holes) == len(self._kinds)
-        if (squares or all_holes) and self.resolution % layouts.DIVISOR:
-            raise ValueError(f"resolution: {self.resolution}; allowed for the pipeline: multiples of {layouts.DIVISOR}")
+        if (squares or all_holes) and self.resolution % DIVISOR:
+            raise ValueError(f"resolution: {self.resolution}; allowed for the pipeline: multiples of {DIVISOR}")
         if self.switches.decode != "exact":
             raise ValueError(f"decode: {self.switches.decode!r}; allowed for the pipeline: exact")
         if not squares and self.switches.degrade_at == "cell" and any(map(self._degraded, range(len(self._kinds)))):

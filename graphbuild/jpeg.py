@@ -10,20 +10,37 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 
-def decode(data: bytes, space: str = "RGB", at_least: int = 0) -> Pixels | None:
+def decode(data: bytes, space: str = "RGB", eighths: int = 8) -> Pixels | None:
     """A JPEG as it is stored, not turned; None for a damaged or unusual one, of which OpenCV may make something.
 
     Args:
         space: `RGB` for H x W x 3, `GRAY` for H x W.
-        at_least: the picture may be reduced to some eighths of its size, no side under this; 0 for never.
+        eighths: 1 to 8; H and W are so many eighths of the picture's, rounded up.
     """
     import simplejpeg
 
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=at_least, min_width=at_least)
+        height, width = (0, 0) if eighths == 8 else (-(-eighths * side // 8) for side in _sides(data))
+        pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width)
     except ValueError:
         return None
     return pixels[:, :, 0] if space == "GRAY" else pixels
+
+
+def size(data: bytes) -> tuple[int, int] | None:
+    """Width and height from the header; None for a damaged or unusual file."""
+    try:
+        height, width = _sides(data)
+    except ValueError:
+        return None
+    return width, height
+
+
+def _sides(data: bytes) -> tuple[int, int]:
+    import simplejpeg
+
+    height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    return height, width
 
 
 def fill(room: Pixels, data: bytes) -> bool:
@@ -31,7 +48,7 @@ def fill(room: Pixels, data: bytes) -> bool:
     import simplejpeg
 
     try:
-        fits = simplejpeg.decode_jpeg_header(data)[:2] == room.shape[:2]
+        fits = _sides(data) == room.shape[:2]
         if fits:
             simplejpeg.decode_jpeg(data, "RGB", buffer=room)
     except ValueError:

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from graphbuild.cells import centre_square
 from graphbuild.codecs import decode_image
 from graphbuild.degradations import NAMES, VERSION, apply, fit
 from graphbuild.degradations.kernels import convolve, disk, line
 from graphbuild.degradations.pixels import Pixels, histograms, levels
 from graphbuild.degradations.tones import median_edges, otsu_edges
 from graphbuild.degradations.wavelet import wavelet_compressed
-from graphbuild.layouts import centre_square
 
 UPSTREAM = {
     "blur": "blur",

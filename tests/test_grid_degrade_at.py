@@ -10,10 +10,11 @@ import pytest
 import xxhash
 
 from graphbuild import degradations
+from graphbuild.cells import cover, fit_size, stretch
 from graphbuild.codecs import Pixels
 from graphbuild.data import GridTasks
 from graphbuild.grid import GridTask, centre_square
-from graphbuild.layouts import CellSwitches, cover, fit_size, stretch
+from graphbuild.layouts import CellSwitches
 from graphbuild.paths import Path, PathSet
 from graphbuild.store.graph import Graph
 from graphbuild.walk import PathSampler, SamplerConfig

@@ -12,22 +12,12 @@ import numpy as np
 import pytest
 import skimage.data
 
+from graphbuild.cells import cover, fit_size, square, stretch
 from graphbuild.codecs import CODECS, Node, Pixels
 from graphbuild.grid import COLOURS, GridTask, colour_name, labels_of
 from graphbuild.instruction import Keep
 from graphbuild.kinds import KINDS
-from graphbuild.layouts import (
-    CANVASES,
-    CellSwitches,
-    Decode,
-    cover,
-    fit_size,
-    frames,
-    square,
-    stretch,
-    task_tokens,
-    view_order,
-)
+from graphbuild.layouts import CANVASES, CellSwitches, Decode, frames, task_tokens, view_order
 from graphbuild.paths import Content, Path
 from graphbuild.walk import SamplerConfig, Walk
 
@@ -162,25 +152,37 @@ def test_cover_and_stretch(size: tuple[int, int], cell: tuple[int, int]) -> None
 
 @pytest.mark.parametrize("fit", ["crop_square", "stretch_square", "aspect"])
 @pytest.mark.parametrize("kind", ["image", "hed"])
-def test_fast_decoding_is_close_and_exact_is_exact(kind: str, fit: Any) -> None:
-    """Guards against cells of another place or sharpness, and against pictures decoded smaller than their cell."""
-    photo = cv2.resize(skimage.data.astronaut(), (800, 600), interpolation=cv2.INTER_AREA)
+@pytest.mark.parametrize("size", [(800, 600), (511, 477), (467, 701)], ids=str)
+def test_fast_decoding_is_close_and_exact_is_exact(size: tuple[int, int], kind: str, fit: Any) -> None:
+    """Guards against cells of another place, scale or sharpness: the decoder rounds sides up, by which a picture must
+    not grow beside its edges."""
+    photo = cv2.resize(skimage.data.astronaut(), size, interpolation=cv2.INTER_AREA)
     codec = "jpeg_gray" if kind == "hed" else "jpeg"
-    data = CODECS[codec].encode(photo[:, :, 0] if kind == "hed" else photo).data
-
-    def node() -> Node:
-        return Node(0, kind, 0, "v0", data, "jpeg", codec)
-
+    node = Node(0, kind, 0, "v0", CODECS[codec].encode(photo[:, :, 0] if kind == "hed" else photo).data, "jpeg", codec)
     cells = {}
     for decode in get_args(Decode):
-        (frame,) = frames(1, lambda row: (800, 600), 96, CellSwitches(cell_fit=fit, decode=decode), squares=False)
+        (frame,) = frames(1, lambda row: size, 352, CellSwitches(cell_fit=fit, decode=decode), squares=False)
         cells[decode] = np.zeros((*frame.size[::-1], 3), np.uint8)
-        frame.paint(node(), cells[decode])
-    assert np.array_equal(frame.cell(node().array()), cells["exact"])
-    assert not np.array_equal(cells["exact"], cells["fast"]) and cv2.PSNR(cells["exact"], cells["fast"]) > 30
-    assert [node().decoded(at_least=side).shape[:2] for side in (96, 300, 301, 601)] == [
-        (150, 200), (300, 400), (375, 500), (600, 800)
-    ]  # fmt: skip
+        frame.paint(node, cells[decode])
+    assert np.array_equal(frame.cell(node.array()), cells["exact"])
+    assert not np.array_equal(cells["exact"], cells["fast"]) and cv2.PSNR(cells["exact"], cells["fast"]) > 34
+    moved = np.roll(cells["exact"], 1, axis=1)
+    assert cv2.PSNR(cells["exact"], moved) < 30, "the test itself: a shift of one pixel shows"
+
+
+def test_fast_decoding_reads_as_few_eighths_as_a_cell_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against pictures decoded smaller than their cell, and against nothing gained."""
+    photo = cv2.resize(skimage.data.astronaut(), (800, 600), interpolation=cv2.INTER_AREA)
+    node = Node(0, "image", 0, "v0", CODECS["jpeg"].encode(photo).data, "jpeg", "jpeg")
+    asked: list[int] = []
+    plain = Node.at_eighths
+    monkeypatch.setattr(Node, "at_eighths", lambda self, eighths: asked.append(eighths) or plain(self, eighths))
+    for side, eighths in ((75, [1]), (76, [2]), (300, [4]), (301, [5]), (526, []), (600, []), (700, [])):
+        asked.clear()
+        (frame,) = frames(1, lambda row: (800, 600), side, CellSwitches(decode="fast"), squares=False)
+        frame.paint(node, np.zeros((side, side, 3), np.uint8))
+        assert asked == eighths, side
+    assert [plain(node, eighths).shape for eighths in (1, 3, 8)] == [(75, 100, 3), (225, 300, 3), (600, 800, 3)]  # type: ignore[union-attr]
 
 
 def test_fit_size_keeps_area_and_shape() -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild import layouts
+from graphbuild.cells import fit_size
 from graphbuild.grid import GridTask
-from graphbuild.layouts import CellSwitches, fit_size, generate, is_broken
+from graphbuild.layouts import CellSwitches, generate, is_broken
 from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
 from graphbuild.walk import PathSampler

@@ -38,6 +38,7 @@ import cv2
 import numpy as np
 
 from graphbuild.build.commit import publish_unit
+from graphbuild.cells import Frame
 from graphbuild.codecs import CODECS, Node
 from graphbuild.contracts import (
     CommitDocument,
@@ -51,7 +52,7 @@ from graphbuild.contracts import (
 )
 from graphbuild.data import GridTasks, collate
 from graphbuild.kinds import kind_of
-from graphbuild.layouts import CellSwitches, Frame, frames
+from graphbuild.layouts import CellSwitches, frames
 from graphbuild.lineage import checksum, version_of
 from graphbuild.paths import Path as TaskPath
 from graphbuild.paths import PathSet
