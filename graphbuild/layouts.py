@@ -53,8 +53,8 @@ class CellSwitches:
             `source` the picture as it is stored, `cell` the cell cut from it. A quarter turn of a cell that is no
             square swaps its sides; it is cut and resized to the cell's size again.
         decode: `fast` decodes a JPEG that is larger than a cell at some eighths of its size, as many as it takes (in
-            the frequency domain, libjpeg-turbo), before it is resized; the pixels differ a little, by 30 to 51 dB of photographs. Not
-            for degradations.
+            the frequency domain, libjpeg-turbo), before it is resized; the pixels of photographs are 30 to 51 dB from
+            the exact ones. Not for degradations.
 
     Raises:
         ValueError: a value that is not allowed.
