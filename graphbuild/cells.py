@@ -75,6 +75,10 @@ class Frame:
         left, top = ((of - side) // 2 for side, of in zip(part, whole, strict=True))
         scale = eighths / 8
         box = scale * left, scale * top, scale * (left + part[0]), scale * (top + part[1])
+        if all(map(float.is_integer, box)):  # cut, it need not be resized where it has the size of the cell
+            left, top, right, bottom = map(int, box)
+            picture = picture[top:bottom, left:right]
+            return stretch(picture, self.size) if self.part is None else cover(picture, self.size)
         return stretch(picture, self.size, box) if self.part is None else _covering(picture, self.size, part, box)
 
 
