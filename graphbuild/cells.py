@@ -72,7 +72,7 @@ class Frame:
         if eighths >= 8 or not _holds(whole, part) or (picture := node.at_eighths(eighths)) is None:
             return None
         # The decoder rounds the reduced sides up: the part lies where it lay, not where these sides would have it.
-        left, top = ((of - side) // 2 for side, of in zip(part, whole, strict=True))
+        left, top = _corner(whole, part)
         scale = eighths / 8
         box = scale * left, scale * top, scale * (left + part[0]), scale * (top + part[1])
         if all(map(float.is_integer, box)):  # cut, it need not be resized where it has the size of the cell
@@ -140,7 +140,7 @@ def part_like(size: Size, shape: Size, resolution: int) -> Size:
     wide = width / height > ratio
     for change in (0, 1, -1, 2, -2):
         part = (round(height * ratio) + change, height) if wide else (width, round(width / ratio) + change)
-        if 0 < part[0] <= width and 0 < part[1] <= height and _alike(part, shape, resolution):
+        if min(part) > 0 and _holds(size, part) and _alike(part, shape, resolution):
             return part
     return shape
 
@@ -149,12 +149,17 @@ def _holds(whole: Size, part: Size) -> bool:
     return part[0] <= whole[0] and part[1] <= whole[1]
 
 
+def _corner(whole: Size, part: Size) -> Size:
+    """Left and top of a part in the middle."""
+    return (whole[0] - part[0]) // 2, (whole[1] - part[1]) // 2
+
+
 def _alike(one: Size, other: Size, resolution: int) -> bool:
     return fit_size(one, resolution) == fit_size(other, resolution)
 
 
 def _centre(picture: Pixels, size: Size) -> Pixels:
-    left, top = (_size(picture)[0] - size[0]) // 2, (_size(picture)[1] - size[1]) // 2
+    left, top = _corner(_size(picture), size)
     return picture[top : top + size[1], left : left + size[0]]
 
 

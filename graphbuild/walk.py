@@ -282,8 +282,7 @@ class PathSampler:
 
     def _drawable(self, on_missing: OnMissing) -> tuple[Path, ...]:
         fitting = {path.name: self._fits(served) for path, served in zip(self.listed.paths, self._served, strict=True)}
-        types = self.listed.type_weights
-        wanted = [path for path in self.listed.paths if path.weight * types.get(path.type, 1.0) > 0]
+        wanted = [path for path in self.listed.paths if self.listed.has_chance(path)]
         lacking = [path for path in wanted if not fitting[path.name]]
         drawable = tuple(path for path in wanted if fitting[path.name] and masks(path, self.config))
         if not drawable or (lacking and on_missing == "error"):

@@ -78,8 +78,8 @@ def test_a_cache_folder_keeps_what_is_not_ours(folder: File, tmp_path: File, mon
 def test_a_full_cache_is_left_without_pieces(folder: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a full disk that every command fills further."""
 
-    def full(file: Any, array: Any, **_: Any) -> None:
-        file.write(b"half")
+    def full(file: File, array: Any, **_: Any) -> None:
+        file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path))

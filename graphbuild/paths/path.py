@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from graphbuild.codecs import CODECS
 from graphbuild.kinds import KINDS, Group, Kind, kind_of
-from graphbuild.lineage import digest_of
+from graphbuild.lineage import canonical_json, digest_of
 
 DEFAULT_TYPE = "custom"
 
@@ -134,11 +133,15 @@ class PathSet:
         """What the list is, whatever it is called and wherever it lies: 12 hex digits."""
         return digest_of(asdict(self) | {"name": ""})[:12]
 
+    def has_chance(self, path: Path) -> bool:
+        """False for a path that is switched off, alone or with its type."""
+        return path.weight * self.type_weights.get(path.type, 1.0) > 0
+
     def _totals(self) -> dict[str, float]:
         """Sum of path weights of every type that can be drawn."""
         totals: dict[str, float] = {}
         for path in self.paths:
-            if path.weight * self.type_weights.get(path.type, 1.0) > 0:
+            if self.has_chance(path):
                 totals[path.type] = totals.get(path.type, 0.0) + path.weight
         return totals
 
@@ -164,7 +167,7 @@ def check_where(where: Mapping[str, Any]) -> None:
     """
     for name, condition in where.items():
         try:
-            json.dumps(condition, allow_nan=False)
+            canonical_json(condition)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"where: {name}: {condition!r}; allowed: text (dates in quotes), numbers, true, false and lists of them"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from graphbuild.store.graph import Graph
-from graphbuild.store.index import cache_folder, load_cached, save_cached
+from graphbuild.store.index import cached
 
 NEAR = 3
 """Hamming distance up to which two 64-bit perceptual hashes are the same picture (a recompressed or resized copy)."""
@@ -32,12 +32,7 @@ _BAND_BITS = 64 // _BANDS
 
 def item_links(graph: Graph) -> Pairs:
     """Links that the items table tells of: equal group, equal hash, near-equal picture. Cached by snapshot."""
-    path = cache_folder() / graph.digest / "links.npy"
-    cached = load_cached(path)
-    if cached is None or cached.dtype != np.int64 or cached.ndim != 2:
-        cached = links_of(graph.items())
-        save_cached(path, cached)
-    return cached
+    return cached(graph.digest, "links", np.int64, (None, 2), lambda: links_of(graph.items()))
 
 
 def links_of(items: pa.Table) -> Pairs:

@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from graphbuild.store.publish import Files
 
 KEPT_SNAPSHOTS = 32
 _DIGEST = re.compile("[0-9a-f]{16}")
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class EdgeRows:
@@ -94,13 +95,9 @@ def cached_presence(
     digest: str, files: Files, commits: Sequence[Commit], kind: str, num_items: int
 ) -> NDArray[np.bool_]:
     """`presence`, kept in the user's cache folder under the snapshot's digest, so that a rerun reads no edge row."""
-    path = cache_folder() / digest / f"presence-{kind}.npy"
-    cached = load_cached(path)
-    if cached is not None and cached.dtype == bool and cached.ndim == 2 and len(cached) == num_items:
-        return cached
-    present = presence(files, commits, kind, num_items)
-    save_cached(path, present)
-    return present
+    return cached(
+        digest, f"presence-{kind}", np.bool_, (num_items, None), lambda: presence(files, commits, kind, num_items)
+    )
 
 
 NodeParents = NDArray[np.int64]
@@ -124,26 +121,18 @@ def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodePare
 
 def cached_node_parents(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
     """`node_parents`, kept like presence."""
-    path = cache_folder() / digest / f"parents-{kind}.npy"
-    cached = load_cached(path)
-    if cached is not None and cached.dtype == np.int64 and cached.ndim == 2 and cached.shape[1] == 5:
-        return cached
-    parents = node_parents(files, commits, kind)
-    save_cached(path, parents)
-    return parents
+    return cached(digest, f"parents-{kind}", np.int64, (None, 5), lambda: node_parents(files, commits, kind))
 
 
 def cached_crossings(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NDArray[np.int64]:
     """Pairs of different items of which one has an `ok` node of this kind made from a node of the other, each once;
     kept like presence."""
-    path = cache_folder() / digest / f"crossings-{kind}.npy"
-    cached = load_cached(path)
-    if cached is not None and cached.dtype == np.int64 and cached.ndim == 2 and cached.shape[1] == 2:
-        return cached
-    rows = cached_node_parents(digest, files, commits, kind)
-    pairs = np.unique(rows[rows[:, 0] != rows[:, 2]][:, [0, 2]], axis=0)
-    save_cached(path, pairs)
-    return pairs
+
+    def crossings() -> NDArray[np.int64]:
+        rows = cached_node_parents(digest, files, commits, kind)
+        return np.unique(rows[rows[:, 0] != rows[:, 2]][:, [0, 2]], axis=0)
+
+    return cached(digest, f"crossings-{kind}", np.int64, (None, 2), crossings)
 
 
 def _parents_in(table: pa.Table, kind: str, names: Sequence[str]) -> NodeParents:
@@ -175,23 +164,41 @@ def forget_old(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_cached(path: Path) -> NDArray[Any] | None:
-    """An array from the cache, or None if it is absent or damaged: the caller computes it again."""
+def cached(
+    digest: str, name: str, dtype: type[Scalar], shape: Sequence[int | None], compute: Callable[[], NDArray[Scalar]]
+) -> NDArray[Scalar]:
+    """An array about a snapshot, from the cache; computed and kept if it is absent, damaged or of another kind.
+
+    Args:
+        digest: of the snapshot.
+        shape: None for a length that may be any.
+    """
+    path = cache_folder() / digest / f"{name}.npy"
+    found = _load(path)
+    if found is not None and found.dtype == dtype and _fits(found.shape, shape):
+        return found
+    array = compute()
+    _save(path, array)
+    return array
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(at in (None, own) for own, at in zip(shape, wanted, strict=True))
+
+
+def _load(path: Path) -> NDArray[Any] | None:
     try:
         return cast(NDArray[Any], np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):  # absent or damaged
         return None
 
 
-def save_cached(path: Path, array: NDArray[Any]) -> None:
-    unfinished = ""
+def _save(path: Path, array: NDArray[Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            unfinished = file.name
-            np.save(file, array, allow_pickle=False)
-        os.replace(unfinished, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as temp:
+            np.save(Path(temp) / path.name, array, allow_pickle=False)
+            os.replace(Path(temp) / path.name, path)
         forget_old(path.parent.parent)
-    except OSError:  # a cache that cannot be written is only slower
-        if unfinished:
-            Path(unfinished).unlink(missing_ok=True)
+    except OSError:
+        return  # a cache that cannot be written is only slower
