@@ -13,35 +13,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphbuild.annotators import resolve as annotator
     from graphbuild.annotators.base import Annotator, Condition, Derived, Request, Resources, Skip, each, parameter
-    from graphbuild.annotators.check import AnnotatorCheckError, check_annotator
-    from graphbuild.annotators.checkpoint import Checkpoint
-    from graphbuild.build.run import run
-    from graphbuild.codecs import Node, UnusableImage
+    from graphbuild.annotators.testing import AnnotatorCheckError, check_annotator
     from graphbuild.contracts import CorruptNode, GraphError, MissingNode, RunReport
-    from graphbuild.grid import GridTask
-    from graphbuild.kinds import KINDS, Kind
+    from graphbuild.engine.run import run
+    from graphbuild.images.codecs import Node, UnusableImage
+    from graphbuild.kinds.registry import KINDS, Kind
+    from graphbuild.models.checkpoint import Checkpoint
     from graphbuild.sources import resolve as source
     from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
     from graphbuild.store.graph import Graph
-    from graphbuild.switches import HeldOut, SamplerConfig
-    from graphbuild.walk import PathSampler, Walk
+    from graphbuild.tasks.config import HeldOut, SamplerConfig
+    from graphbuild.tasks.grid import GridTask
+    from graphbuild.tasks.sampler import PathSampler, Walk
 
 _HOME = {
     "annotator": "graphbuild.annotators:resolve",
     "source": "graphbuild.sources:resolve",
-    "run": "graphbuild.build.run:run",
+    "run": "graphbuild.engine.run:run",
     "Graph": "graphbuild.store.graph:Graph",
-    "GridTask": "graphbuild.grid:GridTask",
+    "GridTask": "graphbuild.tasks.grid:GridTask",
     **{name: f"graphbuild.annotators.base:{name}" for name in ("Annotator", "Condition", "Derived", "Request")},
     **{name: f"graphbuild.annotators.base:{name}" for name in ("Resources", "Skip", "each", "parameter")},
-    **{name: f"graphbuild.annotators.check:{name}" for name in ("AnnotatorCheckError", "check_annotator")},
-    "Checkpoint": "graphbuild.annotators.checkpoint:Checkpoint",
+    **{name: f"graphbuild.annotators.testing:{name}" for name in ("AnnotatorCheckError", "check_annotator")},
+    "Checkpoint": "graphbuild.models.checkpoint:Checkpoint",
     **{name: f"graphbuild.sources.base:{name}" for name in ("Entry", "Source", "SourceItem", "Unusable", "location")},
     **{name: f"graphbuild.contracts:{name}" for name in ("CorruptNode", "GraphError", "MissingNode", "RunReport")},
-    **{name: f"graphbuild.codecs:{name}" for name in ("Node", "UnusableImage")},
-    **{name: f"graphbuild.kinds:{name}" for name in ("KINDS", "Kind")},
-    **{name: f"graphbuild.walk:{name}" for name in ("PathSampler", "Walk")},
-    **{name: f"graphbuild.switches:{name}" for name in ("HeldOut", "SamplerConfig")},
+    **{name: f"graphbuild.images.codecs:{name}" for name in ("Node", "UnusableImage")},
+    **{name: f"graphbuild.kinds.registry:{name}" for name in ("KINDS", "Kind")},
+    **{name: f"graphbuild.tasks.sampler:{name}" for name in ("PathSampler", "Walk")},
+    **{name: f"graphbuild.tasks.config:{name}" for name in ("HeldOut", "SamplerConfig")},
 }
 
 __version__ = "0.1.0"

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from graphbuild.annotators import DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
 from graphbuild.contracts import GraphError, RunReport
-from graphbuild.paths.reader import refuse_repeated_keys
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
-from graphbuild.store.publish import Files
+from graphbuild.tasks.paths.reader import refuse_repeated_keys
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

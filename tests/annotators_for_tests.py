@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, Skip, each, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
 from graphbuild.contracts import RunReport
+from graphbuild.models.checkpoint import Checkpoint
 
 PHOTO_FILES = (
     "astronaut.png",
@@ -74,7 +74,7 @@ def build(folder: Path, out: Path, annotators: Sequence[Annotator | str], **opti
     """One run over a folder of photographs, inline unless told otherwise, without progress."""
     from rich.console import Console
 
-    from graphbuild.build.run import run
+    from graphbuild.engine.run import run
     from graphbuild.sources import resolve
 
     options.setdefault("executor", "inline")
@@ -96,7 +96,7 @@ def start(folder: Path, out: Path, annotators: Sequence[Annotator | str], **opti
     """`build` in a process of its own, started within milliseconds, that a test may kill."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["tests.annotators_for_tests", "graphbuild.build.run", "graphbuild.annotators.grabcut"]
+        ["tests.annotators_for_tests", "graphbuild.engine.run", "graphbuild.annotators.grabcut"]
     )
     process = context.Process(target=_build_and_exit, args=(folder, out, annotators, options))
     process.start()

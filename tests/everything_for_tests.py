@@ -74,7 +74,7 @@ def annotate_pairs(pairs: Path, out: Path, annotators: Sequence[Annotator], **op
     """One run over subject pairs, without progress."""
     from rich.console import Console
 
-    from graphbuild.build.run import run
+    from graphbuild.engine.run import run
     from graphbuild.sources import resolve as source
 
     options = {"shard_size": 2, "console": Console(quiet=True), "flush_s": 0.5, **options}

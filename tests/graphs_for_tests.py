@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphbuild.build.commit import publish_unit
 from graphbuild.contracts import (
     CommitDocument,
     GraphDocument,
@@ -19,11 +18,12 @@ from graphbuild.contracts import (
     SourceDocument,
     Unit,
 )
-from graphbuild.kinds import kind_of
-from graphbuild.lineage import checksum, version_of
+from graphbuild.engine.commit import publish_unit
+from graphbuild.hashing import checksum, version_of
+from graphbuild.kinds.registry import kind_of
+from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import Graph, change_head
 from graphbuild.store.parts import write_items
-from graphbuild.store.publish import Files, Workspace
 
 Key = tuple[int, int]
 """(item_ix, variant)."""

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, each, parameter
-from graphbuild.grid import GridTask
-from graphbuild.kinds import Kind
+from graphbuild.kinds.registry import Kind
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.sampler import PathSampler
 from tests.annotators_for_tests import build, complete
 
 

@@ -19,8 +19,8 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.source_caption import SourceCaption
-from graphbuild.codecs import CODECS, Node, check_image
 from graphbuild.contracts import Item
+from graphbuild.images.codecs import CODECS, Node, check_image
 from tests.annotators_for_tests import Ordered
 
 CASES = ("00004-of-00022-7170", "00005-of-00022-4396", "00017-of-00022-8377", "00018-of-00022-4948")

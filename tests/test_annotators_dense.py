@@ -18,15 +18,15 @@ from PIL import Image
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, params_of
 from graphbuild.annotators.birefnet import Birefnet
-from graphbuild.annotators.check import check_annotator
 from graphbuild.annotators.depth_anything import DepthAnything, DepthNetwork, near_is_bright
 from graphbuild.annotators.marigold_normals import MarigoldNormals, normal_colours
 from graphbuild.annotators.oneformer import ADE20K, Oneformer, SemanticNetwork
-from graphbuild.annotators.sizes import in_stacks, map_at, picture_at, working_size
-from graphbuild.codecs import Node, Pixels
+from graphbuild.annotators.testing import check_annotator
 from graphbuild.contracts import Item
-from graphbuild.grid import labels_of
+from graphbuild.images.codecs import Node, Pixels
+from graphbuild.models.resizing import in_stacks, map_at, picture_at, working_size
 from graphbuild.store.graph import Graph
+from graphbuild.tasks.grid import labels_of
 from tests.annotators_for_tests import Styles, build, complete
 from tests.tiny_checkpoints_dense import (
     CLASSES,

@@ -15,13 +15,13 @@ from skimage.data import astronaut
 from skimage.morphology import skeletonize
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, params_of
-from graphbuild.annotators.check import check_annotator
 from graphbuild.annotators.hed import HUB, Hed, network_class
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.mlsd import Mlsd
 from graphbuild.annotators.pidinet import Pidinet
-from graphbuild.codecs import Node, decode_image
+from graphbuild.annotators.testing import check_annotator
 from graphbuild.contracts import GraphError, Item
+from graphbuild.images.codecs import Node, decode_image
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import Styles, build, complete
 from tests.tiny_checkpoints_edges import tiny_hed, tiny_mlsd, tiny_pidinet

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parameter, params_of
 from graphbuild.annotators.depth_edit import DepthEdit
-from graphbuild.annotators.diffusion import drawing_size
 from graphbuild.annotators.fill_edit import FillEdit, fading, laid_over
-from graphbuild.codecs import CODECS, Node, Pixels
 from graphbuild.contracts import Item
-from graphbuild.kinds import kind_of
+from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.kinds.registry import kind_of
+from graphbuild.models.diffusion import drawing_size
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import build, complete
 from tests.tiny_checkpoints_diffusion import tiny_depth_edit, tiny_fill_edit

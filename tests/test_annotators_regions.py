@@ -19,12 +19,12 @@ from graphbuild.annotators.base import Condition, Derived, Request, Resources, S
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.sam2 import Sam2, Sam2Network, masks_from_boxes
 from graphbuild.annotators.vitpose import PoseNetworks, Vitpose, openpose
-from graphbuild.codecs import CODECS, Node, Pixels
 from graphbuild.contracts import Item
-from graphbuild.data import GridTasks
-from graphbuild.drawings import KEYPOINTS, draw_pose
+from graphbuild.data.dataset import GridTasks
+from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.rendering import KEYPOINTS, draw_pose
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.sampler import PathSampler
 from tests.annotators_for_tests import build, complete
 from tests.tiny_checkpoints_regions import tiny_sam2, tiny_vitpose
 

@@ -16,13 +16,13 @@ import pytest
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, needs_of, params_of
-from graphbuild.annotators.checkpoint import MissingWeights
 from graphbuild.annotators.instant_style import InstantStyle
 from graphbuild.annotators.redux_style import ReduxStyle, averaged
 from graphbuild.annotators.style_picker import StylePicker
-from graphbuild.codecs import CODECS, Node, Pixels
 from graphbuild.contracts import Item
-from graphbuild.kinds import kind_of
+from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.kinds.registry import kind_of
+from graphbuild.models.checkpoint import MissingWeights
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import build, complete
 from tests.tiny_checkpoints_diffusion import tiny_instant_style, tiny_redux_style, tiny_style_picker

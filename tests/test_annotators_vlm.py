@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Derived, Request, Resources, Skip, config_of, params_of
-from graphbuild.annotators.checkpoint import MissingWeights
 from graphbuild.annotators.vlm import MODEL, Question, UnreadableAnswer, VlmAnnotator, fitted, json_in
 from graphbuild.annotators.vlm_caption import VlmCaption
 from graphbuild.annotators.vlm_edits import VlmBackground, VlmEdits
-from graphbuild.annotators.vlm_local import LocalVlm, load_vlm
-from graphbuild.codecs import Node, Pixels
 from graphbuild.contracts import Item
+from graphbuild.images.codecs import Node, Pixels
+from graphbuild.models.checkpoint import MissingWeights
+from graphbuild.models.vlm_local import LocalVlm, load_vlm
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import build, complete
 from tests.openai_server_for_tests import MALFORMED, REFUSAL, ChatServer, chat_server
@@ -122,7 +122,7 @@ def test_draws_depend_on_the_request_alone(checkpoint: dict[str, Any]) -> None:
 
 def test_draws_follow_the_temperature() -> None:
     """Guards against noise of the wrong shape: words are drawn from softmax(scores / temperature)."""
-    from graphbuild.annotators.vlm_local import _Draws
+    from graphbuild.models.vlm_local import _Draws
 
     scores = torch.tensor([[2.0, 0.0, 1.0]]).repeat(4000, 1)
     drawn = _Draws(range(4000), 2.0)(torch.zeros(4000, 1), scores).argmax(1)

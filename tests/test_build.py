@@ -13,14 +13,15 @@ import pytest
 
 from graphbuild.annotators.base import Annotator, Derived, Request
 from graphbuild.annotators.canny import Canny
-from graphbuild.build import ray_pool, schedule
-from graphbuild.build.job import Job
-from graphbuild.build.plan import Plan, make_plan
 from graphbuild.contracts import GraphError, MissingNode
-from graphbuild.kinds import Kind
+from graphbuild.engine import schedule
+from graphbuild.engine.executors import ray as ray_pool
+from graphbuild.engine.plan import Plan, make_plan
+from graphbuild.engine.worker import Job
+from graphbuild.kinds.registry import Kind
 from graphbuild.sources import resolve as source
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
-from graphbuild.store.publish import Files
 from tests.annotators_for_tests import (
     WRONG,
     BatchOrdered,
@@ -124,7 +125,7 @@ def test_nothing_left_to_do_opens_nothing(photos: Path, tmp_path: Path, monkeypa
     def refuse(*args: Any) -> None:
         raise AssertionError("worked although nothing was to do")
 
-    monkeypatch.setattr("graphbuild.build.run.run_inline", refuse)
+    monkeypatch.setattr("graphbuild.engine.run.run_inline", refuse)
     monkeypatch.setattr("graphbuild.sources.folder._read", refuse)
     complete(build(photos, tmp_path / "g", ["canny"]))
     assert tree(tmp_path / "g", "items", "nodes", "edges", "heads", "snapshots", "lineage", "runs") == before

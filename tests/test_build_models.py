@@ -13,13 +13,14 @@ import pytest
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Derived, Request, Resources, config_of, params_of
-from graphbuild.annotators.checkpoint import Checkpoint, MissingWeights
-from graphbuild.build import batches, job
-from graphbuild.build.plan import make_plan
-from graphbuild.build.readiness import fetch_missing
+from graphbuild.engine import micro_batches as batches
+from graphbuild.engine import worker as job
+from graphbuild.engine.plan import make_plan
+from graphbuild.engine.preflight import fetch_missing
+from graphbuild.models.checkpoint import Checkpoint, MissingWeights
 from graphbuild.sources import resolve as resolve_source
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph, read_lineage
-from graphbuild.store.publish import Files
 from tests.annotators_for_tests import (
     Answers,
     Hungry,
@@ -242,8 +243,8 @@ def test_what_filled_the_gpu_is_free_before_the_next_batch(monkeypatch: pytest.M
 
 def test_models_share_a_gpu_by_their_memory(ray_address: str) -> None:
     """Two models of 20 and 30 GB fit on one GPU of 80; one of 100 GB asks for two whole ones."""
-    from graphbuild.build.ray_pool import _Driver
-    from graphbuild.build.schedule import Schedule
+    from graphbuild.engine.executors.ray import _Driver
+    from graphbuild.engine.schedule import Schedule
 
     driver = _Driver(Schedule.__new__(Schedule), ("", "", 0.0), lambda done, failed: None, lambda job, reports: None)
     driver._total, driver._gpu = {"CPU": 16.0, "GPU": 2.0}, 80.0

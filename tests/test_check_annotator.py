@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Condition, Derived, Each, Request, Skip, each, parameter
 from graphbuild.annotators.canny import Canny
-from graphbuild.annotators.check import AnnotatorCheckError, check_annotator
 from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.hed import Hed
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.source_caption import SourceCaption
-from graphbuild.codecs import Node
+from graphbuild.annotators.testing import AnnotatorCheckError, check_annotator
 from graphbuild.contracts import GraphError
+from graphbuild.images.codecs import Node
 from tests.annotators_for_tests import OfStyles, Random, Styles
 
 

@@ -181,7 +181,7 @@ def test_a_second_run_opens_no_image_and_starts_no_ray(cli: Command, monkeypatch
     import cv2
     from PIL import Image
 
-    from graphbuild import codecs
+    from graphbuild.images import codecs
 
     assert cli(f"{RUN} --annotators canny,lsd").code == 0
     before = snapshot(Path("g"))
@@ -193,7 +193,7 @@ def test_a_second_run_opens_no_image_and_starts_no_ray(cli: Command, monkeypatch
         monkeypatch.setattr(owner, name, refuse)
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: refuse() if "photos" in path.parts else read(path))
-    monkeypatch.setitem(sys.modules, "graphbuild.build.ray_pool", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "graphbuild.engine.executors.ray", None)  # importing it fails
     result = cli("run --source folder --path photos --out g --annotators canny,lsd")
     assert result.code == 0 and "nothing to do, all 18 units are committed" in result.out
     before["_tmp"] = snapshot(Path("g"))["_tmp"]

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from graphbuild.cli import app
-from graphbuild.explain import sample as explained
-from graphbuild.instruction import KEEP_ALL, Keep
-from graphbuild.paths import load
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler, SamplerConfig
+from graphbuild.tasks.explain import sample as explained
+from graphbuild.tasks.instruction import KEEP_ALL, Keep
+from graphbuild.tasks.paths import load
+from graphbuild.tasks.sampler import PathSampler, SamplerConfig
 from tests.annotators_for_tests import build, complete, write_photos
 
 

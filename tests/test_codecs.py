@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from graphbuild.codecs import CODECS, Encoded, Node, UnusableImage, check_image, decode_image
 from graphbuild.contracts import MAX_PIXELS, MissingNode
+from graphbuild.images.codecs import CODECS, Encoded, Node, UnusableImage, check_image, decode_image
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import build, complete
 

@@ -20,16 +20,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from graphbuild.codecs import Node
 from graphbuild.contracts import CorruptNode, GraphError
-from graphbuild.data import GridTaskList, GridTasks, collate, position
-from graphbuild.grid import GridTask
-from graphbuild.layouts import CellSwitches
-from graphbuild.paths import Path, PathSet
-from graphbuild.prefetch import loaded
-from graphbuild.samples import CellCache, GridSample
+from graphbuild.data.dataset import GridTaskList, GridTasks, collate, position
+from graphbuild.data.prefetch import loaded
+from graphbuild.data.sample import CellCache, GridSample
+from graphbuild.images.codecs import Node
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import CellSwitches
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import PathSampler
 from tests.annotators_for_tests import Styles, build, complete
 
 PATHS = PathSet(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from graphbuild.contracts import MissingNode
+from graphbuild.store.edges import KEPT_SNAPSHOTS
 from graphbuild.store.graph import Graph
-from graphbuild.store.index import KEPT_SNAPSHOTS
 from tests.annotators_for_tests import Styles, build, complete
 
 

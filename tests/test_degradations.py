@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphbuild.cells import centre_square
-from graphbuild.codecs import decode_image
-from graphbuild.degradations import NAMES, VERSION, apply, fit
-from graphbuild.degradations.kernels import convolve, disk, line
-from graphbuild.degradations.pixels import Pixels, histograms, levels
-from graphbuild.degradations.tones import median_edges, otsu_edges
-from graphbuild.degradations.wavelet import wavelet_compressed
+from graphbuild.images.codecs import decode_image
+from graphbuild.images.degradations import NAMES, VERSION, apply, fit
+from graphbuild.images.degradations.kernels import convolve, disk, line
+from graphbuild.images.degradations.pixels import Pixels, histograms, levels
+from graphbuild.images.degradations.tones import median_edges, otsu_edges
+from graphbuild.images.degradations.wavelet import wavelet_compressed
+from graphbuild.tasks.cells import centre_square
 
 UPSTREAM = {
     "blur": "blur",
@@ -322,7 +322,7 @@ def test_quantisation_leaves_a_flat_picture_near_its_tone(level: int) -> None:
 
 def test_a_sheet_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a command that ends well and leaves no file."""
-    from graphbuild.degradations.__main__ import main
+    from graphbuild.images.degradations.__main__ import main
 
     photo_file = tmp_path / "photo.png"
     cv2.imwrite(str(photo_file), np.full((20, 30, 3), 90, np.uint8))

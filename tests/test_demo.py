@@ -17,7 +17,8 @@ from graphbuild.store.verify import verify
 NO_RAY_NO_IMAGE = """
 import sys
 import cv2, PIL.Image
-from graphbuild import cli, codecs
+from graphbuild import cli
+from graphbuild.images import codecs
 
 def refuse(*args, **options):
     raise AssertionError("an image was opened")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from graphbuild.annotators.vitpose import openpose
-from graphbuild.drawings import (
+from graphbuild.images.rendering import (
     KEYPOINTS,
     LIMBS,
     check_boxes,
@@ -21,7 +21,7 @@ from graphbuild.drawings import (
     draw_boxes,
     draw_pose,
 )
-from graphbuild.grid import COLOURS
+from graphbuild.tasks.grid import COLOURS
 
 
 def pose(width: int, height: int, *people: dict[str, list[float]]) -> dict[str, Any]:

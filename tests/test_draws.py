@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphbuild.draws import Draws, below, draw_bits, label_hashes, unit
+from graphbuild.tasks.counter_rng import Draws, below, draw_bits, label_hashes, unit
 from tests.test_walk import p_value
 
 KEYS = st.integers(0, (1 << 64) - 1)

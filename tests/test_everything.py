@@ -13,16 +13,16 @@ import pytest
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, Each, makes_of, needs_of
-from graphbuild.annotators.check import check_annotator
-from graphbuild.build.plan import make_plan
-from graphbuild.codecs import decode_image
-from graphbuild.grid import GridTask
-from graphbuild.kinds import KINDS
+from graphbuild.annotators.testing import check_annotator
+from graphbuild.engine.plan import make_plan
+from graphbuild.images.codecs import decode_image
+from graphbuild.kinds.registry import KINDS
 from graphbuild.sources import resolve as resolve_source
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
-from graphbuild.store.publish import Files
 from graphbuild.store.verify import verify
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.sampler import PathSampler
 from tests.annotators_for_tests import complete, published, tree
 from tests.everything_for_tests import OTHERS, TINY, annotate_pairs, start_pairs, tiny_annotators, write_pairs
 

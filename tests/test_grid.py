@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphbuild import grid
 from graphbuild.contracts import WalkDocument
-from graphbuild.grid import GridTask, centre_square
-from graphbuild.instruction import KEEP_ALL
-from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
-from graphbuild.taskfiles import write_tasks
-from graphbuild.walk import PathSampler, SamplerConfig
+from graphbuild.tasks import grid
+from graphbuild.tasks.export import write_tasks
+from graphbuild.tasks.grid import GridTask, centre_square
+from graphbuild.tasks.instruction import KEEP_ALL
+from graphbuild.tasks.paths import Content, Path, PathSet
+from graphbuild.tasks.sampler import PathSampler, SamplerConfig
 from tests.annotators_for_tests import Styles, build, complete
 
 ROOT = File(__file__).parents[1]

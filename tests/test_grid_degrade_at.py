@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import xxhash
 
-from graphbuild import degradations
-from graphbuild.cells import cover, fit_size, stretch
-from graphbuild.codecs import Pixels
-from graphbuild.data import GridTasks
-from graphbuild.grid import GridTask, centre_square
-from graphbuild.layouts import CellSwitches
-from graphbuild.paths import Path, PathSet
+from graphbuild.data.dataset import GridTasks
+from graphbuild.images import degradations
+from graphbuild.images.codecs import Pixels
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler, SamplerConfig
+from graphbuild.tasks.cells import cover, fit_size, stretch
+from graphbuild.tasks.grid import GridTask, centre_square
+from graphbuild.tasks.layouts import CellSwitches
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import PathSampler, SamplerConfig
 from tests.annotators_for_tests import build
 
 KINDS = ("gaussian_noise", "pixelate", "rotate_90", "rotate_180")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import skimage.data
 
-from graphbuild.cells import cover, fit_size, square, stretch
-from graphbuild.codecs import CODECS, Node, Pixels
-from graphbuild.grid import COLOURS, GridTask, colour_name, labels_of
-from graphbuild.instruction import Keep
-from graphbuild.kinds import KINDS
-from graphbuild.layouts import CANVASES, CellSwitches, Decode, frames, task_tokens, view_order
-from graphbuild.paths import Content, Path
-from graphbuild.walk import SamplerConfig, Walk
+from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.kinds.registry import KINDS
+from graphbuild.tasks.cells import cover, fit_size, square, stretch
+from graphbuild.tasks.grid import COLOURS, GridTask, colour_name, labels_of
+from graphbuild.tasks.instruction import Keep
+from graphbuild.tasks.layouts import CANVASES, CellSwitches, Decode, frames, task_tokens, view_order
+from graphbuild.tasks.paths import Content, Path
+from graphbuild.tasks.sampler import SamplerConfig, Walk
 
 CELLS = ("reference", "mask", "depth", "image")
 CAPTION = "A corgi on a red sofa."

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from graphbuild.contracts import GraphError
-from graphbuild.paths import Path, PathSet
-from graphbuild.store import groups
-from graphbuild.store.where import matching
-from graphbuild.switches import SamplerConfig
-from graphbuild.walk import PathSampler
+from graphbuild.store import leakage as groups
+from graphbuild.store.conditions import matching
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import PathSampler
 from tests.graphs_for_tests import same, write_graph
 
 PAIRS = st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)).filter(lambda pair: pair[0] != pair[1]), max_size=40)

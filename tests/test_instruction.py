@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphbuild import instruction
-from graphbuild.instruction import Instruction, Keep, Pick, compose, legend
-from graphbuild.kinds import KINDS
+from graphbuild.kinds.registry import KINDS
+from graphbuild.tasks import instruction
+from graphbuild.tasks.instruction import Instruction, Keep, Pick, compose, legend
 
 PICTURES = sorted(kind.name for kind in KINDS.values() if kind.phrases)
 

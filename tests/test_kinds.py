@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from graphbuild.kinds import KINDS, Kind, kind_of
-from graphbuild.phrases import PHRASES
+from graphbuild.kinds.phrases import PHRASES
+from graphbuild.kinds.registry import KINDS, Kind, kind_of
 
 CODECS = {
     "source": "image reference style_reference",

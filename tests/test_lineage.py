@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from graphbuild.annotators.base import params_of
 from graphbuild.annotators.canny import Canny
-from graphbuild.build.unit import scrub
 from graphbuild.contracts import LineageDocument
-from graphbuild.lineage import canonical_json, checksum, digest_of, item_id_of, seed_of, version_of
+from graphbuild.engine.unit import scrub
+from graphbuild.hashing import canonical_json, checksum, digest_of, item_id_of, seed_of, version_of
 from tests.annotators_for_tests import Styles
 
 JSON = st.recursive(

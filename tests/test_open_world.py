@@ -15,10 +15,10 @@ from graphbuild.annotators import open_world
 from graphbuild.annotators.base import Derived, Request, Skip, params_of
 from graphbuild.annotators.open_world import OpenWorld, objects_in
 from graphbuild.annotators.vlm import UnreadableAnswer
-from graphbuild.codecs import CODECS, Node, Pixels
 from graphbuild.contracts import Item
-from graphbuild.grid import labels_of
+from graphbuild.images.codecs import CODECS, Node, Pixels
 from graphbuild.store.graph import Graph
+from graphbuild.tasks.grid import labels_of
 from tests.annotators_for_tests import build, complete
 from tests.openai_server_for_tests import ChatServer, chat_server
 from tests.tiny_checkpoints_vlm import tiny_open_world

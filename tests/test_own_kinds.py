@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from graphbuild.annotators.base import Condition, Derived, Request
 from graphbuild.cli import app
-from graphbuild.explain import sample as explained
-from graphbuild.grid import GridTask
-from graphbuild.kinds import Kind, kind_of
-from graphbuild.layouts import CellSwitches, DegradeAt
-from graphbuild.paths import Path, PathSet
+from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.store.graph import Graph
-from graphbuild.switches import HeldOut, SamplerConfig
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.config import HeldOut, SamplerConfig
+from graphbuild.tasks.explain import sample as explained
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import CellSwitches, DegradeAt
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import PathSampler
 from tests.annotators_for_tests import build, complete
 
 SALIENCY = Kind(

@@ -55,10 +55,10 @@ def test_the_wheel_holds_both_packages_and_their_data_and_nothing_else(wheel: Pa
 @pytest.mark.slow
 def test_the_wheel_finds_its_data_by_name(wheel: Path, tmp_path: Path) -> None:
     code = (
-        "import graphbuild, graphbuild_train, graphbuild.paths\n"
+        "import graphbuild, graphbuild_train, graphbuild.tasks.paths\n"
         "import graphbuild.pipeline as p, graphbuild_train.recipes as r\n"
         "print(graphbuild.__file__, graphbuild_train.__file__, p.pipeline_file('sample'), sep='\\n')\n"
-        "print(*graphbuild.paths.shipped(), *p.pipeline_names(), *r.recipe_names())"
+        "print(*graphbuild.tasks.paths.shipped(), *p.pipeline_names(), *r.recipe_names())"
     )
     *files, names = run_in(wheel, tmp_path, code).splitlines()
     assert all(Path(file).is_relative_to(wheel) for file in files)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from graphbuild.kinds import KINDS
-from graphbuild.paths import Content, Path, PathSet, load, role_kind, shipped
+from graphbuild.kinds.registry import KINDS
+from graphbuild.tasks.paths import Content, Path, PathSet, load, role_kind, shipped
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NAMES = {

@@ -13,8 +13,7 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.mlsd import Mlsd
 from graphbuild.contracts import GraphError
-from graphbuild.kinds import KINDS
-from graphbuild.paths import load, shipped
+from graphbuild.kinds.registry import KINDS
 from graphbuild.pipeline import (
     choose_annotators,
     live_annotators,
@@ -25,6 +24,7 @@ from graphbuild.pipeline import (
     pipeline_names,
 )
 from graphbuild.store.graph import Graph
+from graphbuild.tasks.paths import load, shipped
 from tests.annotators_for_tests import Child, Styles, build, complete, write_photos
 
 FOLDER = Path(__file__).parents[1] / "pipelines"

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphbuild import layouts
-from graphbuild.cells import fit_size
-from graphbuild.grid import GridTask
-from graphbuild.layouts import CellSwitches, generate, is_broken
-from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler
+from graphbuild.tasks import layouts
+from graphbuild.tasks.cells import fit_size
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import CellSwitches, generate, is_broken
+from graphbuild.tasks.paths import Content, Path, PathSet
+from graphbuild.tasks.sampler import PathSampler
 from tests.annotators_for_tests import build, complete
 from tests.test_grid_layouts import picture, task_of
 

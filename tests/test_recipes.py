@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphbuild import degradations
 from graphbuild.contracts import GraphError, MissingNode
-from graphbuild.kinds import KINDS
+from graphbuild.images import degradations
+from graphbuild.kinds.registry import KINDS
 from graphbuild.store.graph import Graph
 from tests.annotators_for_tests import TwoKinds, build, complete
 

@@ -18,12 +18,12 @@ from PIL import Image
 from graphbuild.annotators.base import Annotator
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
-from graphbuild.build.listing import ChangedItems
-from graphbuild.build.plan import make_plan
 from graphbuild.contracts import MissingNode
+from graphbuild.engine.new_items import ChangedItems
+from graphbuild.engine.plan import make_plan
 from graphbuild.sources import resolve as source
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
-from graphbuild.store.publish import Files
 from tests.annotators_for_tests import (
     Child,
     Ordered,
@@ -161,7 +161,7 @@ def test_half_removed_staging_goes(photos: Path, tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("graphbuild.store.publish.shutil.rmtree", killed_halfway)
+        patch.setattr("graphbuild.store.files.shutil.rmtree", killed_halfway)
         with pytest.raises(KeyboardInterrupt):
             build(photos, tmp_path / "g", ["canny"], shard_size=18, flush_s=0.0)
     complete(build(photos, tmp_path / "g", ["canny"], shard_size=18))
@@ -329,7 +329,7 @@ def test_changed_thresholds(photos: Path, tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("graphbuild.build.run.write_event", interrupted)
+        patch.setattr("graphbuild.engine.run.write_event", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(photos, tmp_path / "g", changed)
     half = Graph.open(tmp_path / "g")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from graphbuild.codecs import check_image
+from graphbuild.images.codecs import check_image
 from graphbuild.sources import SOURCES, resolve
 from graphbuild.sources.base import Source, SourceItem, Unusable, source_params
 from graphbuild.sources.folder import Folder

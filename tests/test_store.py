@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphbuild.contracts import EDGES, CorruptNode, GraphError, Live, MissingNode, Outcome, Parent, Shard, Unit
-from graphbuild.lineage import checksum
+from graphbuild.hashing import checksum
+from graphbuild.store.files import AlreadyPublished, Files, Workspace, remove_dead_workspaces
 from graphbuild.store.graph import Graph, Head, change_head, read_head
 from graphbuild.store.parts import Place, edge_table, outcomes, value_offsets, write_nodes
-from graphbuild.store.publish import AlreadyPublished, Files, Workspace, remove_dead_workspaces
 from tests.annotators_for_tests import Child, build, complete, leftovers, tree
 
 UNIT = Unit(annotator="canny", version="v000000000000", shard=Shard(index=0, start=0, stop=1000))

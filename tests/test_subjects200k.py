@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from graphbuild.build.run import run as build
-from graphbuild.kinds import kind_of
+from graphbuild.engine.run import run as build
+from graphbuild.kinds.registry import kind_of
 from graphbuild.sources.base import Source, SourceItem, Unusable
 from graphbuild.sources.sample import Sample
 from graphbuild.sources.subjects200k import Subjects200K, squares

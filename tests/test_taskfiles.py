@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from graphbuild import codecs
 from graphbuild.contracts import GraphError
-from graphbuild.grid import GridTask
-from graphbuild.layouts import CellSwitches
-from graphbuild.paths import Content, Path, PathSet
+from graphbuild.images import codecs
 from graphbuild.store.graph import Graph
-from graphbuild.taskfiles import open_sampler, write_tasks
-from graphbuild.walk import PathSampler, SamplerConfig, Walk
+from graphbuild.tasks.export import open_sampler, write_tasks
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import CellSwitches
+from graphbuild.tasks.paths import Content, Path, PathSet
+from graphbuild.tasks.sampler import PathSampler, SamplerConfig, Walk
 from tests.annotators_for_tests import build, complete
 
 CAPTION = Content(source="caption", of="image")

@@ -12,8 +12,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from graphbuild_train import before
-from graphbuild_train.cache import PosteriorCache
+from graphbuild_train import preflight as before
+from graphbuild_train.latent_cache import PosteriorCache
 from tests.training_for_tests import Ground, grounded, recorded, state
 
 

@@ -15,9 +15,9 @@ import yaml
 from diffusers import FluxTransformer2DModel, VisualClozePipeline
 
 from graphbuild_train import LoraConfig, TrainConfig
-from graphbuild_train.card import card_text, write_card
 from graphbuild_train.config import MODELS
-from graphbuild_train.export import Lora, recipe_of, save_diffusers
+from graphbuild_train.export.card import card_text, write_card
+from graphbuild_train.export.lora_file import Lora, recipe_of, save_diffusers
 from graphbuild_train.lora import adapter_config, add_lora, lora_state
 from tests.test_train_lora import inputs, stir
 from tests.tiny_models import save_flux_fill

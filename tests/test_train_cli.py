@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from graphbuild.grid import GridTask
-from graphbuild.layouts import generate
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import generate
 from graphbuild_train import cli
 from graphbuild_train.bases.flux_fill import FluxFill
 from tests.training_for_tests import Ground, grounded, metrics, recorded
@@ -260,5 +260,5 @@ def test_what_goes_wrong_on_the_way_ends_with_code_1(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("graphbuild_train.loop.train", fail)
+    monkeypatch.setattr("graphbuild_train.trainer.train", fail)
     refused(invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path), words, code=1)

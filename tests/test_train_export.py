@@ -25,9 +25,16 @@ from graphbuild_train import TrainConfig
 from graphbuild_train.bases.flux2_klein import Flux2Klein
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.bases.sdxl import Sdxl
-from graphbuild_train.bfl_names import bfl_name
 from graphbuild_train.config import LoraConfig
-from graphbuild_train.export import Lora, read_diffusers, read_visualcloze, recipe_of, save_diffusers, save_kohya
+from graphbuild_train.export.bfl_names import bfl_name
+from graphbuild_train.export.lora_file import (
+    Lora,
+    read_diffusers,
+    read_visualcloze,
+    recipe_of,
+    save_diffusers,
+    save_kohya,
+)
 from graphbuild_train.lora import adapter_config, add_lora, lora_state
 from tests.bfl_for_tests import Bfl, Update
 from tests.test_train_lora import flux, inputs, layers_of, output, sdxl, stir

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from graphbuild.data import GridBatch, collate
-from graphbuild.grid import GridTask
-from graphbuild.instruction import KEEP_ALL
-from graphbuild.layouts import mend
-from graphbuild.paths import Content, Path, PathSet
-from graphbuild.samples import GridSample, TaskSource
+from graphbuild.data.dataset import GridBatch, collate
+from graphbuild.data.sample import GridSample, TaskSource
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler, SamplerConfig
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.instruction import KEEP_ALL
+from graphbuild.tasks.layouts import mend
+from graphbuild.tasks.paths import Content, Path, PathSet
+from graphbuild.tasks.sampler import PathSampler, SamplerConfig
 from graphbuild_train.bases import flux, load_base
 from graphbuild_train.bases.flux_dev import FluxDev
 from graphbuild_train.bases.flux_fill import FluxFill

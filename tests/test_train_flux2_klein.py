@@ -13,12 +13,12 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from graphbuild.data import GridBatch, GridTaskList, collate
-from graphbuild.grid import GridTask
-from graphbuild.paths import Path, PathSet
+from graphbuild.data.dataset import GridBatch, GridTaskList, collate
 from graphbuild.store.graph import Graph
-from graphbuild.switches import SamplerConfig
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.flux2_klein import Flux2Klein

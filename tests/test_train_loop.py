@@ -19,12 +19,13 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from graphbuild_train import memory, progress
+from graphbuild_train import journal as progress
+from graphbuild_train import model_setup as memory
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import Batch
-from graphbuild_train.loop import Step, Trainer
 from graphbuild_train.objective import Objective
+from graphbuild_train.trainer import Step, Trainer
 from tests.tiny_models import save_flux_dev
 from tests.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.training_for_tests import Ground, difference, grounded, metrics, recorded, said, state
@@ -300,7 +301,7 @@ def test_the_export_holds_the_average_its_recipe_and_a_card(watched: Trainer) ->
 
 def test_before_the_first_step_people_are_told_what_it_takes(ground: Ground) -> None:
     """Guards against finding out after a night that no path is served, or that memory does not suffice."""
-    from graphbuild_train import before
+    from graphbuild_train import preflight as before
 
     trainer = ground.trainer("before", micro_batch=4, walks=8, cache_gb=0.00001)
     trainer.journal.say(before.lines(trainer))

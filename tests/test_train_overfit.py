@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import tests.tiny_models
-from graphbuild.data import GridTasks, collate
+from graphbuild.data.dataset import GridTasks, collate
 from graphbuild.store.graph import Graph
-from graphbuild.switches import SamplerConfig
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import Batch
 from graphbuild_train.objective import OBJECTIVES, Noisy

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from graphbuild.contracts import GraphError
-from graphbuild.paths import load
-from graphbuild.switches import masks
+from graphbuild.tasks.config import masks
+from graphbuild.tasks.paths import load
 from graphbuild_train.bases import BASES
 from graphbuild_train.config import LoraConfig, TrainConfig
 from graphbuild_train.objective import objective_of

@@ -15,7 +15,7 @@ from rich.console import Console
 from graphbuild.contracts import GraphError
 from graphbuild.store.graph import Graph
 from graphbuild_train import checkpoint
-from graphbuild_train.loop import Trainer, train
+from graphbuild_train.trainer import Trainer, train
 from tests.annotators_for_tests import build, complete, write_photos
 from tests.training_for_tests import NEVER, Ground, grounded, log_samples, metrics, recorded, seen, state
 
@@ -105,7 +105,7 @@ def test_a_second_run_into_the_folder_is_refused_before_anything_is_loaded(
 ) -> None:
     """Guards against two runs that overwrite each other's checkpoints."""
     out = ground.folder / "busy"
-    monkeypatch.setattr("graphbuild_train.loop.Trainer", lambda *_, **__: pytest.fail("was begun"))
+    monkeypatch.setattr("graphbuild_train.trainer.Trainer", lambda *_, **__: pytest.fail("was begun"))
     with checkpoint.locked(out), pytest.raises(GraphError, match="is training into it"):
         train(ground.config(), ground.graph, out, console=Console(quiet=True))
 

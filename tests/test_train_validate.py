@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from graphbuild.data import GridTasks, collate
-from graphbuild.walk import PathSampler
-from graphbuild_train.loop import Trainer
+from graphbuild.data.dataset import GridTasks, collate
+from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.objective import OBJECTIVES
+from graphbuild_train.trainer import Trainer
 from graphbuild_train.validate import LEVELS, Validation, validate
 from tests.tiny_models import save_flux_dev
 from tests.training_for_tests import Ground, grounded, metrics, said

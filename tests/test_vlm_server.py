@@ -20,8 +20,8 @@ from PIL import Image
 
 from graphbuild.annotators.base import Skip
 from graphbuild.annotators.vlm import Question
-from graphbuild.annotators.vlm_server import ServerFault, VlmServer
 from graphbuild.contracts import GraphError
+from graphbuild.models.vlm_server import ServerFault, VlmServer
 from tests.openai_server_for_tests import ChatServer, chat_server, picture_bytes
 
 PICTURE = np.full((56, 84, 3), (200, 30, 30), np.uint8)

@@ -16,9 +16,9 @@ import pytest
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parameter
 from graphbuild.annotators.canny import Canny
 from graphbuild.contracts import GraphError
-from graphbuild.paths import Path, PathSet
 from graphbuild.store.graph import Graph
-from graphbuild.walk import ROWS, PathSampler
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import ROWS, PathSampler
 from tests.annotators_for_tests import Styles, build, complete, write_photos
 
 SKETCH = Path(name="sketch", type="sketching", cells=("image", "canny"), targets=(1,))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from graphbuild.contracts import GraphError
-from graphbuild.paths import Content, Path, PathSet
 from graphbuild.store.graph import Graph
-from graphbuild.walk import PathSampler, Walk
+from graphbuild.tasks.paths import Content, Path, PathSet
+from graphbuild.tasks.sampler import PathSampler, Walk
 from tests.graphs_for_tests import Made, same, write_graph
 from tests.test_walk import p_value
 

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path as File
 from typing import Any
 
-from graphbuild.paths import Content, Path, PathSet
-from graphbuild.switches import HeldOut, SamplerConfig
-from graphbuild.walk import PathSampler
+from graphbuild.tasks.config import HeldOut, SamplerConfig
+from graphbuild.tasks.paths import Content, Path, PathSet
+from graphbuild.tasks.sampler import PathSampler
 from tests.graphs_for_tests import same, write_graph
 
 FILE = File(__file__).with_name("golden_walks.json")

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, each, parameter
-from graphbuild.kinds import KINDS
-from graphbuild.paths import load
+from graphbuild.kinds.registry import KINDS
 from graphbuild.store.graph import Graph
-from graphbuild.switches import ROWS, SamplerConfig, masks
-from graphbuild.walk import PathSampler, Walks
+from graphbuild.tasks.config import ROWS, SamplerConfig, masks
+from graphbuild.tasks.paths import load
+from graphbuild.tasks.sampler import PathSampler, Walks
 from tests.annotators_for_tests import build, complete
 from tests.test_walk import p_value
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild.contracts import GraphError
-from graphbuild.instruction import Keep
-from graphbuild.paths import Path, PathSet
 from graphbuild.store.graph import Graph
-from graphbuild.switches import HeldOut, SamplerConfig, masks
-from graphbuild.walk import PathSampler, Walk
+from graphbuild.tasks.config import HeldOut, SamplerConfig, masks
+from graphbuild.tasks.instruction import Keep
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.sampler import PathSampler, Walk
 from tests.graphs_for_tests import same, write_graph
 from tests.test_walk import p_value
 

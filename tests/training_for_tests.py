@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from graphbuild.data import GridBatch
-from graphbuild_train import checkpoint, tiny
+from graphbuild.data.dataset import GridBatch
+from graphbuild_train import checkpoint
+from graphbuild_train.bases import tiny
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.config import TrainConfig, config_from
-from graphbuild_train.loop import Trainer, train
-from graphbuild_train.progress import Journal, quiet_libraries
+from graphbuild_train.journal import Journal, quiet_libraries
+from graphbuild_train.trainer import Trainer, train
 from tests.annotators_for_tests import build, complete
 
 PATHS = """

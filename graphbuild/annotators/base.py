@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.codecs import Node, Value
 from graphbuild.contracts import Item
-from graphbuild.kinds import Kind, kind_of
+from graphbuild.images.codecs import Node, Value
+from graphbuild.kinds.registry import Kind, kind_of
+from graphbuild.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)

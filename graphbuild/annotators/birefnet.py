@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.checkpoint import TRANSFORMERS, Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
-from graphbuild.annotators.sizes import in_stacks, map_at, picture_at
-from graphbuild.codecs import Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import TRANSFORMERS, Checkpoint
+from graphbuild.models.device import Dtype, frozen, torch_dtype
+from graphbuild.models.resizing import in_stacks, map_at, picture_at
 
 MODEL = "ZhengPeng7/BiRefNet"
 AUTO_CLASS = "AutoModelForImageSegmentation"

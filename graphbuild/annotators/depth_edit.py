@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.diffusion import LIBRARIES
-from graphbuild.annotators.network import Dtype
 from graphbuild.annotators.redux_style import MODEL, REDUX, ReduxDepth, load_redux_depth, redux_depth_checkpoints
-from graphbuild.codecs import Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype
+from graphbuild.models.diffusion import LIBRARIES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, Skip, each, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.diffusion import (
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype
+from graphbuild.models.diffusion import (
     FLUX_LICENCE,
     LIBRARIES,
     drawing_size,
@@ -21,9 +23,7 @@ from graphbuild.annotators.diffusion import (
     noise_of,
     pipeline_checkpoint,
 )
-from graphbuild.annotators.network import Dtype
-from graphbuild.annotators.sizes import Size
-from graphbuild.codecs import Pixels
+from graphbuild.models.resizing import Size
 
 MODEL = "black-forest-labs/FLUX.1-Fill-dev"
 

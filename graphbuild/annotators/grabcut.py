@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphbuild.annotators.base import Condition, Derived, Request
-from graphbuild.codecs import Pixels
+from graphbuild.images.codecs import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, torch_dtype
-from graphbuild.annotators.sizes import Made, in_stacks, map_at, picture_at, working_size
 from graphbuild.contracts import GraphError
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype, frozen, torch_dtype
+from graphbuild.models.resizing import Made, in_stacks, map_at, picture_at, working_size
 
 if TYPE_CHECKING:
     import torch

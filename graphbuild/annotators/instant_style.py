@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, each, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.diffusion import (
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype
+from graphbuild.models.diffusion import (
     LIBRARIES,
     drawing_size,
     drawn_at,
@@ -19,9 +21,7 @@ from graphbuild.annotators.diffusion import (
     noise_of,
     pipeline_checkpoint,
 )
-from graphbuild.annotators.network import Dtype
-from graphbuild.annotators.sizes import Size
-from graphbuild.codecs import Pixels
+from graphbuild.models.resizing import Size
 
 MODEL = "stabilityai/stable-diffusion-xl-base-1.0"
 IP_ADAPTER = "h94/IP-Adapter"

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.diffusion import LIBRARIES, load_pipeline, pipeline_checkpoint
-from graphbuild.annotators.network import Dtype
-from graphbuild.annotators.sizes import in_stacks, map_at, picture_at, working_size
-from graphbuild.codecs import Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype
+from graphbuild.models.diffusion import LIBRARIES, load_pipeline, pipeline_checkpoint
+from graphbuild.models.resizing import in_stacks, map_at, picture_at, working_size
 
 MODEL = "prs-eth/marigold-normals-v1-1"
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
 from graphbuild.annotators.hed import HUB, at_resolution, fill, network_class
-from graphbuild.annotators.network import frozen
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import frozen
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
-from graphbuild.annotators.sizes import Size, in_stacks, picture_at, working_size
-from graphbuild.codecs import Pixels
-from graphbuild.drawings import distinct_colours
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.rendering import distinct_colours
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
+from graphbuild.models.resizing import Size, in_stacks, picture_at, working_size
 
 MODEL = "shi-labs/oneformer_ade20k_swin_large"
 REVISION = "e3ac43d928c8f157382c7d60b0b2f5d24279a4ea"

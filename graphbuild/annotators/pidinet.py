@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
 from graphbuild.annotators.hed import HUB, fill, network_class, soft_edges
-from graphbuild.annotators.network import frozen
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import frozen
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, each, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.diffusion import (
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype
+from graphbuild.models.diffusion import (
     FLUX_LICENCE,
     LIBRARIES,
     drawing_size,
@@ -19,8 +21,6 @@ from graphbuild.annotators.diffusion import (
     noise_of,
     pipeline_checkpoint,
 )
-from graphbuild.annotators.network import Dtype
-from graphbuild.codecs import Pixels
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
-from graphbuild.codecs import Pixels
-from graphbuild.drawings import distinct_colours
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.rendering import distinct_colours
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
 
 if TYPE_CHECKING:
     import torch

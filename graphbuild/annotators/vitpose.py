@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.checkpoint import Checkpoint
-from graphbuild.annotators.network import Dtype, frozen, hide_loading_bars, torch_dtype
-from graphbuild.codecs import Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
 
 MODEL = "usyd-community/vitpose-base-simple"
 DETECTOR = "PekingU/rtdetr_r50vd_coco_o365"

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from graphbuild.annotators.base import Annotator, Resources, Skip, parameter
-from graphbuild.annotators.checkpoint import Checkpoint, MissingWeights
-from graphbuild.annotators.network import Dtype
-from graphbuild.annotators.vlm_local import load_vlm
-from graphbuild.annotators.vlm_server import VlmServer
-from graphbuild.codecs import Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint, MissingWeights
+from graphbuild.models.device import Dtype
+from graphbuild.models.vlm_local import load_vlm
+from graphbuild.models.vlm_server import VlmServer
 
 MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 

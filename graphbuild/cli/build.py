@@ -60,7 +60,7 @@ def run(
 
       graphbuild run --source subjects200k --limit 1000 --out s200k
     """
-    from graphbuild.build.run import run as build
+    from graphbuild.engine.run import run as build
     from graphbuild.pipeline import assemble
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
@@ -91,10 +91,10 @@ def plan(
 
       graphbuild plan --source sample --out sample-graph
     """
-    from graphbuild import explain
-    from graphbuild.build.plan import make_plan
+    from graphbuild.engine.plan import make_plan
     from graphbuild.pipeline import assemble
-    from graphbuild.store.publish import Files
+    from graphbuild.store.files import Files
+    from graphbuild.tasks import explain
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
@@ -117,7 +117,7 @@ def retry(
 
       graphbuild retry photos-graph
     """
-    from graphbuild.build.run import run as build
+    from graphbuild.engine.run import run as build
     from graphbuild.pipeline import live_annotators, live_source
 
     with refusing():
@@ -130,7 +130,7 @@ def retry(
 
 
 def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:
-    from graphbuild import explain
+    from graphbuild.tasks import explain
 
     say(report.model_dump_json(), explain.report_lines(report, where), as_json)
     for error in report.errors:
@@ -152,9 +152,9 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
 
       graphbuild status photos-graph --json
     """
-    from graphbuild import explain
-    from graphbuild.build.status import status_of
     from graphbuild.store.graph import Graph
+    from graphbuild.store.status import status_of
+    from graphbuild.tasks import explain
 
     with refusing():
         document = status_of(Graph.open(graph))
@@ -173,8 +173,8 @@ def verify(
 
       graphbuild verify photos-graph --full
     """
-    from graphbuild import explain
     from graphbuild.store.verify import verify as check
+    from graphbuild.tasks import explain
 
     with refusing():
         verdict = check(graph, "full" if full else "quick")
@@ -192,7 +192,7 @@ def promote(
 
       graphbuild promote photos-graph v1a2b3c4d5e6f
     """
-    from graphbuild.build.promote import promote as make_live
+    from graphbuild.store.promote import promote as make_live
 
     with refusing():
         head = make_live(graph, version)

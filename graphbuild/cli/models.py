@@ -30,7 +30,7 @@ def listing(context: typer.Context, pipeline: PipelineOption = None, as_json: Js
 
       graphbuild models --pipeline subjects200k --json
     """
-    from graphbuild import weights
+    from graphbuild.cli import weights
 
     if context.invoked_subcommand is not None:
         return
@@ -54,7 +54,7 @@ def fetch(
 
       HF_TOKEN=... graphbuild models fetch black-forest-labs/FLUX.1-Fill-dev
     """
-    from graphbuild import weights
+    from graphbuild.cli import weights
 
     with refusing():
         for checkpoint in weights.wanted(names or [], pipeline):

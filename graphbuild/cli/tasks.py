@@ -42,8 +42,8 @@ def tasks(
 
       graphbuild tasks sample-graph --paths graph200k
     """
-    from graphbuild import explain
     from graphbuild.store.graph import Graph
+    from graphbuild.tasks import explain
 
     with refusing():
         if graph is not None:
@@ -85,9 +85,9 @@ def sample(
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
     """
-    from graphbuild import taskfiles
-    from graphbuild.layouts import CellSwitches
     from graphbuild.store.graph import Graph
+    from graphbuild.tasks import export as taskfiles
+    from graphbuild.tasks.layouts import CellSwitches
 
     with refusing():
         taskfiles.writer_of(form)
@@ -132,9 +132,9 @@ def explain(
 
       graphbuild explain sample-graph --sample 1234567
     """
-    from graphbuild import explain as why
     from graphbuild.store.graph import Graph
-    from graphbuild.taskfiles import open_sampler
+    from graphbuild.tasks import explain as why
+    from graphbuild.tasks.export import open_sampler
 
     with refusing():
         opened = Graph.open(graph, snapshot=snapshot)

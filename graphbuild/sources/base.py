@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from graphbuild.codecs import Pixels
-from graphbuild.kinds import Kind
+from graphbuild.images.codecs import Pixels
+from graphbuild.kinds.registry import Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from graphbuild.codecs import Pixels, UnusableImage, check_image
-from graphbuild.kinds import Kind
+from graphbuild.images.codecs import Pixels, UnusableImage, check_image
+from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
 
 if TYPE_CHECKING:

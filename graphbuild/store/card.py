@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from graphbuild.store.files import Workspace
 from graphbuild.store.graph import Graph
-from graphbuild.store.publish import Workspace
 
 _TEXT = """
 # {name}

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.codecs import Node
 from graphbuild.contracts import (
     FEATURES,
     FORMAT,
@@ -31,13 +30,14 @@ from graphbuild.contracts import (
     MissingNode,
     Shard,
 )
-from graphbuild.kinds import KINDS
-from graphbuild.lineage import canonical_json, checksum, digest_of
-from graphbuild.store.index import EdgeRows, cached_presence
+from graphbuild.hashing import canonical_json, checksum, digest_of
+from graphbuild.images.codecs import Node
+from graphbuild.kinds.registry import KINDS
+from graphbuild.store.computed import recipe_node
+from graphbuild.store.edges import EdgeRows, cached_presence
+from graphbuild.store.files import AlreadyPublished, Files, Workspace
 from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
 from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
-from graphbuild.store.publish import AlreadyPublished, Files, Workspace
-from graphbuild.store.recipes import recipe_node
 
 Head = dict[str, Live]
 _HEAD = TypeAdapter(Head)

@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild.codecs import Node
 from graphbuild.contracts import EDGES, MissingNode
-from graphbuild.kinds import kind_of
-from graphbuild.store.index import cache_folder, forget_old
+from graphbuild.images.codecs import Node
+from graphbuild.kinds.registry import kind_of
+from graphbuild.store.computed import parents_of
+from graphbuild.store.edges import cache_folder, forget_old
+from graphbuild.store.files import Files
 from graphbuild.store.parts import Commit, read_table
-from graphbuild.store.publish import Files
-from graphbuild.store.recipes import parents_of
 
 RECORD = np.dtype(
     [
@@ -125,7 +125,7 @@ def recipe_version(kind: str, seed: int) -> str:
     """What a recipe kind's picture depends on besides its parents."""
     if kind_of(kind).group != "degradation":
         return ""
-    from graphbuild import degradations
+    from graphbuild.images import degradations
 
     return f"{degradations.VERSION}.{seed}"
 

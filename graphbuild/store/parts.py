@@ -26,8 +26,8 @@ from graphbuild.contracts import (
     Shard,
     Unit,
 )
-from graphbuild.lineage import canonical_json, checksum
-from graphbuild.store.publish import Files, Workspace, file_checksum
+from graphbuild.hashing import canonical_json, checksum
+from graphbuild.store.files import Files, Workspace, file_checksum
 
 ROW_GROUP_ROWS = 128
 ROW_GROUP_BYTES = 64 << 20

@@ -10,11 +10,11 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from graphbuild.contracts import NODES, GraphError, PartRef
-from graphbuild.lineage import checksum, version_of
+from graphbuild.hashing import checksum, version_of
+from graphbuild.store.edges import EdgeRows
+from graphbuild.store.files import Files
 from graphbuild.store.graph import newest_commits, read_document, read_head, read_lineage, read_node
-from graphbuild.store.index import EdgeRows
 from graphbuild.store.parts import Commit, read_commit, read_table, rows_digest
-from graphbuild.store.publish import Files
 
 Level = Literal["quick", "full"]
 

@@ -37,12 +37,12 @@ import torch
 from rich.console import Console
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, makes_of, name_of, needs_of
-from graphbuild.build import job
-from graphbuild.build.batches import Loaded
-from graphbuild.build.run import run
-from graphbuild.codecs import CODECS, Node
 from graphbuild.contracts import Item
-from graphbuild.lineage import seed_of
+from graphbuild.engine import worker as job
+from graphbuild.engine.micro_batches import Loaded
+from graphbuild.engine.run import run
+from graphbuild.hashing import seed_of
+from graphbuild.images.codecs import CODECS, Node
 from graphbuild.sources import resolve as source
 from graphbuild.store.graph import Graph
 from tests.everything_for_tests import tiny_annotators, write_pairs

@@ -57,9 +57,9 @@ from rich.console import Console
 from graphbuild.annotators.base import Derived, Request
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
-from graphbuild.build.run import run
-from graphbuild.codecs import CODECS, Node, decode_image
 from graphbuild.contracts import Item
+from graphbuild.engine.run import run
+from graphbuild.images.codecs import CODECS, Node, decode_image
 from graphbuild.sources.folder import Folder
 from graphbuild.sources.sample import Sample
 

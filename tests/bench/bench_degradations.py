@@ -15,7 +15,7 @@ import skimage.data
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from graphbuild.degradations import NAMES, apply
+from graphbuild.images.degradations import NAMES, apply
 
 NUM_SEEDS = 24
 NUM_RUNS = 3

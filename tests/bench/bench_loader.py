@@ -37,9 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import cv2
 import numpy as np
 
-from graphbuild.build.commit import publish_unit
-from graphbuild.cells import Frame
-from graphbuild.codecs import CODECS, Node
 from graphbuild.contracts import (
     CommitDocument,
     GraphDocument,
@@ -50,17 +47,20 @@ from graphbuild.contracts import (
     SourceDocument,
     Unit,
 )
-from graphbuild.data import GridTasks, collate
-from graphbuild.kinds import kind_of
-from graphbuild.layouts import CellSwitches, frames
-from graphbuild.lineage import checksum, version_of
-from graphbuild.paths import Path as TaskPath
-from graphbuild.paths import PathSet
-from graphbuild.samples import keep_freed_memory
+from graphbuild.data.dataset import GridTasks, collate
+from graphbuild.data.sample import keep_freed_memory
+from graphbuild.engine.commit import publish_unit
+from graphbuild.hashing import checksum, version_of
+from graphbuild.images.codecs import CODECS, Node
+from graphbuild.kinds.registry import kind_of
+from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import Graph, change_head
 from graphbuild.store.parts import write_items
-from graphbuild.store.publish import Files, Workspace
-from graphbuild.walk import PathSampler, SamplerConfig
+from graphbuild.tasks.cells import Frame
+from graphbuild.tasks.layouts import CellSwitches, frames
+from graphbuild.tasks.paths import Path as TaskPath
+from graphbuild.tasks.paths import PathSet
+from graphbuild.tasks.sampler import PathSampler, SamplerConfig
 
 KINDS = ("image", "reference", "style_content", "style_semantic", "edit_global", "normal", "edit_local", "canny",
          "lines", "foreground_mask")  # fmt: skip

@@ -32,9 +32,6 @@ import pyarrow as pa
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.lsd import Lsd
-from graphbuild.build.bind import bind, source_maker
-from graphbuild.build.plan import make_plan
-from graphbuild.build.task import Maker
 from graphbuild.contracts import (
     CommitDocument,
     CommitRef,
@@ -47,10 +44,13 @@ from graphbuild.contracts import (
     SourceDocument,
     Unit,
 )
+from graphbuild.engine.plan import make_plan
+from graphbuild.engine.records import Maker
+from graphbuild.engine.versions import bind, source_maker
 from graphbuild.sources.base import Entry, Source, SourceItem
+from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import change_head
 from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, read_commit, write_edges, write_items
-from graphbuild.store.publish import Files, Workspace
 
 ANNOTATORS = (Canny(), Lsd(), Grabcut())
 ROUNDS = 5

@@ -28,15 +28,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import pyarrow.parquet as pq
 
-from graphbuild.build.bind import source_maker
-from graphbuild.build.commit import publish_unit
-from graphbuild.build.task import Maker
 from graphbuild.contracts import CommitDocument, GraphDocument, Live, Outcome, Shard, SourceDocument, Unit
-from graphbuild.lineage import checksum
+from graphbuild.engine.commit import publish_unit
+from graphbuild.engine.records import Maker
+from graphbuild.engine.versions import source_maker
+from graphbuild.hashing import checksum
 from graphbuild.sources.base import Entry, Source, SourceItem
+from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import Graph, change_head
 from graphbuild.store.parts import write_items
-from graphbuild.store.publish import Files, Workspace
 
 SHARD_ITEMS = 1024
 PEER_SHARE = 20

@@ -31,15 +31,15 @@ from rich.console import Console
 from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import DataLoader
 
-from graphbuild.data import GridBatch, GridTasks, collate
-from graphbuild_train import tiny
+from graphbuild.data.dataset import GridBatch, GridTasks, collate
+from graphbuild_train.bases import tiny
 from graphbuild_train.config import TrainConfig, config_from
 from graphbuild_train.forecast import GIB, forecast, peak_of
-from graphbuild_train.loop import Trainer
+from graphbuild_train.journal import quiet_libraries
 from graphbuild_train.lora import add_lora
-from graphbuild_train.memory import autocast_only, compiled, sound_attention, spare
+from graphbuild_train.model_setup import autocast_only, compiled, sound_attention, spare
 from graphbuild_train.objective import mean_logit
-from graphbuild_train.progress import quiet_libraries
+from graphbuild_train.trainer import Trainer
 from tests.annotators_for_tests import build, write_photos
 
 PATHS = """

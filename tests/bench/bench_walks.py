@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.contracts import ITEMS
-from graphbuild.kinds import KINDS
-from graphbuild.walk import PathSampler
+from graphbuild.kinds.registry import KINDS
+from graphbuild.tasks.sampler import PathSampler
 
 SINGLE = 2000
 ROUNDS = 5

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphbuild.data import GridBatch
-from graphbuild.grid import GridTask
+from graphbuild.data.dataset import GridBatch
+from graphbuild.tasks.grid import GridTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def refusing() -> Iterator[None]:
     """Wrong usage and refused input end with one line and exit code 2, what went wrong on the way with 1."""
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         _stop(f"Python packages {', '.join(absent)} are missing: pip install 'graphbuild[train]'", REFUSED)
-    from graphbuild_train.progress import quiet_libraries
+    from graphbuild_train.journal import quiet_libraries
 
     quiet_libraries()
     try:
@@ -113,7 +113,8 @@ def run(
     """  # fmt: skip
     with refusing():
         config = config_of(recipe, steps, model, sets)
-        from graphbuild_train import before, loop
+        from graphbuild_train import preflight as before
+        from graphbuild_train import trainer as loop
 
         if dry_run:
             trainer = loop.Trainer(config, graph, out, console=ERR)
@@ -138,7 +139,7 @@ def validate(
     """
     with refusing():
         config = config_of(recipe, None, model, sets)
-        from graphbuild_train.loop import Trainer
+        from graphbuild_train.trainer import Trainer
 
         trainer = Trainer(config, graph, out, console=ERR)
         if not trainer.restored:
@@ -165,7 +166,7 @@ def export(
       graphbuild-train export visualcloze-384-lora.pth --out lora-folder
     """
     with refusing():
-        from graphbuild_train import export as forms
+        from graphbuild_train.export.lora_file import lora_file as forms
 
         if form not in ("diffusers", "kohya"):
             raise GraphError(f"--format {form}; allowed: diffusers, kohya")
@@ -201,7 +202,7 @@ def sample(
     with refusing():
         if (rows is None) == (graph is None):
             raise GraphError("say either --rows FOLDER, your own pictures, or --graph GRAPH")
-        from graphbuild_train import pictures
+        from graphbuild_train import sampling as pictures
 
         said = read_recipe(recipe_file(recipe)) if recipe else pictures.recipe_in(lora)
         config = configured(said, [*(sets or []), *_sets(None, model)])

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.layouts import CellSwitches
-from graphbuild.switches import SamplerConfig
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.layouts import CellSwitches
 
 Base = Literal["flux_fill", "flux_dev", "sdxl", "flux2_klein"]
 Objective = Literal["visualcloze_fill", "visualcloze_dev", "onepic", "onediffusion", "flux2_klein"]

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from graphbuild.contracts import GraphError
-from graphbuild.paths.reader import refuse_repeated_keys
 from graphbuild.pipeline import pipeline_folders
+from graphbuild.tasks.paths.reader import refuse_repeated_keys
 from graphbuild_train.config import TrainConfig, config_from
 
 SUFFIXES = (".yaml", ".yml")

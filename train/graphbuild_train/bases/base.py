@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from graphbuild.data import GridBatch
-from graphbuild.grid import GridTask
-from graphbuild.layouts import HoleFill
+from graphbuild.data.dataset import GridBatch
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import HoleFill
 from graphbuild_train.batch import Batch
 from graphbuild_train.objective import Objective
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphbuild.data import GridBatch
-from graphbuild.grid import GridTask
+from graphbuild.data.dataset import GridBatch
+from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import Batch, geometry, grid_of
 from graphbuild_train.objective import generator

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphbuild.data import GridBatch
-from graphbuild.grid import GridTask
-from graphbuild.layouts import FILLS, generate
+from graphbuild.data.dataset import GridBatch
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import FILLS, generate
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import Batch, geometry

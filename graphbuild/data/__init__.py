@@ -1,0 +1,8 @@
+"""Grid tasks for torch: datasets, the batch they make, and positions to resume at. Needs torch."""
+
+from __future__ import annotations
+
+from graphbuild.data.dataset import GridBatch, GridTaskList, GridTasks, collate, position
+from graphbuild.data.sample import GridSample
+
+__all__ = ["GridBatch", "GridSample", "GridTaskList", "GridTasks", "collate", "position"]

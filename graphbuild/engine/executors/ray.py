@@ -1,0 +1,257 @@
+"""Runs jobs on Ray Core actors, locally or on a cluster. The only module that imports ray.
+
+Pixels never enter the object store: an actor gets a job of a few kilobytes, reads and writes the graph itself, and
+answers with reports. At most two jobs are in flight per actor, so that none waits for the driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from graphbuild.annotators.base import Resources
+from graphbuild.contracts import GraphError
+from graphbuild.engine.records import UnitReport
+from graphbuild.engine.schedule import Schedule
+from graphbuild.engine.worker import Job, Progress, Worker
+from graphbuild.models.device import device_memory
+
+JOBS_IN_FLIGHT = 2
+POLL_SECONDS = 0.5
+
+
+class _Actor:
+    """A worker process: one thread runs jobs, one answers how far it is."""
+
+    def __init__(self, url: str, workspace: str, flush_s: float, device: str) -> None:
+        self._worker = Worker(url, workspace, flush_s, device)
+        self._done = self._failed = 0
+
+    def run(self, job: Job) -> list[UnitReport]:
+        return self._worker.run(job, self._count)
+
+    def _count(self, done: int, failed: int) -> None:
+        self._done += done
+        self._failed += failed
+
+    def progress(self) -> tuple[int, int]:
+        return self._done, self._failed
+
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+
+@dataclass
+class _Handle:
+    """One actor as the driver sees it."""
+
+    actor: Any
+    node: Any
+    units_left: float
+    jobs: dict[Any, Job] = field(default_factory=dict)
+    seen: tuple[int, int] = (0, 0)
+    asked: Any = None
+
+    def started(self) -> bool:
+        """Whether the cluster has found room for it."""
+        return bool(ray.wait([self.node], timeout=0)[0])
+
+    @property
+    def worn(self) -> bool:
+        """It has had the units it may have, with those it was given; a fresh process takes its place."""
+        return self.units_left - sum(len(job.tasks) for job in self.jobs.values()) <= 0
+
+
+def run_ray(
+    schedule: Schedule,
+    worker_args: tuple[str, str, float],
+    address: str | None,
+    progress: Progress,
+    finished: Callable[[Job, list[UnitReport]], None],
+) -> None:
+    """Work until nothing is left that can be done. Actors die with this process."""
+    with _cluster(address):
+        driver = _Driver(schedule, worker_args, progress, finished)
+        try:
+            while schedule.unfinished and driver.step():
+                pass
+        finally:
+            driver.close()
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    # Ray announces at length that this default will change; it is set to what it will be.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Driver:
+    def __init__(
+        self,
+        schedule: Schedule,
+        worker_args: tuple[str, str, float],
+        progress: Progress,
+        finished: Callable[[Job, list[UnitReport]], None],
+    ) -> None:
+        self.schedule, self.worker_args, self.progress, self.finished = schedule, worker_args, progress, finished
+        self._pools: dict[str, list[_Handle]] = {}
+        remote: Any = ray.remote  # its stubs do not know concurrency groups
+        self._actor = remote(concurrency_groups={"watch": 1}, max_restarts=0)(_Actor)
+        self._total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self._gpu: float | None = None
+
+    def step(self) -> bool:
+        """Hand out jobs, wait a little, take results. False when nothing can go on."""
+        self._release_idle()
+        self._hand_out()
+        running = [ref for handle in self._handles() for ref in handle.jobs]
+        if not running:
+            return False
+        ready, _ = ray.wait(running, num_returns=1, timeout=POLL_SECONDS)
+        for ref in ready:
+            self._take(ref)
+        self._watch()
+        return True
+
+    def close(self) -> None:
+        for handle in self._handles():
+            ray.kill(handle.actor)
+
+    def _handles(self) -> list[_Handle]:
+        return [handle for pool in self._pools.values() for handle in pool]
+
+    def _release_idle(self) -> None:
+        """Actors of a pool with nothing to do go when another pool wants their CPUs, GPUs and memory: it has jobs to
+        give out, or an actor that cannot start."""
+        waiting = self.schedule.waiting_pools()
+        wanted = len(waiting) > 0 or any(handle.jobs and not handle.started() for handle in self._handles())
+        for name, pool in self._pools.items():
+            idle = [handle for handle in pool if not handle.jobs]
+            for handle in [handle for handle in idle if handle.worn or (wanted and not waiting[name])]:
+                ray.kill(handle.actor)
+                pool.remove(handle)
+
+    def _hand_out(self) -> None:
+        for name in self.schedule.waiting_pools():
+            pool = self._pools.setdefault(name, [])
+            while job := self._job_for(name, pool):
+                handle = min((handle for handle in pool if not handle.worn), key=lambda handle: len(handle.jobs))
+                handle.jobs[handle.actor.run.remote(job)] = job
+
+    def _job_for(self, name: str, pool: list[_Handle]) -> Job | None:
+        """The next job of a pool if one of its actors, existing or new, has room for it."""
+        usable = [handle for handle in pool if not handle.worn]
+        free = any(not handle.jobs for handle in usable)
+        room = any(len(handle.jobs) < JOBS_IN_FLIGHT for handle in usable)
+        job = self.schedule.next_job(name)
+        if job is None:
+            return None
+        if not free and len(pool) < self._limit(job):
+            pool.append(self._start(job))
+        elif not room:
+            self.schedule.put_back(job)
+            return None
+        return job
+
+    def _limit(self, job: Job) -> int:
+        """How many actors of this pool the whole cluster holds."""
+        asked = self._asked(job.resources)
+        limits = [self._total.get(name, 0.0) / amount for name, amount in asked.items() if amount]
+        return max(1, int(min(limits, default=10_000)))
+
+    def _start(self, job: Job) -> _Handle:
+        asked = self._asked(job.resources)
+        if lacking := [name for name, amount in asked.items() if amount > self._total.get(name, 0.0)]:
+            has = ", ".join(f"{self._total.get(name, 0.0):g} {name}" for name in lacking)
+            raise GraphError(
+                f"{job.tasks[0].maker.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, the "
+                f"cluster has {has}; say less in its resources: in the pipeline, or choose a smaller model"
+            )
+        options = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "memory": asked["memory"]}
+        device = "cuda" if asked["GPU"] else "cpu"
+        actor = self._actor.options(**options).remote(*self.worker_args, device)
+        node = actor.node.options(concurrency_group="watch").remote()
+        return _Handle(actor, node, job.resources.recycle or math.inf)
+
+    def _asked(self, resources: Resources) -> dict[str, float]:
+        """What one actor asks of Ray: memory is a share of a GPU, or main memory where there is no GPU."""
+        if not (resources.gpus or resources.memory_gb):
+            return {"CPU": resources.cpus, "GPU": 0.0, "memory": 0}
+        if not self._total.get("GPU"):
+            return {"CPU": resources.cpus, "GPU": 0.0, "memory": int(resources.memory_gb * 1e9)}
+        share = resources.gpus or resources.memory_gb / self._gpu_gb()
+        # A share above one has to be whole, and Ray counts in steps of a ten-thousandth.
+        return {"CPU": resources.cpus, "GPU": math.ceil(share) if share > 1 else round(share, 4), "memory": 0}
+
+    def _gpu_gb(self) -> float:
+        if self._gpu is None:
+            remote: Any = ray.remote
+            self._gpu = float(ray.get(remote(num_gpus=0.0001, num_cpus=0)(device_memory).remote())[1])
+        return self._gpu
+
+    def _take(self, ref: Any) -> None:
+        handle = next(handle for handle in self._handles() if ref in handle.jobs)
+        try:
+            reports = ray.get(ref)
+        except RayActorError as error:
+            self._bury(handle, str(error).strip().splitlines()[0])
+            return
+        except RayError as error:
+            job = handle.jobs.pop(ref)
+            self.schedule.abort(f"{job.tasks[0].unit}: {error}")
+            return
+        job = handle.jobs.pop(ref)
+        handle.units_left -= len(job.tasks)
+        self.schedule.finish(job, reports)
+        self.finished(job, reports)
+
+    def _bury(self, handle: _Handle, why: str) -> None:
+        """The actor died with its jobs: only the first one was under way, and a lost node is nobody's fault."""
+        counts = not self._node_lost(handle)
+        for job in handle.jobs.values():
+            self.schedule.died(job, why, counts=counts)
+            counts = False
+        for pool in self._pools.values():
+            if handle in pool:
+                pool.remove(handle)
+
+    def _node_lost(self, handle: _Handle) -> bool:
+        try:
+            node = ray.get(handle.node, timeout=0)
+        except (RayError, TimeoutError):
+            return True  # it never said where it was: it did not get as far as a row
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return not any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
+
+    def _watch(self) -> None:
+        """Ask every busy actor how far it is, without waiting for the answer."""
+        for handle in self._handles():
+            if handle.asked is None:
+                handle.asked = handle.actor.progress.options(concurrency_group="watch").remote()
+            elif ray.wait([handle.asked], timeout=0)[0]:
+                self._progressed(handle)
+
+    def _progressed(self, handle: _Handle) -> None:
+        try:
+            done, failed = ray.get(handle.asked)
+        except RayError:
+            return  # its death arrives with its jobs
+        self.progress(done - handle.seen[0], failed - handle.seen[1])
+        handle.seen, handle.asked = (done, failed), None

@@ -1,0 +1,330 @@
+"""What a run would do, and why: wanted units against committed ones. Its cost grows with units, never with rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from graphbuild.annotators import resolve
+from graphbuild.annotators.base import Annotator
+from graphbuild.contracts import (
+    FINAL_REASONS,
+    CommitDocument,
+    CommitRef,
+    GraphDocument,
+    GraphError,
+    LineageDocument,
+    Live,
+    SourceDocument,
+    Unit,
+)
+from graphbuild.engine.ingest import SourceTask
+from graphbuild.engine.new_items import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
+from graphbuild.engine.preflight import missing_parts, non_commercial, too_large, without_gpu
+from graphbuild.engine.records import Maker, Task
+from graphbuild.engine.unit import Work
+from graphbuild.engine.versions import bind, refuse_missing, source_maker
+from graphbuild.hashing import canonical_json
+from graphbuild.sources.base import Source, source_params
+from graphbuild.store.files import Files, Workspace
+from graphbuild.store.graph import Head, newest_commits, read_document, read_head, read_lineage
+from graphbuild.store.parts import Commit, read_commit
+
+
+@dataclass(frozen=True)
+class PlannedUnit:
+    """A unit that has to run, why, and how many rows it plans."""
+
+    task: Task | SourceTask
+    why: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one run has to do. `units` are in dependency order; `wanted` counts committed ones as well; `notes` are
+    what people should know before they start it."""
+
+    document: GraphDocument
+    head: Head
+    makers: tuple[Maker, ...]
+    units: tuple[PlannedUnit, ...]
+    wanted: int
+    num_items: int
+    retriable: int
+    vanished: int
+    notes: tuple[str, ...] = ()
+
+    def reasons(self) -> dict[tuple[str, str], int]:
+        """(annotator, why) -> units, in dependency order."""
+        return dict(Counter((unit.task.maker.name, unit.why) for unit in self.units))
+
+    def makes(self) -> dict[str, Live]:
+        """Kind -> the version this plan builds of it."""
+        return {kind: Live(annotator=m.name, version=m.version) for m in self.makers for kind in m.variants}
+
+    def replaces(self) -> dict[str, Live]:
+        """The kinds among them whose live version is another one."""
+        return {kind: live for kind, live in self.makes().items() if self.head.get(kind, live) != live}
+
+
+def make_plan(
+    files: Files,
+    source: Source | None,
+    annotators: Sequence[Annotator],
+    *,
+    limit: int | None = None,
+    shard_size: int | None = None,
+    accept_changed: bool = False,
+    retry: bool = False,
+    here: bool = True,
+) -> Plan:
+    """Compare what is wanted with what is committed. Writes nothing; opens no image unless a file's stamp changed.
+
+    Args:
+        source: None plans only for the items the graph already has.
+        limit: take only the first items of the listing.
+        retry: also plan units with failed rows that may succeed now.
+        here: the work is done on this machine, so that its memory counts.
+
+    Raises:
+        GraphError, ValueError: wrong usage; the message says what to change.
+        MissingWeights: checkpoints, packages or memory that the work needs are not here; the message lists them all.
+    """
+    entries = list(source.entries()) if source is not None else []
+    document = _document(files, source, len(entries), shard_size)
+    head = read_head(files)[1]
+    published = published_shards(files)
+    known = known_items(files) if source is not None else {}
+    taken = entries if limit is None else entries[:limit]
+    changed = compare(source, taken, known, accept_changed) if source is not None else frozenset()
+    shards = [*published, *new_shards(published, taken, changed, known, document.shard_size)]
+    planner = _Planner(files, head, retry)
+    if source is not None:
+        planner.plan_source(source, shards)
+    else:
+        shards = planner.committed(shards)
+    planner.plan_annotators(annotators, shards)
+    tasks = (unit.task for unit in planner.units)
+    at_work = list({task.maker.version: task.annotator for task in tasks if isinstance(task, Task)}.values())
+    refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
+    return Plan(
+        document=document,
+        head=head,
+        makers=tuple(planner.makers),
+        units=tuple(planner.units),
+        wanted=len(planner.makers) * len(shards),
+        num_items=sum(item.num_items for item in shards),
+        retriable=planner.retriable,
+        vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
+        notes=(*non_commercial(at_work), *(without_gpu(at_work) if here else ())),
+    )
+
+
+def _document(files: Files, source: Source | None, num_items: int, shard_size: int | None) -> GraphDocument:
+    """The graph's own document, or the one a new graph will get."""
+    if not files.exists("graph.json"):
+        if source is None:
+            read_document(files)
+        assert source is not None
+        if files.exists("README.md"):
+            raise GraphError(
+                f"{files.root} is no graph and has a README.md, in whose place a graph would put its own; give another "
+                "--out"
+            )
+        size = shard_size or shard_size_for(num_items)
+        return GraphDocument(source=SourceDocument(name=source.name, params=source_params(source)), shard_size=size)
+    document = read_document(files)
+    if shard_size not in (None, document.shard_size):
+        raise GraphError(
+            f"{files.root} has shards of {document.shard_size} items for ever; leave out --shard-size {shard_size}, "
+            "or build into another --out"
+        )
+    if source is not None and (source.name, source_params(source)) != (document.source.name, document.source.params):
+        raise GraphError(
+            f"{files.root} was built from source {document.source.name!r} {canonical_json(document.source.params)}, "
+            f"not {source.name!r} {canonical_json(source_params(source))}; give another --out"
+        )
+    return document
+
+
+def retriable_rows(document: CommitDocument) -> int:
+    """Failed rows of a commit that may succeed another time."""
+    return sum(
+        count
+        for reasons in document.reasons.values()
+        for reason, count in reasons.items()
+        if reason.startswith("failed:") and reason.removeprefix("failed:") not in FINAL_REASONS
+    )
+
+
+class _Planner:
+    def __init__(self, files: Files, head: Head, retry: bool) -> None:
+        self.files, self.head, self.retry = files, head, retry
+        self.makers: list[Maker] = []
+        self.units: list[PlannedUnit] = []
+        self.retriable = 0
+        self._newest = newest_commits(files)
+        self._commits: dict[tuple[str, str], dict[int, Commit]] = {}
+        self._planned: set[tuple[str, str, int]] = set()
+
+    # ---- sources ---------------------------------------------------------------------------------------------
+
+    def plan_source(self, source: Source, shards: Sequence[ShardItems]) -> None:
+        maker = source_maker(source)
+        self.makers.append(maker)
+        commits = self._unit_commits(maker.name, maker.version)
+        for item in shards:
+            commit = commits.get(item.shard.index)
+            why = self._why_source(item, commit)
+            if why is None:
+                continue
+            task = SourceTask(
+                source=source,
+                maker=maker,
+                unit=Unit(annotator=maker.name, version=maker.version, shard=item.shard),
+                revision=commit.ref.revision + 1 if commit else 0,
+                entries=item.entries,
+                replaces=item.replaces,
+                retry=self.retry,
+            )
+            self._add(task, why, item.num_items)
+
+    def _why_source(self, item: ShardItems, commit: Commit | None) -> str | None:
+        if commit is None:
+            return "unfinished items" if item.entries is None else "new items"
+        return self._retry_reason(commit.document)
+
+    def committed(self, shards: Sequence[ShardItems]) -> list[ShardItems]:
+        """The shards whose source unit is committed: all that can be planned for without the source."""
+        name = "source:" + read_document(self.files).source.name
+        versions = [version for annotator, version in self._newest if annotator == name]
+        done = {index for version in versions for index in self._unit_commits(name, version)}
+        return [item for item in shards if item.shard.index in done]
+
+    # ---- annotators ------------------------------------------------------------------------------------------
+
+    def plan_annotators(self, annotators: Sequence[Annotator], shards: Sequence[ShardItems]) -> None:
+        sources = list(self.makers)
+        bound = bind(annotators, sources, self.head, self._variants, self._recorded)
+        while descendants := self._replaced_descendants([maker for maker, _ in bound]):
+            annotators = [*annotators, *descendants]
+            bound = bind(annotators, sources, self.head, self._variants, self._recorded)
+        for maker, annotator in bound:
+            self.makers.append(maker)
+            self._plan_annotator(maker, annotator, shards)
+
+    def _plan_annotator(self, maker: Maker, annotator: Annotator, shards: Sequence[ShardItems]) -> None:
+        commits = self._unit_commits(maker.name, maker.version)
+        missing = self._why_missing(maker)
+        for item in shards:
+            commit = commits.get(item.shard.index)
+            task = Task(
+                annotator=annotator,
+                maker=_never_fewer_variants(maker, commit),
+                unit=Unit(annotator=maker.name, version=maker.version, shard=item.shard),
+                revision=commit.ref.revision + 1 if commit else 0,
+                retry=self.retry,
+            )
+            why = missing if commit is None else self._why_again(task, commit)
+            if why is not None:
+                self._add(task, why, item.num_items)
+
+    def _why_missing(self, maker: Maker) -> str:
+        old = {self.head[kind] for kind in maker.variants if kind in self.head}
+        old -= {Live(annotator=maker.name, version=maker.version)}
+        if not old:
+            return "missing"
+        live = min(old, key=lambda live: live.version)
+        if live.annotator != maker.name:
+            return f"replaces {live.annotator}"
+        return "annotator changed: " + _difference(read_lineage(self.files, live.version), maker.lineage)
+
+    def _why_again(self, task: Task, commit: Commit) -> str | None:
+        more = [k for k, count in task.maker.variants.items() if count > commit.document.variants.get(k, 0)]
+        if more:
+            return f"more variants of {', '.join(more)}"
+        if reason := self._retry_reason(commit.document):
+            return reason
+        shard = task.unit.shard.index
+        parents = task.maker.parents.values()
+        if any((live.annotator, live.version, shard) in self._planned for live in parents):
+            return "parent changes"
+        newest = {self._ref(live, shard) for live in parents}
+        # The parents' commits moved on: only then are rows looked at.
+        if newest != set(commit.document.parents) and None not in newest:
+            pending = Work(task, self.files, Workspace(self.files, ""), 0.0).pending
+            return f"parent changed ({pending} rows)" if pending else None
+        return None
+
+    def _retry_reason(self, document: CommitDocument) -> str | None:
+        retriable = retriable_rows(document)
+        self.retriable += retriable
+        return f"retry of {retriable} failed rows" if self.retry and retriable else None
+
+    def _replaced_descendants(self, makers: Sequence[Maker]) -> list[Annotator]:
+        """Live annotators outside the run whose parents it replaces: they are rebuilt with it, as they were."""
+        makes = {kind: maker.version for maker in makers for kind in maker.variants}
+        inside = set(makes)
+        found: dict[str, Annotator] = {}
+        for kind, live in self.head.items():
+            if kind in inside or live.version in found or live.annotator.startswith("source:"):
+                continue
+            parents = read_lineage(self.files, live.version).parents
+            commits = self._unit_commits(live.annotator, live.version)
+            if commits and any(makes.get(parent, version) != version for parent, version in parents.items()):
+                document = next(iter(commits.values())).document
+                found[live.version] = resolve(document.use, document.config)
+        return list(found.values())
+
+    def _recorded(self, name: str) -> list[str]:
+        """Identities of the models that versions of an annotator were made with; those that are live come last."""
+        return [document.model for document in self._lineages if document.annotator == name and document.model]
+
+    @cached_property
+    def _lineages(self) -> list[LineageDocument]:
+        """Of all versions in the graph, read once; those that are live come last."""
+        live = {live.version for live in self.head.values()}
+        versions = sorted((v.removesuffix(".json") for v in self.files.names("lineage")), key=lambda v: (v in live, v))
+        return [read_lineage(self.files, version) for version in versions]
+
+    # ---- what is committed -----------------------------------------------------------------------------------
+
+    def _add(self, task: Task | SourceTask, why: str, items: int) -> None:
+        self._planned.add((task.unit.annotator, task.unit.version, task.unit.shard.index))
+        self.units.append(PlannedUnit(task, why, items * sum(task.maker.variants.values())))
+
+    def _unit_commits(self, annotator: str, version: str) -> dict[int, Commit]:
+        """Shard -> the newest commit; every footer is read once."""
+        key = (annotator, version)
+        if key not in self._commits:
+            commits = [read_commit(self.files, name) for name in self._newest.get(key, [])]
+            self._commits[key] = {commit.ref.shard: commit for commit in commits}
+        return self._commits[key]
+
+    def _ref(self, live: Live, shard: int) -> CommitRef | None:
+        commit = self._unit_commits(live.annotator, live.version).get(shard)
+        return None if commit is None else commit.ref
+
+    def _variants(self, kind: str, live: Live) -> int:
+        commits = self._unit_commits(live.annotator, live.version).values()
+        return max((commit.document.variants.get(kind, 1) for commit in commits), default=1)
+
+
+def _never_fewer_variants(maker: Maker, commit: Commit | None) -> Maker:
+    if commit is None:
+        return maker
+    planned: Mapping[str, int] = commit.document.variants
+    return replace(maker, variants={k: max(count, planned.get(k, 0)) for k, count in maker.variants.items()})
+
+
+def _difference(old: LineageDocument, new: LineageDocument) -> str:
+    """`low 100.0 -> 50.0`: what tells two versions of one annotator apart."""
+    before, after = old.model_dump(), new.model_dump()
+    flat = [(name, before[name], after[name]) for name in ("code_version", "model", "schema_version")]
+    for group in ("params", "codec", "parents"):
+        names = sorted({*before[group], *after[group]})
+        flat += [(name, before[group].get(name), after[group].get(name)) for name in names]
+    return ", ".join(f"{name} {a} -> {b}" for name, a, b in flat if a != b)

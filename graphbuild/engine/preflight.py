@@ -1,0 +1,52 @@
+"""What annotators need before they start: weights, packages, memory; and what their users should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from graphbuild.annotators.base import Annotator, name_of
+from graphbuild.models.device import device_memory
+
+
+def missing_parts(annotators: Sequence[Annotator]) -> Iterator[str]:
+    """One line for each thing that is not here, with the command that gets it."""
+    for annotator in annotators:
+        yield from (f"{name_of(annotator)}: {line}" for line in annotator.missing())
+
+
+def fetch_missing(annotator: Annotator) -> None:
+    """Download weights that the driver's machine had when the run was planned and this one has not: pinned to the same
+    commit, and once a machine however many workers ask."""
+    for checkpoint in annotator.checkpoints().values():
+        if checkpoint.missing():
+            checkpoint.fetch()
+
+
+def without_gpu(annotators: Sequence[Annotator]) -> Iterator[str]:
+    """One line if networks will run on the CPU."""
+    networks = [name_of(annotator) for annotator in annotators if annotator.resources.memory_gb]
+    if networks and device_memory()[0] == "cpu":
+        yield f"there is no GPU here: {', '.join(networks)} will run on the CPU, slowly"
+
+
+def too_large(annotators: Sequence[Annotator]) -> Iterator[str]:
+    """One line for each annotator that asks for more memory than this machine's device has."""
+    asked = {name_of(annotator): annotator.resources.memory_gb for annotator in annotators}
+    if not any(asked.values()):
+        return
+    device, memory = device_memory()
+    word = "GPU" if device == "cuda" else "main"
+    for name, gigabytes in asked.items():
+        if gigabytes > memory:
+            yield (
+                f"{name}: asks for {gigabytes:g} GB of {word} memory, there are {memory:.0f}: choose a smaller model, "
+                "or say resources: {memory_gb: ...} in the pipeline if it needs less"
+            )
+
+
+def non_commercial(annotators: Sequence[Annotator]) -> Iterator[str]:
+    """One line for each checkpoint whose licence forbids commercial use."""
+    for annotator in annotators:
+        for checkpoint in annotator.checkpoints().values():
+            if not checkpoint.commercial:
+                yield f"{name_of(annotator)}: {checkpoint.repository} is not for commercial use ({checkpoint.licence})"

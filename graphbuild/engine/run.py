@@ -1,0 +1,210 @@
+"""One run from plan to report: the library's `run`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from rich.console import Console
+
+from graphbuild.annotators import resolve
+from graphbuild.annotators.base import Annotator
+from graphbuild.contracts import GraphError, RunReport
+from graphbuild.engine.executors.inline import run_inline
+from graphbuild.engine.plan import Plan, make_plan
+from graphbuild.engine.progress import Progress, by_annotator, write_event
+from graphbuild.engine.records import UnitReport
+from graphbuild.engine.schedule import Schedule
+from graphbuild.engine.spool import remove_finished
+from graphbuild.engine.worker import Job, Worker
+from graphbuild.hashing import canonical_json
+from graphbuild.sources.base import Source
+from graphbuild.store.card import write_card
+from graphbuild.store.files import AlreadyPublished, Files, Workspace, remove_dead_workspaces
+from graphbuild.store.graph import Graph, Head, change_head, read_document
+from graphbuild.store.status import status_of
+
+Executor = Literal["ray", "inline"]
+FLUSH_SECONDS = 60.0
+HEARTBEAT_SECONDS = 60.0
+REPLANS = 10
+
+
+def run(
+    source: Source | None,
+    annotators: Sequence[Annotator | str],
+    out: str | os.PathLike[str],
+    *,
+    executor: Executor = "ray",
+    limit: int | None = None,
+    shard_size: int | None = None,
+    accept_changed: bool = False,
+    retry: bool = False,
+    address: str | None = None,
+    flush_s: float = FLUSH_SECONDS,
+    console: Console | None = None,
+) -> RunReport:
+    """Build or continue a graph: only what is missing or outdated is computed.
+
+    Args:
+        source: where items come from; None works on the items the graph already has.
+        annotators: instances, or names such as "canny".
+        out: the graph folder.
+        executor: "ray" uses every CPU of this machine, or the cluster at `address`; "inline" this process alone.
+        limit: take only the first items of the source.
+        shard_size: items per shard of a new graph; by default 1,024, fewer for small sources.
+        accept_changed: add files whose bytes changed as new items instead of refusing.
+        retry: compute failed rows that may succeed now again.
+        flush_s: seconds after which a long unit saves its finished rows.
+        console: where progress goes; standard error by default.
+
+    Returns:
+        what was done; `units_left` is empty if every wanted unit is committed.
+
+    Raises:
+        GraphError, ValueError: wrong usage, found before any work.
+    """
+    files = Files(out)
+    chosen = [resolve(a) if isinstance(a, str) else a for a in annotators]
+    options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed}
+    options["here"] = address is None and "RAY_ADDRESS" not in os.environ
+    first = make_plan(files, source, chosen, retry=retry, **options)
+    run = _Run(files, executor, address, flush_s, console or Console(stderr=True))
+    with run.workspace_open():
+        run.prepare(first)
+        for note in first.notes:
+            run.console.print(note, highlight=False, markup=False)
+        plan = first
+        for _ in range(REPLANS):
+            if not plan.units or not run.execute(plan).replan:
+                break
+            plan = make_plan(files, source, chosen, retry=retry, **options)
+        return run.finish(first, source)
+
+
+class _Run:
+    def __init__(self, files: Files, executor: Executor, address: str | None, flush_s: float, console: Console) -> None:
+        self.files, self.executor, self.address, self.flush_s, self.console = files, executor, address, flush_s, console
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self.started, self._clock = datetime.now(UTC), time.perf_counter()
+        self.reports: list[UnitReport] = []
+        self.errors: list[str] = []
+        self.left: list[str] = []
+
+    @contextmanager
+    def workspace_open(self) -> Iterator[None]:
+        remove_dead_workspaces(self.files)
+        self.workspace = Workspace.create(self.files, self.run_id)
+        stop = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            beat.join()
+            self.workspace.close()
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            self.workspace.beat()
+
+    def prepare(self, plan: Plan) -> None:
+        """Publish what must be there before the first unit: graph.json, lineage documents, first heads."""
+        text = canonical_json(plan.document.model_dump(mode="json")) + "\n"
+        try:
+            self.files.publish("graph.json", text.encode(), self.workspace)
+        except AlreadyPublished:
+            if read_document(self.files) != plan.document:
+                raise GraphError(
+                    f"{self.files.root}: another run has just made this graph otherwise; run again"
+                ) from None
+        for maker in plan.makers:
+            lineage = canonical_json(maker.lineage.model_dump(mode="json")) + "\n"
+            self.files.publish(f"lineage/{maker.version}.json", lineage.encode(), self.workspace)
+        change_head(self.files, self.workspace, lambda head: {**plan.makes(), **head})
+
+    def execute(self, plan: Plan) -> Schedule:
+        schedule = Schedule(plan)
+        progress = Progress(self.console, sum(unit.rows for unit in plan.units))
+        worker_args = (str(self.files.root), self.workspace.name, self.flush_s)
+        try:
+            if self.executor == "inline":
+                run_inline(schedule, lambda: Worker(*worker_args), progress, self._finished)
+            else:
+                from graphbuild.engine.executors.ray import run_ray
+
+                run_ray(schedule, worker_args, self.address, progress, self._finished)
+        finally:
+            progress.close()
+            self.reports += schedule.reports
+            self.errors += schedule.errors
+            self.left = schedule.left
+        return schedule
+
+    def _finished(self, job: Job, reports: list[UnitReport]) -> None:
+        write_event(self.files, self.run_id, job, reports)
+
+    def finish(self, plan: Plan, source: Source | None) -> RunReport:
+        """Promote what is complete, clean up, and leave snapshot, card and report."""
+        remove_finished(self.files)
+        if not self.left:
+            self._promote(plan)
+        graph = Graph.open(self.files.root)
+        report = self._report(plan, graph, source)
+        graph.publish_snapshot(self.workspace)
+        if self.reports or self.errors:
+            text = report.model_dump_json(indent=2) + "\n"
+            self.files.replace(f"runs/{self.run_id}/report.json", text.encode(), self.workspace)
+        write_card(graph, self.workspace)
+        return report
+
+    def _promote(self, plan: Plan) -> None:
+        """Replaced kinds and their rebuilt descendants go live together, in one head."""
+
+        def promoted(head: Head) -> Head:
+            return {**head, **plan.replaces()}
+
+        if plan.replaces():
+            change_head(self.files, self.workspace, promoted)
+
+    def _report(self, plan: Plan, graph: Graph, source: Source | None) -> RunReport:
+        seconds = time.perf_counter() - self._clock
+        work = sum(report.seconds for report in self.reports)
+        items = sum(shard.stop - shard.start for shard in {report.unit.shard for report in self.reports})
+        status = status_of(graph)
+        return RunReport(
+            run_id=self.run_id,
+            graph=str(self.files.root),
+            command=sys.argv,
+            source_args=_location_of(source),
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            executor=self.executor,
+            annotators=by_annotator(self.reports),
+            units_wanted=plan.wanted,
+            units_done=plan.wanted - len(self.left),
+            units_left=self.left,
+            items_per_second=round(items / seconds, 3),
+            annotator_share=round(sum(r.annotate_seconds for r in self.reports) / work, 4) if work else 0.0,
+            errors=self.errors,
+            failed=sum(counts["failed"] for counts in status.kinds.values()),
+            retriable=status.retriable,
+            snapshot=graph.digest,
+        )
+
+
+def _location_of(source: Source | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    found = {f.name: getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True)}
+    # A relative path means nothing to a later `retry` elsewhere; an address is left as it is.
+    return {k: os.path.abspath(v) if isinstance(v, str) and os.path.exists(v) else v for k, v in found.items()}

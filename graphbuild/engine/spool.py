@@ -1,0 +1,132 @@
+"""Finished outcomes of a long unit, kept in `_staging/` so that a killed worker loses about a minute."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from graphbuild.contracts import SPOOL, Outcome, Unit
+from graphbuild.hashing import canonical_json, checksum, digest_of
+from graphbuild.store.files import Files, Workspace
+from graphbuild.store.parts import edges_name, outcomes
+
+SPOOL_BYTES = 256 << 20
+CONDEMN_AFTER = 3
+
+Key = tuple[int, str, int]
+
+
+class Spool:
+    """The staging folder of one (unit, revision, planned keys, parents' hashes): any run with that digest shares it."""
+
+    def __init__(self, files: Files, workspace: Workspace, unit: Unit, revision: int, planned: list[Outcome]) -> None:
+        identity = [unit.model_dump(), revision, [[row.key, row.parents] for row in planned]]
+        self.files, self.workspace = files, workspace
+        self.folder = f"_staging/{digest_of(identity)}"
+        self._unit = {"commit": edges_name(unit, revision)}
+        self._waiting: list[Outcome] = []
+        self._bytes = 0
+        self._count = 0
+        self._flushed_at = time.monotonic()
+
+    def load(self) -> list[Outcome]:
+        """Every row of every undamaged file; a lost or damaged file is simply computed again."""
+        rows: list[Outcome] = []
+        for name in self.files.names(self.folder):
+            if name.endswith(".arrow"):
+                rows.extend(self._load_file(f"{self.folder}/{name}", name.removesuffix(".arrow").rpartition("-")[2]))
+        return rows
+
+    def _load_file(self, name: str, expected: str) -> list[Outcome]:
+        try:
+            data = self.files.map(name)
+            return outcomes(pa.ipc.open_file(data).read_all()) if checksum(data)[:16] == expected else []
+        except (OSError, pa.ArrowException):
+            return []
+
+    def add(self, rows: Iterable[Outcome], flush_s: float) -> None:
+        """Keep finished rows; write them out when `flush_s` seconds or SPOOL_BYTES have gathered."""
+        for row in rows:
+            self._waiting.append(row)
+            self._bytes += len(row.data or b"")
+        if time.monotonic() - self._flushed_at >= flush_s or self._bytes >= SPOOL_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the waiting rows; from then on their bytes live in the file, not in memory."""
+        if self._waiting:
+            self._write(self._waiting)
+        self._waiting, self._bytes, self._flushed_at = [], 0, time.monotonic()
+
+    def _write(self, rows: list[Outcome]) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, SPOOL) as writer:
+            writer.write_table(spool_table(rows))
+        data = sink.getvalue().to_pybytes()
+        self._mark()
+        digest = checksum(data)[:16]
+        name = f"{self.folder}/{self.workspace.name.partition('+')[0]}-{self._count:05d}-{digest}.arrow"
+        self.files.publish(name, data, self.workspace)
+        self._count += 1
+        for row, kept in zip(rows, self._load_file(name, digest), strict=True):
+            row.data = kept.data
+
+    def _mark(self) -> None:
+        if not self.files.exists(f"{self.folder}/unit.json"):
+            self.files.replace(f"{self.folder}/unit.json", canonical_json(self._unit).encode(), self.workspace)
+
+    # ---- rows that kill their worker ---------------------------------------------------------------------------
+
+    def alone(self, key: Key) -> None:
+        """Say which row is about to run with nothing else in flight."""
+        self._mark()
+        self.files.replace(f"{self.folder}/alone.json", json.dumps(key).encode(), self.workspace)
+
+    def condemned(self, died: bool) -> set[Key]:
+        """Rows that were alone in flight in CONDEMN_AFTER deaths; `died` says the last attempt ended in one."""
+        deaths = self._deaths()
+        alone = f"{self.folder}/alone.json"
+        if died and self.files.exists(alone):
+            item_ix, kind, variant = json.loads(self.files.read(alone))
+            deaths[item_ix, kind, variant] = deaths.get((item_ix, kind, variant), 0) + 1
+            text = json.dumps([[*key, count] for key, count in deaths.items()])
+            self.files.replace(f"{self.folder}/deaths.json", text.encode(), self.workspace)
+            self.files.remove(alone)
+        return {key for key, count in deaths.items() if count >= CONDEMN_AFTER}
+
+    def _deaths(self) -> dict[Key, int]:
+        name = f"{self.folder}/deaths.json"
+        rows = json.loads(self.files.read(name)) if self.files.exists(name) else []
+        return {(item_ix, kind, variant): count for item_ix, kind, variant, count in rows}
+
+    def close(self) -> None:
+        _remove(self.files, self.folder)
+
+
+def spool_table(rows: list[Outcome]) -> pa.Table:
+    names = [name for name in SPOOL.names if name not in ("parents", "data")]
+    columns: dict[str, list[object]] = {name: [getattr(row, name) for row in rows] for name in names}
+    columns["parents"] = [[parent._asdict() for parent in row.parents] for row in rows]
+    columns["data"] = [row.data.to_pybytes() if isinstance(row.data, pa.Buffer) else row.data for row in rows]
+    return pa.table(columns, schema=SPOOL)
+
+
+def remove_finished(files: Files) -> None:
+    """Remove staging folders whose unit has been committed since."""
+    for folder in files.names("_staging"):
+        name = f"_staging/{folder}/unit.json"
+        if files.exists(name) and files.exists(json.loads(files.read(name))["commit"]):
+            _remove(files, f"_staging/{folder}")
+        elif not files.names(f"_staging/{folder}"):
+            files.remove(f"_staging/{folder}")
+
+
+def _remove(files: Files, folder: str) -> None:
+    """Its `unit.json` goes last: after a kill halfway the next run still knows that the folder is finished with."""
+    for name in files.names(folder):
+        if name != "unit.json":
+            files.remove(f"{folder}/{name}")
+    files.remove(folder)

@@ -1,0 +1,323 @@
+"""One unit of an annotator, from its parents' commits to its own. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from graphbuild.annotators.base import Derived, Each, Request, Skip, makes_of, needs_of
+from graphbuild.contracts import (
+    CommitDocument,
+    CommitRef,
+    GraphError,
+    Item,
+    Outcome,
+    Parent,
+    PartRef,
+    Unit,
+)
+from graphbuild.engine.commit import publish_unit
+from graphbuild.engine.micro_batches import Loaded, annotate, out_of_memory
+from graphbuild.engine.records import Maker, Task, UnitReport
+from graphbuild.engine.spool import CONDEMN_AFTER, Key, Spool
+from graphbuild.hashing import canonical_json, checksum, seed_of
+from graphbuild.images.codecs import CODECS, Node, UnusableImage
+from graphbuild.store.edges import EdgeRows
+from graphbuild.store.files import Files, Workspace
+from graphbuild.store.graph import read_node
+from graphbuild.store.parts import items_name, newest_commit, read_table
+
+BROKEN_ROWS = 100
+CAREFUL_FLUSH_SECONDS = 1.0
+
+_DEADLY = f"{CONDEMN_AFTER} workers died with only this row in flight"
+
+
+class AnnotatorBroken(GraphError):
+    """More than half of the finished rows failed: the annotator, not the data, is at fault."""
+
+
+class Tally:
+    """Rows finished so far, for progress and for telling a broken annotator."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.failed = 0
+
+    def add(self, rows: Sequence[Outcome]) -> None:
+        self.done += len(rows)
+        self.failed += sum(row.retriable for row in rows)
+
+    @property
+    def broken(self) -> bool:
+        return self.done >= BROKEN_ROWS and self.failed * 2 > self.done
+
+
+Nodes = dict[tuple[str, int, int], Node]
+"""Parents already read for the current chunk: (kind, item_ix, variant) -> node, shared by the units of a shard."""
+
+
+class Work:
+    """One unit under way: `advance` over chunks of items, then `commit`."""
+
+    def __init__(self, task: Task, files: Files, workspace: Workspace, flush_s: float) -> None:
+        self.task, self.files, self.workspace = task, files, workspace
+        self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if task.deaths else flush_s
+        self.report = UnitReport(unit=task.unit, revision=task.revision)
+        self.tally = Tally()
+        self._annotator = task.annotator
+        self._makes = makes_of(self._annotator)
+        self._codecs = {name: CODECS[task.maker.lineage.codec[kind.name]] for name, kind in self._makes.items()}
+        self.parents = parent_rows(files, task.maker, task.unit)
+        self.items = items_of(files, task.unit)
+        self.previous = previous_rows(files, task.unit)
+        planned = list(self._planned())
+        self.kept = kept_rows(self.previous.outcomes() if self.previous else [], planned, task.retry)
+        self._todo = {row.key: row for row in planned if row.key not in self.kept}
+        self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
+        self.spool = Spool(files, workspace, task.unit, task.revision, list(self._todo.values()))
+        self._resume()
+
+    def _resume(self) -> None:
+        for row in self.spool.load():
+            # A failure that is not committed may have been mended since.
+            if row.key in self._todo and not row.retriable:
+                self.rows[row.key] = row
+        for key in self.spool.condemned(self.task.deaths > 0):
+            rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
+            self.rows |= {row: self._failed(row, "killed_worker", _DEADLY) for row in rows if row in self._todo}
+
+    # ---- planning --------------------------------------------------------------------------------------------
+
+    def _planned(self) -> Iterator[Outcome]:
+        """Every planned row: `ok` (to be made), or already settled by the state of its parents."""
+        maker = self.task.maker
+        for item in self.items:
+            for variant in range(max(maker.variants.values())):
+                parents, reason = self._bind(item, variant)
+                seed = seed_of(maker.version, item.item_id, variant)
+                for kind in maker.variants:
+                    yield Outcome(
+                        item_ix=item.item_ix,
+                        item_id=item.item_id,
+                        kind=kind,
+                        variant=variant,
+                        status="skipped" if reason else "ok",
+                        reason=reason,
+                        parents=parents,
+                        seed=seed,
+                    )
+
+    def _bind(self, item: Item, variant: int) -> tuple[tuple[Parent, ...], str | None]:
+        """The parents of one request, and why it cannot be made if one of them is missing."""
+        parents, reason = [], None
+        for need in needs_of(self._annotator).values():
+            kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
+            rows = self.parents[kind]
+            row = rows.find(item.item_ix, kind, of_variant)
+            status = "missing" if row is None else rows.value(row, "status")
+            if status != "ok":
+                reason = "parent_failed" if "parent_failed" in (reason, f"parent_{status}") else "parent_skipped"
+            hashed = None if row is None else rows.value(row, "content_hash")
+            version = rows.commit.document.unit.version
+            parents.append(Parent(item.item_ix, kind, of_variant, version, hashed))  # type: ignore[arg-type]
+        return tuple(parents), reason
+
+    @property
+    def pending(self) -> int:
+        """Rows to make or to settle anew; 0 means the last revision still holds."""
+        return len(self._todo)
+
+    # ---- annotating ------------------------------------------------------------------------------------------
+
+    def advance(self, items: Sequence[Item], nodes: Nodes, load: Callable[[], Loaded]) -> None:
+        """Annotate these items, in micro-batches; finished rows go to the spool."""
+        requests = [request for item in items for request in self._requests(item, nodes)]
+        while requests:
+            loaded = load()
+            size = 1 if self.task.deaths > 0 else loaded.batch_size
+            batch, requests = requests[:size], requests[size:]
+            if self.task.deaths > 0:
+                self.spool.alone((batch[0].item.item_ix, next(iter(self._makes.values())).name, batch[0].variant))
+            self._finish(self._annotate(batch, loaded))
+            self.spool.add([], self.flush_s)
+
+    def _requests(self, item: Item, nodes: Nodes) -> Iterator[Request]:
+        for variant in range(max(self.task.maker.variants.values())):
+            keys = [(item.item_ix, kind.name, variant) for kind in self._makes.values()]
+            if all(key in self.rows or key not in self._todo for key in keys):
+                continue
+            seed = seed_of(self.task.maker.version, item.item_id, variant)
+            yield Request(item, self._inputs(item, variant, nodes), variant, seed)
+
+    def _inputs(self, item: Item, variant: int, nodes: Nodes) -> Mapping[str, Node]:
+        inputs = {}
+        for name, need in needs_of(self._annotator).items():
+            kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
+            key = (kind, item.item_ix, of_variant)
+            if key not in nodes:
+                rows = self.parents[kind]
+                row = rows.find(item.item_ix, kind, of_variant)
+                assert row is not None
+                nodes[key] = read_node(self.files, rows, row)
+            inputs[name] = nodes[key]
+        return inputs
+
+    def _annotate(self, batch: Sequence[Request], loaded: Loaded) -> list[Outcome]:
+        started = time.perf_counter()
+        results = annotate(self._annotator, batch, loaded)
+        self.report.annotate_seconds += time.perf_counter() - started
+        return [row for pair in zip(batch, results, strict=True) for row in self._settle(*pair)]
+
+    def _settle(self, request: Request, result: Derived | Skip | Exception) -> list[Outcome]:
+        """The rows of one request, one per made kind."""
+        keys = {name: (request.item.item_ix, kind.name, request.variant) for name, kind in self._makes.items()}
+        todo = {name: key for name, key in keys.items() if key in self._todo}
+        if isinstance(result, UnusableImage):
+            return [self._failed(key, result.reason, scrub(str(result))) for key in todo.values()]
+        if isinstance(result, Exception):
+            reason = "out_of_memory" if out_of_memory(result) else "error"
+            return [self._failed(key, reason, scrub(f"{type(result).__name__}: {result}")) for key in todo.values()]
+        if isinstance(result, Skip):
+            return [self._row(key, status="skipped", reason=result.reason) for key in todo.values()]
+        if not isinstance(result, Derived):
+            return self._settle(request, TypeError(f"{type(result).__name__} is neither Derived nor Skip"))
+        if unknown := sorted(set(result.nodes) - set(self._makes)):
+            return self._settle(request, ValueError(f"made {unknown}, which is not in makes {sorted(self._makes)}"))
+        return [self._stored(name, key, result) for name, key in todo.items()]
+
+    def _stored(self, name: str, key: Key, result: Derived) -> Outcome:
+        if name not in result.nodes:
+            return self._row(key, status="skipped", reason="not_made")
+        try:
+            encoded = self._codecs[name].encode(result.nodes[name])
+            facts = _facts(encoded.attrs, result)
+        except UnusableImage as error:
+            return self._failed(key, error.reason, scrub(str(error)))
+        except (ValueError, TypeError) as error:
+            return self._failed(key, "error", scrub(f"{type(error).__name__}: {error}"))
+        return self._row(
+            key,
+            format=encoded.format,
+            width=encoded.width,
+            height=encoded.height,
+            content_hash=checksum(encoded.data),
+            data=encoded.data,
+            **facts,
+        )
+
+    def _failed(self, key: Key, reason: str, detail: str) -> Outcome:
+        return self._row(key, status="failed", reason=reason, detail=detail)
+
+    def _row(self, key: Key, **values: Any) -> Outcome:
+        planned = self._todo[key]
+        base = {"item_id": planned.item_id, "status": "ok", "parents": planned.parents, "seed": planned.seed}
+        return Outcome(item_ix=key[0], kind=key[1], variant=key[2], **{**base, **values})
+
+    def _finish(self, rows: list[Outcome]) -> None:
+        self.rows.update((row.key, row) for row in rows)
+        self.tally.add(rows)
+        self.report.computed += len(rows)
+        self.report.computed_failed = self.tally.failed
+        self.spool.add(rows, self.flush_s)
+        if self.tally.broken:
+            last = next(row for row in reversed(rows) if row.status == "failed")
+            raise AnnotatorBroken(
+                f"{self.task.maker.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
+                f"{last.reason}: {last.detail}"
+            )
+
+    # ---- committing ------------------------------------------------------------------------------------------
+
+    def commit(self) -> UnitReport:
+        """Publish the unit, unless no outcome changed."""
+        rows = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
+        refs = (rows.commit.ref for rows in self.parents.values())
+        document = unit_document(self.task.maker, self.task.unit, self.task.revision, refs)
+        committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.previous, document=document)
+        self.spool.close()
+        self.report.reused = len(self.kept)
+        self.report.settle(committed, rows)
+        return self.report
+
+
+def _facts(attrs: Mapping[str, Any], result: Derived) -> dict[str, Any]:
+    """Score and attributes as columns; what JSON cannot hold (NaN, arrays) is an error of the row."""
+    every = {**attrs, **(result.attrs or {})}
+    score = None if result.score is None else float(result.score)
+    return {"attrs": canonical_json(every) if every else None, "score": json.loads(canonical_json(score))}
+
+
+def unit_document(
+    maker: Maker, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
+) -> CommitDocument:
+    """What the commit of a unit will say, before its rows are known."""
+    return CommitDocument(
+        unit=unit,
+        revision=revision,
+        use=maker.use,
+        config=maker.config,
+        lineage=maker.lineage,
+        variants=maker.variants,
+        parents=sorted(set(parents), key=lambda ref: (ref.annotator, ref.version)),
+        items=items,
+        parts=[],
+        counts={},
+        reasons={},
+        rows_digest="",
+    )
+
+
+def parent_rows(files: Files, maker: Maker, unit: Unit) -> dict[str, EdgeRows]:
+    """The newest edge rows of every needed kind in this shard."""
+    rows = {}
+    for kind, live in maker.parents.items():
+        parent = Unit(annotator=live.annotator, version=live.version, shard=unit.shard)
+        found = previous_rows(files, parent)
+        if found is None:
+            raise GraphError(f"{unit}: its parent {kind} is not committed")
+        rows[kind] = found
+    return rows
+
+
+def previous_rows(files: Files, unit: Unit) -> EdgeRows | None:
+    """The edge rows of a unit's newest revision, if it has one."""
+    commit = newest_commit(files, unit)
+    return None if commit is None else EdgeRows(files, commit)
+
+
+def items_of(files: Files, unit: Unit) -> list[Item]:
+    """What annotators may know of the items of a shard."""
+    table = read_table(files, items_name(unit.shard), list(Item._fields))
+    return [Item(**row) for row in table.to_pylist()]
+
+
+def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bool) -> dict[Key, Outcome]:
+    """Rows of the last revision that still hold: same parents with the same hashes, and no retry asked for."""
+    wanted = {row.key: row for row in planned}
+    kept = {}
+    for row in previous:
+        if row.key in wanted and row.parents == wanted[row.key].parents and not (retry and row.retriable):
+            row.item_id = wanted[row.key].item_id
+            kept[row.key] = row
+    return kept
+
+
+_SCRUB = (
+    (re.compile(r"\b\w+://\S+"), "<url>"),
+    (re.compile(r"0x[0-9a-fA-F]+"), "<address>"),
+    (re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"), "<host>"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?\S*|\b\d\d:\d\d:\d\d\b"), "<time>"),
+    (re.compile(r"(?<![\w.])~?(/[^\s'\":,;)]+)+|\b[A-Za-z]:\\\S+"), "<path>"),
+)
+
+
+def scrub(message: str) -> str:
+    """An error message without paths, addresses, times and hosts, one line of at most 300 characters: equal
+    failures give equal bytes."""
+    for pattern, word in _SCRUB:
+        message = pattern.sub(word, message)
+    return " ".join(message.split())[:300]

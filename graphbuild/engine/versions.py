@@ -1,0 +1,194 @@
+"""Annotators made concrete: ordered by what they need, each with its lineage and version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from graphbuild.annotators import BUILTIN, DEFAULT_FOR
+from graphbuild.annotators.base import (
+    Annotator,
+    Each,
+    config_of,
+    makes_of,
+    name_of,
+    needs_of,
+    params_of,
+    use_of,
+    variants_of,
+)
+from graphbuild.contracts import GraphError, LineageDocument, Live
+from graphbuild.engine.records import Maker
+from graphbuild.hashing import version_of
+from graphbuild.kinds.registry import kind_of
+from graphbuild.models.checkpoint import Checkpoint, MissingWeights, loaded_from
+from graphbuild.sources.base import Source, source_params
+from graphbuild.store.graph import Head
+
+SCHEMA_VERSION = 1
+
+_WORD = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+
+
+def source_maker(source: Source) -> Maker:
+    """The source as the first annotator, `source:<name>`, without parents."""
+    lineage = LineageDocument(
+        annotator=f"source:{source.name}",
+        code_version=source.code_version,
+        params=source_params(source),
+        model=None,
+        codec={kind: source.codec(kind_of(kind)) for kind in source.makes},
+        schema_version=SCHEMA_VERSION,
+        parents={},
+    )
+    return Maker(
+        name=lineage.annotator,
+        version=version_of(lineage),
+        use=f"{type(source).__module__}:{type(source).__qualname__}",
+        config=source_params(source),
+        lineage=lineage,
+        variants=dict.fromkeys(source.makes, 1),
+    )
+
+
+def bind(
+    annotators: Sequence[Annotator],
+    sources: Sequence[Maker],
+    head: Head,
+    variants: Callable[[str, Live], int],
+    recorded: Callable[[str], Sequence[str]] = lambda name: (),
+) -> list[tuple[Maker, Annotator]]:
+    """Order annotators so that parents come first, and fix their versions and the commits of their weights.
+
+    Args:
+        sources: makers whose kinds are there already.
+        head: kinds of the graph that the run does not make itself.
+        variants: how many variants the graph holds of a kind.
+        recorded: identities that versions of an annotator were made with in this graph, the one to keep last.
+
+    Raises:
+        GraphError: two make one kind, a needed kind has no maker, or they need each other.
+        MissingWeights: checkpoints that are neither recorded nor on this machine; the message lists them all.
+    """
+    _refuse_two_makers(annotators)
+    made = {kind for annotator in annotators for kind in (k.name for k in makes_of(annotator).values())}
+    known: dict[str, tuple[Live, int]] = {k: (live, variants(k, live)) for k, live in head.items() if k not in made}
+    for maker in sources:
+        known |= _made_by(maker)
+    bound: list[tuple[Maker, Annotator]] = []
+    waiting = list(annotators)
+    pins = _pins(annotators, recorded)
+    while waiting:
+        ready = [a for a in waiting if all(_kind(need) in known for need in needs_of(a).values())]
+        if not ready:
+            raise GraphError(_why_stuck(waiting, known, made))
+        for annotator in ready:
+            pinned = replace(annotator, **pins[id(annotator)])
+            maker = _bind_one(annotator, pinned, known)
+            known |= _made_by(maker)
+            bound.append((maker, pinned))
+        waiting = [annotator for annotator in waiting if annotator not in ready]
+    return bound
+
+
+def _pins(annotators: Sequence[Annotator], recorded: Callable[[str], Sequence[str]]) -> dict[int, dict[str, Any]]:
+    """For each annotator (by id), the fields that name a checkpoint, at the commit that is to be used.
+
+    A commit that the graph was made with stays: a `main` that moved since is no reason to compute anything again.
+    """
+    pins: dict[int, dict[str, Any]] = {}
+    missing: list[str] = []
+    for annotator in annotators:
+        known = loaded_from(" ".join(recorded(name_of(annotator))))
+        try:
+            pins[id(annotator)] = {field: _pin(c, known) for field, c in annotator.checkpoints().items()}
+        except MissingWeights:
+            missing += [f"{name_of(annotator)}: {line}" for line in annotator.missing()]
+    refuse_missing(missing)
+    return pins
+
+
+def _pin(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
+    if checkpoint.revision is None and checkpoint.repository in known:
+        return known[checkpoint.repository]
+    if checkpoint.model in known.values():
+        return checkpoint.model
+    checkpoint.folder()  # a commit that this graph has not used yet has to be here too
+    return checkpoint.model if checkpoint.local else checkpoint.identity()
+
+
+def refuse_missing(lines: Sequence[str]) -> None:
+    """One error for everything that has to be there before work starts."""
+    if lines:
+        listed = "\n  ".join(dict.fromkeys(lines))
+        raise MissingWeights(f"not on this machine:\n  {listed}\n(--annotators a,b runs only those it names)")
+
+
+def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Live, int]]) -> Maker:
+    needs = needs_of(annotator).values()
+    parents = {_kind(need): known[_kind(need)][0] for need in needs}
+    counts = {known[need.kind][1] for need in needs if isinstance(need, Each)}
+    if len(counts) > 1:
+        raise GraphError(f"{name_of(annotator)}: its each() parents have different numbers of variants: {counts}")
+    made = makes_of(annotator).values()
+    lineage = LineageDocument(
+        annotator=name_of(annotator),
+        code_version=annotator.code_version,
+        params=params_of(annotator),
+        model=pinned.identity(),
+        codec={kind.name: annotator.codec(kind) for kind in made},
+        schema_version=SCHEMA_VERSION,
+        parents={kind: live.version for kind, live in sorted(parents.items())},
+    )
+    return Maker(
+        name=lineage.annotator,
+        version=version_of(lineage),
+        use=_short_use(annotator),
+        config=config_of(annotator),
+        lineage=lineage,
+        variants=dict.fromkeys((kind.name for kind in made), counts.pop() if counts else variants_of(annotator)),
+        parents=parents,
+    )
+
+
+def _short_use(annotator: Annotator) -> str:
+    use = use_of(annotator)
+    return name_of(annotator) if BUILTIN.get(name_of(annotator)) == use else use
+
+
+def _made_by(maker: Maker) -> dict[str, tuple[Live, int]]:
+    live = Live(annotator=maker.name, version=maker.version)
+    return {kind: (live, count) for kind, count in maker.variants.items()}
+
+
+def _kind(need: str | Each) -> str:
+    return need.kind if isinstance(need, Each) else need
+
+
+def _refuse_two_makers(annotators: Sequence[Annotator]) -> None:
+    makers: dict[str, str] = {}
+    for annotator in annotators:
+        for kind in makes_of(annotator).values():
+            if not _WORD.fullmatch(kind.name):
+                raise GraphError(
+                    f"{name_of(annotator)} makes {kind.name!r}: a kind is a snake_case word, it names a folder"
+                )
+            if kind.name in makers:
+                raise GraphError(
+                    f"both {makers[kind.name]} and {name_of(annotator)} make {kind.name!r}; "
+                    "name one of them for this run"
+                )
+            makers[kind.name] = name_of(annotator)
+
+
+def _why_stuck(waiting: Sequence[Annotator], known: dict[str, tuple[Live, int]], made: set[str]) -> str:
+    lines = []
+    for annotator in waiting:
+        lacking = [_kind(need) for need in needs_of(annotator).values() if _kind(need) not in known]
+        circular = [kind for kind in lacking if kind in made]
+        helper = [f"{kind} (add {DEFAULT_FOR[kind]})" if kind in DEFAULT_FOR else kind for kind in lacking]
+        why = "which needs it in turn" if circular else f"the graph has {', '.join(sorted(known)) or 'nothing'}"
+        lines.append(f"{name_of(annotator)} needs {', '.join(helper)}: {why}")
+    return "; ".join(lines)

@@ -1,0 +1,138 @@
+"""The kinds of node a graph can hold: name, group, codec and the phrases that name them in an instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from graphbuild.kinds.phrases import PHRASES
+
+Group = Literal["image", "condition", "style", "edit", "text", "degradation"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """What a node is, declared once.
+
+    Attributes:
+        name: the word used in code, columns, folders and paths, snake case.
+        group: one of `image, condition, style, edit, text, degradation`.
+        codec: how it is stored (a name in `graphbuild.images.codecs`); None for a recipe kind, which is
+            computed on read and never stored.
+        parents: for a recipe kind, the stored kinds it is computed from.
+        description: one line for people.
+        phrases: noun phrases that stand for this picture inside an instruction, such as
+            "a Canny edge map"; text kinds have none.
+    """
+
+    name: str
+    group: Group
+    codec: str | None
+    description: str
+    phrases: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+
+    @property
+    def is_recipe(self) -> bool:
+        """True if the kind is computed on read from `parents` and never stored."""
+        return self.codec is None
+
+
+def _stored(name: str, group: Group, codec: str, description: str) -> Kind:
+    return Kind(name=name, group=group, codec=codec, description=description, phrases=PHRASES.get(name, ()))
+
+
+def _recipe(name: str, group: Group, parents: tuple[str, ...], description: str) -> Kind:
+    phrases = PHRASES.get(name, ())
+    return Kind(name=name, group=group, codec=None, description=description, phrases=phrases, parents=parents)
+
+
+def _degradation(name: str, description: str) -> Kind:
+    return _recipe(name, "degradation", ("image",), description)
+
+
+_CUT_OUT = ("image", "foreground_mask")
+
+_DECLARED: tuple[Kind, ...] = (
+    _stored("image", "image", "source", "the picture of the item, which everything else describes"),
+    _stored("reference", "image", "source", "another picture of the same subject"),
+    _stored("caption", "text", "text", "what the image shows, in words"),
+    _stored("edit_text", "text", "text", "what the image shows with another subject, in words"),
+    _stored("background_text", "text", "text", "what the image shows with another background, in words"),
+    _stored("canny", "condition", "png1", "Canny edges, white on black"),
+    _stored("hed", "condition", "jpeg_gray", "soft learned edges, bright on black"),
+    _stored("lines", "condition", "png1", "straight line segments, white on black"),
+    _stored("depth", "condition", "png8", "relative depth, near is bright"),
+    _stored("normal", "condition", "jpeg444", "surface normals as colours"),
+    _stored("pose", "condition", "pose", "body keypoints of the people, drawn as coloured skeletons"),
+    _stored("semantic", "condition", "labels", "one class for every pixel"),
+    _stored("segments", "condition", "labels", "regions that follow objects and parts, without classes"),
+    _stored("mask", "condition", "labels", "masks of named objects, one colour each"),
+    _stored("boxes", "condition", "boxes", "bounding boxes of named objects"),
+    _stored("foreground_mask", "condition", "png1", "main subject white, the rest black"),
+    _recipe("foreground", "condition", _CUT_OUT, "the image where the foreground mask is white, black elsewhere"),
+    _recipe("background", "condition", _CUT_OUT, "the image where the foreground mask is black, black elsewhere"),
+    _stored("style_reference", "style", "source", "a picture in the style that a stylised image takes on"),
+    _stored("style_content", "style", "jpeg", "the image in a new style, content and layout kept"),
+    _stored("style_semantic", "style", "jpeg", "the subject of the image in a new style, layout free"),
+    _stored("edit_local", "edit", "png", "the image with its main object replaced, background bit-equal"),
+    _stored("edit_global", "edit", "jpeg", "the subject of the image with another background"),
+    _degradation("blur", "Gaussian, motion, glass, lens, zoom or jitter blur"),
+    _degradation("compression", "strong JPEG or JPEG 2000 compression"),
+    _degradation("sr_x2", "halved in size and enlarged again"),
+    _degradation("sr_x4", "reduced to a quarter in size and enlarged again"),
+    _degradation("pixelate", "coarse square blocks"),
+    _degradation("defocus", "disc-shaped blur of a lens out of focus"),
+    _degradation("gaussian_blur", "Gaussian blur"),
+    _degradation("oversharpen", "halos of an unsharp mask that is too strong"),
+    _degradation("gaussian_noise", "additive Gaussian noise"),
+    _degradation("poisson_noise", "photon noise that grows with brightness"),
+    _degradation("salt_pepper_noise", "single pixels set to black or white"),
+    _degradation("mosaic", "RGGB Bayer mosaic, one channel a pixel"),
+    _degradation("contrast_strengthen", "too much contrast"),
+    _degradation("contrast_weaken", "too little contrast"),
+    _degradation("quantization", "too few tones"),
+    _degradation("jpeg", "JPEG of low quality"),
+    _degradation("brighten", "too bright"),
+    _degradation("darken", "too dark"),
+    _degradation("low_light", "scaled down to about a third of the light"),
+    _degradation("saturate_strengthen", "too much saturation"),
+    _degradation("saturate_weaken", "too little saturation"),
+    _degradation("gray", "no colour"),
+    _degradation("color_distortion", "colour channels swapped, emptied or filled"),
+    _degradation("inpainting", "thick black or white strokes over the content"),
+    _degradation("rotate_90", "rotated by 90 degrees clockwise"),
+    _degradation("rotate_180", "rotated by 180 degrees"),
+    _degradation("rotate_270", "rotated by 270 degrees clockwise"),
+    _degradation("barrel", "barrel distortion of a lens"),
+    _degradation("pincushion", "pincushion distortion of a lens"),
+    _degradation("elastic", "small random waves"),
+    _degradation("rain", "rain streaks"),
+    _degradation("frost", "frost as on a window"),
+)
+
+KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _DECLARED})
+
+
+def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
+    """The declaration behind a kind name; `edit_local.canny` inherits from `canny`. A declaration is its own.
+
+    Args:
+        own: kinds known beside `KINDS`.
+
+    Raises:
+        ValueError: no such kind, or a recipe kind of something else than its declared parents; the message
+            lists the known ones.
+    """
+    if isinstance(kind, Kind):
+        return kind
+    name, known = kind, KINDS if not own else {**KINDS, **{each.name: each for each in own}}
+    *owners, base = name.split(".")
+    if base not in known or any(owner not in known for owner in owners):
+        raise ValueError(f"unknown kind {name!r}; known kinds: {', '.join(sorted(known))}")
+    kind = known[base]
+    if owners and kind.is_recipe:  # it would be computed from `image` and not from what the name says
+        raise ValueError(f"kind {name!r}: {base!r} is computed from {', '.join(kind.parents)} only; use {base!r}")
+    return replace(kind, name=name) if owners else kind

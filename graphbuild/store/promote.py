@@ -1,0 +1,44 @@
+"""Making a built version live by hand."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from graphbuild.contracts import GraphError, Live
+from graphbuild.store.card import write_card
+from graphbuild.store.files import Files, Workspace
+from graphbuild.store.graph import Graph, Head, change_head, read_lineage
+
+
+def promote(out: str | os.PathLike[str], version: str) -> Head:
+    """Make a complete version live for every kind its annotator makes.
+
+    Raises:
+        GraphError: no such version, units of it are missing, or its parents are not the live ones.
+    """
+    graph = Graph.open(out)
+    if not graph.store.exists(f"lineage/{version}.json"):
+        known = ", ".join(name.removesuffix(".json") for name in graph.store.names("lineage")) or "none"
+        raise GraphError(f"{graph.url} has no version {version!r}; it has: {known}")
+    lineage = read_lineage(graph.store, version)
+    done = {commit.ref.shard for commit in graph.unit_commits(lineage.annotator, version)}
+    missing = [shard.label for shard in graph.shards if shard.index not in done]
+    if missing:
+        raise GraphError(
+            f"{lineage.annotator} {version} is not complete: {len(missing)} units missing, {missing[0]} first"
+        )
+    stale = [k for k, parent in lineage.parents.items() if k in graph.head and graph.head[k].version != parent]
+    if stale:
+        raise GraphError(
+            f"{lineage.annotator} {version} was made from another version of {stale[0]}; promote that first"
+        )
+    makes = {kind: Live(annotator=lineage.annotator, version=version) for kind in lineage.codec}
+    files = Files(out)
+    workspace = Workspace.create(files, f"promote-{secrets.token_hex(3)}")
+    try:
+        head = change_head(files, workspace, lambda head: {**head, **makes})
+        write_card(Graph.open(out), workspace)
+    finally:
+        workspace.close()
+    return head

@@ -1,0 +1,42 @@
+"""How far a graph is, from commit footers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from graphbuild.contracts import Status, StatusDocument
+from graphbuild.engine.plan import retriable_rows
+from graphbuild.store.graph import Graph
+
+
+def status_of(graph: Graph) -> StatusDocument:
+    """Counts per live kind, units done and wanted, reasons, and what is being built beside the live versions."""
+    makers = sorted({(live.annotator, live.version) for live in graph.head.values()})
+    commits = [commit for maker in makers for commit in graph.unit_commits(*maker)]
+    shards = len([name for name in graph.store.names("items") if name.endswith(".parquet")])
+    return StatusDocument(
+        graph=graph.url,
+        items=sum(shard.stop - shard.start for shard in graph.shards),
+        kinds={kind: _counts(graph, kind) for kind in sorted(graph.head)},
+        units={"done": len(commits), "wanted": len(makers) * shards},
+        reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},
+        live=dict(sorted(graph.head.items())),
+        not_live=sorted(f"{a} {v}" for a, v in graph.makers() if (a, v) not in makers),
+        retriable=sum(retriable_rows(commit.document) for commit in commits),
+        snapshot=graph.digest,
+    )
+
+
+def _counts(graph: Graph, kind: str) -> dict[Status, int]:
+    counts: dict[Status, int] = {"ok": 0, "skipped": 0, "failed": 0}
+    for commit in graph.commits(kind):
+        for status, count in commit.document.counts[kind].items():
+            counts[status] += count
+    return counts
+
+
+def _reasons(graph: Graph, kind: str) -> dict[str, int]:
+    reasons: Counter[str] = Counter()
+    for commit in graph.commits(kind):
+        reasons.update(commit.document.reasons[kind])
+    return dict(sorted(reasons.items()))

@@ -1,0 +1,1 @@
+"""From a graph to grid tasks: paths, walks, cells, words, layouts, exports."""

@@ -1,0 +1,112 @@
+"""The numbers that walks are drawn by, one row a path: so thousands of walks are drawn with a few array operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.tasks.config import SamplerConfig, masks
+from graphbuild.tasks.counter_rng import Bits, label_hashes
+from graphbuild.tasks.paths import Path
+from graphbuild.tasks.pools import Bound, Served
+
+Ints = NDArray[np.int64]
+Units = NDArray[np.float64]
+
+_NEVER = 2.0  # above every unit draw
+
+
+@lru_cache(maxsize=64)
+def labels(rows: int, columns: int) -> Bits:
+    """The draws of one walk: its mask, then one item a row, one seed a row, one sort key a column."""
+    names = [*(f"item:{row}" for row in range(rows)), *(f"seed:{row}" for row in range(rows))]
+    return label_hashes(["mask", *names, *(f"column:{column}" for column in range(columns))])
+
+
+class Tables:
+    """What is drawn of every listed path; `at` is always the positions of walks' paths in the list.
+
+    Args:
+        chances: of each path that is drawn.
+
+    Attributes:
+        width: cells of the longest path.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], chances: Mapping[str, float], served: Sequence[Served], config: SamplerConfig
+    ) -> None:
+        self._served = served
+        self._length = np.array([len(path.cells) for path in paths])
+        self.width = int(self._length.max())
+        cumulative = np.cumsum([chances.get(path.name, 0.0) for path in paths])
+        self._chances = np.asarray(cumulative / cumulative[-1])
+        self._rows = np.stack([_row_chances(config.rows, path.pool.groups) for path in served])
+        self._masks, self._holes = _mask_tables(paths, self.width, config)
+        pools = list(dict.fromkeys(path.pool for path in served))
+        self._pools, self._pool = pools, np.array([pools.index(path.pool) for path in served])
+        self._is_bound = np.array([bool(path.bound) for path in served])
+
+    def paths(self, drawn: Units) -> Ints:
+        return self._chances.searchsorted(drawn, "right")
+
+    def counts(self, at: Ints, drawn: Units) -> Ints:
+        """Number of rows."""
+        return np.asarray(1 + (drawn[:, None] >= self._rows[at]).sum(axis=1))
+
+    def items(self, at: Ints, count: Ints, bits: Bits) -> Ints:
+        """`item_ix` of each row, walks x rows, the query's last; -1 beyond `count`."""
+        rows = np.full((len(at), bits.shape[1]), -1, np.int64)
+        pool = self._pool[at]
+        for number in range(len(self._pools)) if len(at) > 1 else pool.tolist():
+            chosen = np.flatnonzero(pool == number)
+            if len(chosen):
+                most = int(count[chosen].max())
+                rows[chosen, :most] = self._pools[number].draw(bits[chosen], most)
+        row = np.arange(bits.shape[1])
+        order = (row + 1) % count[:, None]  # the query is drawn first
+        return np.where(row < count[:, None], rows[np.arange(len(at))[:, None], order], -1)
+
+    def columns(self, at: Ints, bits: Bits) -> Ints:
+        """The cell of each shown column: the conditions shuffled, the last cell last; beyond it, in order."""
+        column = np.arange(self.width, dtype=np.uint64)
+        last = np.uint64(1 << 63) + column
+        keys = np.where(column < (self._length[at] - 1)[:, None], bits >> np.uint64(1), last)
+        return keys.argsort(axis=1, kind="stable")
+
+    def holes(self, at: Ints, drawn: Units) -> NDArray[np.bool_]:
+        """Which cells of the query row are to be generated."""
+        return np.asarray(self._holes[at, (drawn[:, None] >= self._masks[at]).sum(axis=1)])
+
+    def bound(self, at: Ints) -> Iterator[tuple[Ints, int, Bound]]:
+        """Walks whose path has variants to choose, with what is chosen together and its number in the path."""
+        for path in np.unique(at[self._is_bound[at]]).tolist() if self._is_bound[at].any() else ():
+            chosen = np.flatnonzero(at == path)
+            for number, bound in enumerate(self._served[path].bound):
+                yield chosen, number, bound
+
+
+def _row_chances(weights: Sequence[float], groups: int) -> Units:
+    """The chance of fewer rows than 2, 3, ...; no more than there are leakage groups."""
+    possible = np.cumsum(weights[:groups])
+    chances = np.full(len(weights), _NEVER)
+    if len(possible) and possible[-1] > 0:
+        chances[: len(possible)] = possible / possible[-1]
+    return chances
+
+
+def _mask_tables(paths: Sequence[Path], width: int, config: SamplerConfig) -> tuple[Units, NDArray[np.bool_]]:
+    """Cumulative chance of every mask of every path, and its cells."""
+    drawn = [masks(path, config) or [(frozenset(path.targets), 1.0)] for path in paths]
+    most = max(map(len, drawn))
+    chances = np.full((len(paths), most), _NEVER)
+    cells = np.zeros((len(paths), most, width), bool)
+    for at, options in enumerate(drawn):
+        chances[at, : len(options)] = np.cumsum([chance for _, chance in options])
+        chances[at, len(options) - 1 :] = _NEVER
+        for number, (holes, _) in enumerate(options):
+            cells[at, number, list(holes)] = True
+    return chances, cells

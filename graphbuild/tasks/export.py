@@ -1,0 +1,256 @@
+"""Grid tasks as files: labelled pictures, JSON lines of ids, one Parquet file, or one WebDataset archive."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphbuild.contracts import WalkDocument
+from graphbuild.hashing import canonical_json
+from graphbuild.images.codecs import Node, Pixels
+from graphbuild.store.files import Workspace
+from graphbuild.store.graph import Graph
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import CellSwitches
+from graphbuild.tasks.sampler import PathSampler
+
+TASKS = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("path", pa.string()),
+        ("walk", pa.string()),
+        ("prompt", pa.string()),
+        ("rows", pa.int32()),
+        ("columns", pa.int32()),
+        ("holes", pa.list_(pa.int32())),
+        ("cells", pa.list_(pa.binary())),
+    ]
+)
+"""One row a task. `walk` is its document as JSON; `cells` are PNG files row by row, the truth in the holes, which are
+columns of the last row."""
+
+_AT_ONCE = 16  # tasks in memory while a Parquet file is written
+_DEFAULTS = CellSwitches()
+
+Indices = Iterable[int]
+Tasks = Iterator[GridTask]
+
+
+def open_sampler(
+    graph: Graph, paths: str | None, *, seed: int = 0, group: int = 1, on_missing: str = "error", **switches: Any
+) -> PathSampler:
+    """A sampler of the paths asked for, or of all in `graph200k` that the graph serves.
+
+    Raises:
+        GraphError: a path that was asked for cannot be served, or none can.
+        ValueError: no such list, or a switch with a value that is not allowed.
+    """
+    missing: Any = "drop" if paths is None and on_missing == "error" else on_missing
+    config = SamplerConfig(**switches)
+    return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)
+
+
+def keep_snapshot(graph: Graph) -> OSError | None:
+    """Publish the snapshot that walks refer to; what went wrong, if the graph cannot be written to."""
+    try:
+        workspace = Workspace.create(graph.store, f"sample-{os.urandom(3).hex()}")
+    except OSError as error:
+        return error
+    try:
+        graph.publish_snapshot(workspace)
+    finally:
+        workspace.close()
+    return None
+
+
+def write_tasks(
+    sampler: PathSampler,
+    indices: Indices,
+    resolution: int,
+    out: Path,
+    *,
+    form: str = "png",
+    switches: CellSwitches = _DEFAULTS,
+) -> Iterator[Path]:
+    """Write tasks into the folder `out`; yields the files as they are done.
+
+    Args:
+        resolution: side of a cell in pixels.
+        form: `png`, a labelled picture of each and `walks.jsonl` with their ids; what an earlier call drew from the
+            same snapshot and settings is not drawn again. `jsonl`, the ids alone: no picture is opened, but for label
+            maps whose names are in the words. `parquet`, `tasks.parquet` with the columns of `TASKS`. `webdataset`,
+            `tasks.tar` with KEY.json and KEY.cellRC.png for row R and column C.
+
+    Raises:
+        ValueError: no such form.
+    """
+    writer = writer_of(form)
+    out.mkdir(parents=True, exist_ok=True)
+    if form == "jsonl":
+        return writer((_Ids(sampler, sampler.walk(i), resolution, switches=switches) for i in indices), out)
+    return writer((GridTask(sampler, sampler.walk(i), resolution, switches=switches) for i in indices), out)
+
+
+def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
+    """What writes tasks in a form.
+
+    Raises:
+        ValueError: no such form.
+    """
+    if form not in _WRITERS:
+        raise ValueError(f"format: {form!r}; allowed: {', '.join(_WRITERS)}")
+    return _WRITERS[form]
+
+
+# ---- labelled pictures and ids ---------------------------------------------------------------------------------
+
+
+class _Ids(GridTask):
+    """A task whose nodes are named and not read: for its document."""
+
+    @cached_property
+    def rows(self) -> list[list[Node]]:
+        head = self.sampler.graph.head
+        versions = [head[kind].version if kind in head else "" for kind in self.walk.kinds]
+        return [
+            [Node(item, *cell, b"", "", "") for cell in zip(self.walk.kinds, variants, versions, strict=True)]
+            for item, variants in zip(self.walk.rows, self.walk.variants, strict=True)
+        ]
+
+
+def _pictures(tasks: Tasks, out: Path) -> Iterator[Path]:
+    walks = out / "walks.jsonl"
+    drawn, lines = _drawn(walks), []
+    for task in tasks:
+        name = re.sub(r"[^\w.+-]", "_", task.walk.path.name)  # a path may be called anything
+        picture, asked = out / f"{task.walk.index:07d}-{name}.png", _settings(task)
+        if asked not in drawn or not picture.exists():
+            image = task.image()
+            walks.unlink(missing_ok=True)  # until it is written again: its pictures are being replaced
+            image.save(picture)
+            drawn[asked] = task.document().model_dump_json()
+        lines.append(drawn[asked])
+        yield picture
+    yield _written(walks, lines)
+
+
+def _lines(tasks: Tasks, out: Path) -> Iterator[Path]:
+    yield _written(out / "walks.jsonl", (task.document().model_dump_json() for task in tasks))
+
+
+def _written(walks: Path, lines: Iterable[str]) -> Path:
+    with _replacing(walks) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
+    return walks
+
+
+def _settings(task: GridTask) -> tuple[object, ...]:
+    """Task and settings: what a picture depends on."""
+    sampler, walk = task.sampler, task.walk
+    switches = {**sampler.config.changed(), **vars(task.switches)}
+    drawn = (sampler.seed, sampler.group, sampler.graph.digest, sampler.listed.digest, task.resolution)
+    return walk.index, walk.path.name, *drawn, canonical_json(switches)
+
+
+def _drawn(walks: Path) -> dict[tuple[object, ...], str]:
+    """Task and settings -> line of an existing walks file; a file of another release counts for nothing."""
+    try:
+        lines = walks.read_text().splitlines()
+        found = [WalkDocument.model_validate_json(line) for line in lines]
+    except (OSError, ValueError):
+        return {}
+    keys = [
+        (d.index, d.path, d.seed, d.group, d.snapshot, d.paths_digest, d.resolution, canonical_json(d.switches))
+        for d in found
+    ]
+    return dict(zip(keys, lines, strict=True))
+
+
+# ---- pictures in one file --------------------------------------------------------------------------------------
+
+
+def _parquet(tasks: Tasks, out: Path) -> Iterator[Path]:
+    with (
+        _replacing(out / "tasks.parquet") as file,
+        pq.ParquetWriter(file, TASKS, use_dictionary=False, write_statistics=["index"]) as writer,
+    ):
+        rows: list[dict[str, Any]] = []
+        for task in tasks:
+            rows.append(_row(task))
+            if len(rows) == _AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(rows, TASKS))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, TASKS))
+    yield out / "tasks.parquet"
+
+
+def _row(task: GridTask) -> dict[str, Any]:
+    document, cells = task.document(), task.cells(filled=True)
+    return {
+        "index": document.index,
+        "path": document.path,
+        "walk": document.model_dump_json(),
+        "prompt": document.instruction,
+        "rows": len(cells),
+        "columns": len(cells[0]),
+        "holes": document.holes,
+        "cells": [_png(cell) for row in cells for cell in row],
+    }
+
+
+def _webdataset(tasks: Tasks, out: Path) -> Iterator[Path]:
+    with _replacing(out / "tasks.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
+        for task in tasks:
+            for name, data in _members(task).items():
+                member = tarfile.TarInfo(f"{task.walk.index:07d}.{name}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    yield out / "tasks.tar"
+
+
+def _members(task: GridTask) -> Mapping[str, bytes]:
+    cells = {
+        f"cell{row}{column}.png": _png(cell)
+        for row, shown in enumerate(task.cells(filled=True))
+        for column, cell in enumerate(shown)
+    }
+    return {"json": task.document().model_dump_json().encode(), **cells}
+
+
+def _png(cell: Pixels) -> bytes:
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(cell).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    """A new file that takes its name when it is whole."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+_WRITERS: Mapping[str, Callable[[Tasks, Path], Iterator[Path]]] = {
+    "png": _pictures,
+    "jsonl": _lines,
+    "parquet": _parquet,
+    "webdataset": _webdataset,
+}

@@ -1,0 +1,222 @@
+"""The words of a grid task: a layout sentence, a task sentence, and what the generated picture shows.
+
+All randomness comes through `pick(label, n)`, an index below `n`; labels are `layout`, `task`, `content`,
+`phrase:<column>`, `keep:task`, `keep:content` and `keep:all`. Every part has its own label, so that leaving one out
+never changes the words of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from graphbuild.kinds.registry import Kind, kind_of
+
+Pick = Callable[[str, int], int]
+Layout = Literal["pipeline", "random"]
+
+PIPELINE_LAYOUT = "A grid layout with {} rows and {} columns, displaying {} images arranged side by side."
+"""Slots rows, columns, images. The sentence that diffusers' VisualClozeProcessor (Apache-2.0) always makes. It is here,
+one row or many, because a prompt of layout `pipeline` has to equal the pipeline's in every byte."""
+
+PIPELINE_CONTENT = "The last image of the last row depicts:"
+"""What diffusers' VisualClozeGenerationPipeline (Apache-2.0) puts before a content prompt; here for the same reason."""
+
+LAYOUTS = (
+    "The canvas holds {images} in {rows} and {columns}.",
+    "This is a table of pictures with {rows} and {columns}, {images} in all.",
+    "We look at a matrix of {images}, {rows} high and {columns} wide.",
+    "A contact sheet laid out as {rows} by {columns}, with room for {images}.",
+    "The whole picture is divided evenly among {images}, in {rows} and {columns}.",
+    "{images} in a regular arrangement: {rows}, {columns}.",
+    "A single canvas composed of {images}, with {rows} and {columns}.",
+)
+
+TASKS = (
+    "{row} applies one transformation that turns {conditions} into {target}.",
+    "{row} shows how to get from {conditions} to {target}.",
+    "Given {conditions}, {row} works out {target}.",
+    "The rule of {row}: take {conditions}, then make {target}.",
+    "The aim in {row} is to create {target} with the help of {conditions}.",
+    "{row} derives {target} from {conditions}.",
+    "With {conditions} as input, {row} arrives at {target}.",
+    "{row} converts {conditions} to obtain {target}.",
+)
+
+FREE_TASKS = (
+    "{row} is to be filled with {target}.",
+    "The aim in {row} is to create {target}.",
+    "{row} asks for {target}.",
+    "{row} holds {target}, made from words alone.",
+)
+"""For a task whose every cell is a target."""
+
+CONTENTS = (
+    PIPELINE_CONTENT,
+    "{place} shows:",
+    "In {place} we see:",
+    "Description of {place}:",
+    "What {place} contains:",
+    "{place} can be described as follows:",
+)
+"""Index 0 speaks of the last picture and is left out of the draw when the words describe another one."""
+
+_CHANCE_STEPS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """The chance that a part of the words is kept, each in [0, 1]; the defaults are those of training.
+
+    `all` stands for the whole instruction, layout included.
+
+    Raises:
+        ValueError: a chance is outside [0, 1].
+    """
+
+    task: float = 0.8
+    content: float = 0.8
+    all: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, chance in (("task", self.task), ("content", self.content), ("all", self.all)):
+            if not 0 <= chance <= 1:
+                raise ValueError(f"keep {name}: {chance!r}; allowed: 0..1")
+
+
+KEEP_ALL = Keep(task=1.0, content=1.0, all=1.0)
+"""The words of evaluation: nothing is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """The three parts; a missing one is empty."""
+
+    layout: str
+    task: str
+    content: str
+
+    @property
+    def text(self) -> str:
+        """The prompt. A missing task leaves two spaces, as in diffusers' pipeline, whose prompt this equals."""
+        return f"{self.layout} {self.task} {self.content}".strip()
+
+
+def compose(
+    kinds: Sequence[str | Kind],
+    targets: Sequence[int],
+    *,
+    rows: int,
+    pick: Pick,
+    content: str | None = None,
+    content_at: int | None = None,
+    notes: Sequence[str] = (),
+    layout: Layout = "pipeline",
+    keep: Keep = KEEP_ALL,
+) -> Instruction:
+    """Put the words of one grid together.
+
+    Args:
+        kinds: the kind of every column, by name or declaration, in the order shown; text kinds have no column.
+        targets: columns that the task makes, counted from 0. A hole drawn elsewhere does not change the words.
+        rows: number of rows, the query included, at least 1.
+        pick: `pick(label, n)` gives an index in `range(n)`.
+        content: what the picture in column `content_at` of the last row shows; None or empty for none.
+        content_at: by default the last column.
+        notes: one a column, put in brackets after its phrase (see `legend`); empty for none.
+        layout: `pipeline` for the fixed sentences of diffusers' pipeline, `random` for ours.
+        keep: the chances of keeping task, content and everything.
+
+    Raises:
+        ValueError: an unknown or text kind, no target, or a number outside its range.
+    """
+    declared = [kind_of(kind) for kind in kinds]
+    _check(declared, targets, rows, content_at, notes)
+    if not _kept("all", keep.all, pick):
+        return Instruction("", "", "")
+    task = _task(declared, targets, notes, rows, pick) if _kept("task", keep.task, pick) else ""
+    column = len(kinds) - 1 if content_at is None else content_at
+    shows = ""
+    if content and _kept("content", keep.content, pick):
+        shows = f"{_content_prefix(column, len(kinds), layout, pick)} {content}"
+    return Instruction(_layout(rows, len(kinds), layout, pick), task, shows)
+
+
+def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
+    """The noun phrase that stands for the picture in a column."""
+    return kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
+
+
+def legend(labels: Sequence[tuple[str, str]], limit: int = 8) -> str:
+    """The note of a label map or mask: (name, colour) pairs as "dog in red, ball in blue"; "" for none.
+
+    Names beyond `limit` (at least 1) become "and 3 more", since text encoders cut long prompts.
+    """
+    shown = [f"{name} in {colour}" for name, colour in labels[:limit]]
+    rest = len(labels) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def _check(
+    kinds: Sequence[Kind], targets: Sequence[int], rows: int, content_at: int | None, notes: Sequence[str]
+) -> None:
+    columns = range(len(kinds))
+    if silent := [kind.name for kind in kinds if not kind.phrases]:
+        raise ValueError(f"kinds: {silent[0]!r} has no phrases; allowed: kinds that are pictures")
+    if not targets or len(set(targets)) != len(targets) or any(target not in columns for target in targets):
+        raise ValueError(f"targets: {list(targets)}; allowed: different columns 0..{len(kinds) - 1}, at least one")
+    if content_at is not None and content_at not in columns:
+        raise ValueError(f"content_at: {content_at}; allowed: a column 0..{len(kinds) - 1}")
+    if rows < 1:
+        raise ValueError(f"rows: {rows}; allowed: 1 or more")
+    if notes and len(notes) != len(kinds):
+        raise ValueError(f"notes: {len(notes)} given; allowed: one for each of the {len(kinds)} columns")
+
+
+def _kept(part: str, chance: float, pick: Pick) -> bool:
+    return pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
+
+
+def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
+    if layout == "pipeline":
+        return PIPELINE_LAYOUT.format(rows, columns, rows * columns)
+    sentence = LAYOUTS[pick("layout", len(LAYOUTS))]
+    return sentence.format(
+        rows=_count(rows, "row"), columns=_count(columns, "column"), images=_count(rows * columns, "image")
+    )
+
+
+def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
+    named = [_named(column, kind, notes[column] if notes else "", pick) for column, kind in enumerate(kinds)]
+    given = [name for column, name in enumerate(named) if column not in targets]
+    sentences = TASKS if given else FREE_TASKS
+    sentence = sentences[pick("task", len(sentences))].format(
+        row="each row" if rows > 1 else "the row",
+        conditions=_listed(given),
+        target=_listed([named[target] for target in sorted(targets)]),
+    )
+    return sentence[0].upper() + sentence[1:]
+
+
+def _named(column: int, kind: Kind, note: str, pick: Pick) -> str:
+    return f"[IMAGE{column + 1}] {phrase_of(kind, column, pick)}" + (f" ({note})" if note else "")
+
+
+def _content_prefix(column: int, columns: int, layout: Layout, pick: Pick) -> str:
+    last = column == columns - 1
+    allowed = CONTENTS if last else CONTENTS[1:]
+    sentence = allowed[0 if layout == "pipeline" else pick("content", len(allowed))]
+    place = "the last image" if last else f"[IMAGE{column + 1}]"
+    text = sentence.format(place=f"{place} of the last row")
+    return text[0].upper() + text[1:]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *head, last = names or [""]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

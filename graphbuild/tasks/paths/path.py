@@ -1,0 +1,198 @@
+"""The records of a task list: content, path, path set. They check themselves, so Python and YAML obey one rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import isfinite
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from graphbuild.hashing import canonical_json, digest_of
+from graphbuild.images.codecs import CODECS
+from graphbuild.kinds.registry import KINDS, Group, Kind, kind_of
+
+DEFAULT_TYPE = "custom"
+
+
+def role_kind(role: str) -> str:
+    """The kind of a role: `edit_local` for `edit_local:a`."""
+    return role.partition(":")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Where a path's caption comes from: the query row's text of kind `source`, which describes the cell `of`."""
+
+    source: str
+    of: str
+
+    def check(self, own: Sequence[Kind] = ()) -> None:
+        """Refuse what cannot be; `own` are kinds known beside `graphbuild.KINDS`.
+
+        Raises:
+            ValueError: `source` is no text kind, or `of` no picture's role.
+        """
+        if kind_of(self.source, own).group != "text":
+            texts = [kind.name for kind in (*KINDS.values(), *own) if kind.group == "text"]
+            raise ValueError(f"content: from: {self.source!r} is not a text; allowed: {', '.join(texts)}")
+        _check_role(self.of, own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """One task: an ordered list of cells on one item. The order is not derivation.
+
+    Attributes:
+        name: unique in its list.
+        type: the task type; a type is drawn first, then a path inside it.
+        cells: roles, in column order; no role twice.
+        targets: positions in `cells` that are generated, ascending, at least one.
+        weight: relative to the other paths of its type, >= 0.
+        where: conditions on the item, handed to the sampler as they are.
+        content: the caption of the query row, or None for a task without one.
+        own: declarations of the kinds in it that are not in `graphbuild.KINDS`.
+
+    Raises:
+        ValueError: any of the above does not hold; the message names path, value and what is allowed.
+    """
+
+    name: str
+    type: str = DEFAULT_TYPE
+    cells: tuple[str, ...]
+    targets: tuple[int, ...]
+    weight: float = 1.0
+    where: Mapping[str, Any] | None = None
+    content: Content | None = None
+    own: tuple[Kind, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except ValueError as error:
+            raise ValueError(f"path {self.name!r}: {error}") from None
+
+    def _check(self) -> None:
+        for kind in self.own:
+            _check_own(kind)
+        for role in self.cells:
+            _check_role(role, self.own)
+        if len(set(self.cells)) != len(self.cells):
+            raise ValueError(f"cells: {list(self.cells)} has a role twice; name them apart, as in 'image:other'")
+        if twice := sorted(
+            {kind for kind in self.kinds if self.kinds.count(kind) > 1 and self.declared(kind).is_recipe}
+        ):
+            raise ValueError(f"cells: {twice[0]!r} comes twice; it is computed, so both would be the same picture")
+        if not self.targets or list(self.targets) != sorted({*self.targets} & {*range(len(self.cells))}):
+            raise ValueError(f"targets: {self.targets}; allowed: ascending positions 0..{len(self.cells) - 1}")
+        _check_weight("weight", self.weight)
+        check_where(self.where or {})
+        object.__setattr__(self, "weight", float(self.weight))  # a written 1 and the default 1.0 are one setting
+        if self.content is not None:
+            self.content.check(self.own)
+            if self.content.of not in self.cells:
+                raise ValueError(f"content: of: {self.content.of!r} is not a cell; allowed: {', '.join(self.cells)}")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the cells, in their order."""
+        return tuple(role_kind(role) for role in self.cells)
+
+    def declared(self, kind: str) -> Kind:
+        """What a kind of its cells is."""
+        return kind_of(kind, self.own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSet:
+    """A list of paths and the weights of their types; a type that is not named has weight 1.
+
+    Raises:
+        ValueError: two paths share a name, a type weight is negative, or nothing can be drawn.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    type_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [path.name for path in self.paths]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"name: {', '.join(twice)} used twice; allowed: a new name for every path")
+        for type_name, weight in self.type_weights.items():
+            _check_weight(f"types: {type_name}", weight)
+        object.__setattr__(self, "type_weights", {name: float(weight) for name, weight in self.type_weights.items()})
+        if not self._totals():
+            raise ValueError("no path can be drawn; at least one needs a positive weight in a type of positive weight")
+
+    @cached_property
+    def digest(self) -> str:
+        """What the list is, whatever it is called and wherever it lies: 12 hex digits."""
+        return digest_of(asdict(self) | {"name": ""})[:12]
+
+    def has_chance(self, path: Path) -> bool:
+        """False for a path that is switched off, alone or with its type."""
+        return path.weight * self.type_weights.get(path.type, 1.0) > 0
+
+    def _totals(self) -> dict[str, float]:
+        """Sum of path weights of every type that can be drawn."""
+        totals: dict[str, float] = {}
+        for path in self.paths:
+            if self.has_chance(path):
+                totals[path.type] = totals.get(path.type, 0.0) + path.weight
+        return totals
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """The chance of each path, in the order of `paths`; sums to 1.
+
+        A type is drawn by its weight among the types that have a drawable path, then a path by its weight inside it.
+        """
+        totals = self._totals()
+        all_types = sum(self.type_weights.get(type_name, 1.0) for type_name in totals)
+        chances = (
+            self.type_weights.get(path.type, 1.0) / all_types * path.weight / totals.get(path.type, 1.0)
+            for path in self.paths
+        )
+        return np.fromiter(chances, np.float64, len(self.paths))
+
+
+def check_where(where: Mapping[str, Any]) -> None:
+    """Refuse conditions that could not be written down.
+
+    Raises:
+        ValueError: a value is none of JSON, such as a date that YAML made of an unquoted one.
+    """
+    for name, condition in where.items():
+        try:
+            canonical_json(condition)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"where: {name}: {condition!r}; allowed: text (dates in quotes), numbers, true, false and lists of them"
+            ) from error
+
+
+def _check_own(kind: Kind) -> None:
+    if kind.name in KINDS:
+        raise ValueError(f"kinds: {kind.name!r} is in graphbuild.KINDS; allowed: other names")
+    if kind.group not in (groups := get_args(Group)):
+        raise ValueError(f"kinds: {kind.name}: group: {kind.group!r}; allowed: {', '.join(groups)}")
+    if kind.codec not in CODECS:
+        raise ValueError(f"kinds: {kind.name}: codec: {kind.codec!r}; allowed: {', '.join(CODECS)}")
+    if kind.group != "text" and not all(isinstance(phrase, str) and phrase.strip() for phrase in kind.phrases or [""]):
+        raise ValueError(f"kinds: {kind.name}: phrases: {kind.phrases!r}; allowed: noun phrases, at least one")
+
+
+def _check_role(role: object, own: Sequence[Kind]) -> None:
+    if not isinstance(role, str) or role.count(":") > 1 or role.endswith(":"):
+        raise ValueError(f"cell {role!r}; allowed: a kind, or kind:name")
+    if kind_of(role_kind(role), own).group == "text":
+        raise ValueError(f"cell {role!r} is a text; allowed: kinds that are pictures (a text goes into `content`)")
+
+
+def _check_weight(what: str, weight: object) -> None:
+    if isinstance(weight, int | float) and not isinstance(weight, bool) and isfinite(weight) and weight >= 0:
+        return
+    raise ValueError(f"{what}: {weight!r}; allowed: a finite number >= 0")

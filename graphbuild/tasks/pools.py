@@ -1,0 +1,210 @@
+"""What a graph can serve: the items of each path, with the chances that filters, splits and held-out tasks leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from graphbuild.hashing import canonical_json, checksum
+from graphbuild.store import leakage as groups
+from graphbuild.store.conditions import matching
+from graphbuild.store.graph import Graph
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.counter_rng import Bits, below
+from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.variants import Choices, Flags, Items, Nodes, Variants, cell_roles, choices, components, roles_of
+
+_LENGTH = (1 << 31) - 1
+_SIDES = {"train": groups.TRAIN, "validation": groups.VALIDATION}
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Cells of a path whose variants are chosen together.
+
+    Attributes:
+        cells: (position of a role in the choices, cell that shows it).
+        text: the same, for the text of the path's content: position of the role that was made from it, and the
+            variant behind each of that role's nodes.
+    """
+
+    choices: Choices
+    cells: tuple[tuple[int, int], ...]
+    text: tuple[int, Variants] | None
+
+    def choose(self, rows: Items, bits: Bits, pinned: int | None) -> Iterator[tuple[int | None, Variants]]:
+        """(cell, its variant in every row), then (None, the variant of the text); rows of item -1 get any."""
+        items = np.where(rows < 0, rows[:, :1], rows).ravel()
+        choice = self.choices.draw(items, bits.ravel()) if pinned is None else self.choices.having(items, pinned)
+        for role, cell in self.cells:
+            yield cell, self.choices.of(role, items, choice).reshape(rows.shape)
+        if self.text is not None:
+            role, table = self.text
+            yield None, np.maximum(table[items, self.choices.of(role, items, choice)], 0).reshape(rows.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What walks of one path draw from."""
+
+    pool: Pool
+    bound: tuple[Bound, ...]
+
+
+class Stock:
+    """What a graph can serve of a list of paths, with the filters of a configuration."""
+
+    def __init__(self, graph: Graph, paths: PathSet, config: SamplerConfig) -> None:
+        self.graph, self.config, self.nodes = graph, config, Nodes(graph)
+        self.kinds = sorted({role.kind for path in paths.paths for role in roles_of(path)})
+        self._pools: dict[str, Pool] = {}
+        self._choices: dict[tuple[Any, ...], Choices] = {}
+        self._filters: dict[str, Flags] = {}
+
+    def served(self, path: Path) -> Served:
+        """The items that have every node of a path in variants that belong together, and those variants."""
+        able, bound = self._allowed(path), list[Bound]()
+        roles = roles_of(path)
+        if not all(self.nodes.has(role.kind) for role in roles):
+            return Served(self._pool(np.zeros(len(able), bool)), ())
+        plain, together = components(self.nodes, roles)
+        for role in plain:
+            able &= self.nodes.present(role.kind)[:, 0]
+        for members in together:
+            if members not in self._choices:
+                self._choices[members] = choices(self.nodes, members)
+            able &= self._choices[members].counts > 0
+            bound.append(self._bound(path, self._choices[members]))
+        return Served(self._pool(able), tuple(bound))
+
+    def counts(self, path: Path) -> dict[str, int]:
+        """How many items have each kind of a path, and how many its filters leave."""
+        kinds = sorted({role.kind for role in roles_of(path)})
+        has = {kind: int(self.nodes.present(kind).any(axis=1).sum()) if self.nodes.has(kind) else 0 for kind in kinds}
+        if path.where or self.config.where or self.config.split:
+            has["allowed"] = int(self._allowed(path).sum())
+        return has
+
+    @cached_property
+    def bridging(self) -> int:
+        """Items that join leakage groups of two sides and are not drawn for that."""
+        return 0 if self._sides is None else int((self._sides == groups.BRIDGE).sum())
+
+    def _bound(self, path: Path, chosen: Choices) -> Bound:
+        found = [(chosen.roles.index(role), cell) for cell, role in cell_roles(path).items() if role in chosen.roles]
+        return Bound(chosen, tuple(found), self._text(path, dict(found)))
+
+    def _text(self, path: Path, cells: Mapping[int, int]) -> tuple[int, Variants] | None:
+        """The role to ask for the variant of the content's text: that of the cell it describes, or any made from it."""
+        content = path.content
+        if content is None:
+            return None
+        made = [(path.cells[cell] != content.of, role, self.nodes.ancestors(path.kinds[cell]).get(content.source))
+                for role, cell in cells.items()]  # fmt: skip
+        found = sorted((other, role, table) for other, role, table in made if table is not None)
+        return found[0][1:] if found else None
+
+    def _allowed(self, path: Path) -> Flags:
+        """Items that meet the conditions of path and configuration and are on the configured side."""
+        allowed = np.ones(self.nodes.num_items, bool)
+        for where in filter(None, (path.where, self.config.where)):
+            name = canonical_json(where)
+            if name not in self._filters:
+                self._filters[name] = np.zeros(self.nodes.num_items, bool)
+                self._filters[name][self._item_ix[matching(self._items, where)]] = True
+            allowed &= self._filters[name]
+        if self._sides is not None:
+            allowed &= self._sides == _SIDES[str(self.config.split)]
+        return allowed
+
+    def _pool(self, able: Flags) -> Pool:
+        name = checksum(np.packbits(able))
+        if name not in self._pools:
+            self._pools[name] = Pool(able, self._groups)
+        return self._pools[name]
+
+    @cached_property
+    def _groups(self) -> Items:
+        return groups.components(self.nodes.num_items, self._links(self.kinds))
+
+    @cached_property
+    def _sides(self) -> Any:
+        """Those of the snapshot, whatever the paths: what one list trains on, another must not validate on."""
+        if self.config.split is None:
+            return None
+        return groups.sides(self.nodes.num_items, self._links(self.graph.head), self._items, self.config.validation)
+
+    def _links(self, kinds: Iterable[str]) -> groups.Pairs:
+        return np.concatenate([groups.item_links(self.graph), self.nodes.crossings(kinds)])
+
+    @cached_property
+    def _items(self) -> pa.Table:
+        return self.graph.items()
+
+    @property
+    def _item_ix(self) -> Items:
+        return np.asarray(self._items.column("item_ix").to_numpy())
+
+
+class Pool:
+    """The items that serve a path, side by side with those of their leakage group.
+
+    Attributes:
+        size: how many items.
+        groups: how many leakage groups; no walk has two items of one.
+    """
+
+    def __init__(self, served: Flags, group: Items) -> None:
+        items = np.flatnonzero(served)
+        labels = group[items]
+        order = np.argsort(labels, kind="stable") if len(items) and (labels[1:] < labels[:-1]).any() else None
+        if order is not None:
+            items, labels = items[order], labels[order]
+        begins = np.flatnonzero(np.append(True, labels[1:] != labels[:-1])) if len(items) else items
+        self.size, self.groups = len(items), len(begins)
+        self._items = None if self.size == len(served) and order is None else items
+        self._groups: Items | None = None
+        if self.groups != self.size:
+            lengths = np.diff(np.append(begins, self.size))
+            self._groups = np.repeat((begins << 31) + lengths, lengths)
+
+    def draw(self, bits: Bits, count: int) -> Items:
+        """`count` items of different leakage groups, in the order drawn: each uniform among what the earlier leave.
+
+        No rejection: a number below what is left is moved past the groups already taken.
+        """
+        left = np.full(len(bits), self.size, np.int64)
+        drawn: list[Items] = []
+        taken: list[Items] = []  # groups, from the first position to the last: `begin << 31 | length`
+        for number in range(count):
+            at = below(bits[:, number], left)
+            for group in taken:
+                at += (at >= group >> 31) * (group & _LENGTH)
+            drawn.append(at)
+            if number + 1 == count:
+                break
+            latest = (at << 31) + 1 if self._groups is None else self._groups[at]
+            left = left - (latest & _LENGTH)
+            for place, group in enumerate(taken):
+                taken[place], latest = np.minimum(group, latest), np.maximum(group, latest)
+            taken.append(latest)
+        rows = np.array(drawn).T
+        return rows if self._items is None else self._items[rows]
+
+    def checked(self, items: Sequence[int]) -> Items:
+        """Items that somebody named.
+
+        Raises:
+            ValueError: one is named twice, or does not serve the path.
+        """
+        known = range(self.size) if self._items is None else set(self._items.tolist())
+        if unfit := [item for item in items if item not in known]:
+            raise ValueError(f"items: {unfit} do not serve this path; {self.size} items do")
+        if not items or len(set(items)) < len(items):
+            raise ValueError(f"items: {list(items)}; allowed: different items, at least one")
+        return np.array(items, np.int64)

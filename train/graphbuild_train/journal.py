@@ -1,0 +1,171 @@
+"""What a run says while it trains and leaves in its folder: a bar, metrics as JSON lines, TensorBoard, pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from graphbuild.tasks.grid import GridTask
+from graphbuild_train.forecast import peak_of
+from graphbuild_train.validate import Validation
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from graphbuild_train.trainer import Step
+
+LINE_SECONDS = 10.0
+_NOISE = ("CLIP can only handle", "Token indices sequence length", "No LoRA keys associated to")
+
+
+class Journal:
+    """Use it in a `with` block around the steps. A process whose console is quiet writes nothing.
+
+    OUT/metrics.jsonl           one line a step: loss, norm, rate, seconds, waited, work; one a validation
+    OUT/events.out.tfevents.*   the same for TensorBoard
+    OUT/samples/step-00000500/  the pictures sampled at a step, beside the task they answer
+
+    Args:
+        first: steps done before; what an earlier process recorded after them is taken out, as it is done again.
+        last: the step at which the run ends.
+    """
+
+    def __init__(self, out: Path, console: Console, *, first: int, last: int) -> None:
+        self.out, self.console, self.first, self.last = out, console, first, last
+        self.peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        """TFLOP/s of the device, if known."""
+        self._shown = 0.0
+
+    def __enter__(self) -> Journal:
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("steps", total=self.last, completed=self.first, note="")
+        self._bar.start()
+        self._board: Any = None
+        self._metrics: Any = None
+        if not self.console.quiet:
+            from torch.utils.tensorboard import SummaryWriter
+
+            if self.first:
+                self.note(f"going on after step {self.first} of {self.out}")
+            after = self.first + 1 if self.first else 0
+            self._board = SummaryWriter(str(self.out), purge_step=after)
+            self._metrics = _cut(self.out / "metrics.jsonl", after).open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+        if self._metrics is not None:
+            self._board.close()
+            self._metrics.close()
+
+    def note(self, text: str) -> None:
+        """One line for people."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def say(self, lines: Iterable[str | Table]) -> None:
+        """Several, and tables; nothing is computed for a quiet process."""
+        for line in () if self.console.quiet else lines:
+            self.console.print(line, markup=False, highlight=False)
+
+    def step(self, step: int, done: Step) -> None:
+        """Record a step; now and then say how it goes."""
+        self._write({"step": step, **asdict(done), **_memory()})
+        words = self._words(done)
+        self._bar.update(self._task, completed=step, note=words)
+        if not self.console.is_terminal and time.monotonic() - self._shown > LINE_SECONDS:
+            self._shown = time.monotonic()
+            self.note(f"step {step}/{self.last}: {words}")
+
+    def validation(self, step: int, result: Validation | None) -> None:
+        """Record a validation."""
+        if result is None:
+            return
+        self._write({"step": step, "validation": asdict(result)})
+        levels = " ".join(f"{value:.3f}" for value in result.by_level)
+        self.note(f"step {step}: validation loss {result.loss:.4f} on {result.tasks} tasks; by noise level {levels}")
+
+    def pictures(self, step: int, task: GridTask, made: Sequence[Image.Image]) -> None:
+        """Save a task as a labelled picture, and what was sampled for its holes to the right of it."""
+        from PIL import Image
+
+        shown = [task.image(), *made]
+        size = sum(picture.width for picture in shown), max(picture.height for picture in shown)
+        whole = Image.new("RGB", size, "white")
+        left = 0
+        for picture in shown:
+            whole.paste(picture, (left, 0))
+            left += picture.width
+        folder = self.out / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        whole.save(folder / f"{task.walk.index:07d}-{task.walk.path.name}.png")
+
+    def _words(self, done: Step) -> str:
+        speed = done.work / done.seconds / 1e12
+        words = [f"loss {done.loss:.4f}", f"{1 / done.seconds:.2f} it/s", f"{done.waited / done.seconds:.0%} waiting"]
+        words.append(f"{speed:.3g} TFLOP/s" + (f" (MFU {speed / self.peak:.0%})" if self.peak else ""))
+        return ", ".join(words + [f"peak {size:.1f} GiB" for size in _memory().values()])
+
+    def _write(self, document: dict[str, Any]) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.write(json.dumps(document) + "\n")
+        self._metrics.flush()
+        for name, value in _scalars(document):
+            self._board.add_scalar(name, value, document["step"])
+        self._board.flush()  # it would keep two minutes of steps to itself, and a kill would take them
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run: no bars while models are loaded, nothing on every instruction of which CLIP reads
+    only the start, nor on text encoders that have no LoRA."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.get_logger(library.__name__)  # makes the handler
+        for handler in logging.getLogger(library.__name__).handlers:
+            handler.addFilter(_tells_something)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in _NOISE)
+
+
+def _memory() -> dict[str, float]:
+    """The most GPU memory that this process has had in use, in GiB; empty without a GPU."""
+    return {"memory": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
+
+
+def _cut(metrics: Path, step: int) -> Path:
+    """Take out the lines from a step on, and a last one that a kill cut short."""
+    if metrics.exists():
+        lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = metrics.with_name(f".{metrics.name}")
+        kept.write_text("".join(line for line in lines if json.loads(line)["step"] < step), encoding="utf-8")
+        os.replace(kept, metrics)
+    return metrics
+
+
+def _scalars(document: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Names and numbers for TensorBoard."""
+    if "validation" not in document:
+        return [(f"train/{name}", value) for name, value in document.items() if name != "step"]
+    found = document["validation"]
+    levels = [(f"validation/level {number}", value) for number, value in enumerate(found["by_level"])]
+    types = [(f"validation/{name}", value) for name, value in found["by_type"].items()]
+    return [("validation/loss", found["loss"]), *levels, *types]

@@ -1,0 +1,92 @@
+"""What is said before the first step: how much is trained, what it takes, and what the data can serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from graphbuild.tasks.sampler import PathSampler
+from graphbuild_train.forecast import GIB, Forecast, forecast, peak_of
+
+if TYPE_CHECKING:
+    from graphbuild_train.trainer import Trainer
+
+
+def lines(trainer: Trainer) -> Iterator[str | Table]:
+    """For people, before anything is trained."""
+    config, cells = trainer.config, _most_cells(trainer.sampler)
+    yield f"{config.base} {trainer.model_name}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
+    yield f"LoRA: {trainer.count}"
+    largest = pass_of(trainer, cells * (config.resolution // trainer.base.token) ** 2)
+    yield f"largest pass, {config.micro_batch} x {cells} cells: {largest}"
+    shared = f" on each of {trainer.world} processes" if trainer.world > 1 else ""
+    yield f"a step: {trainer.passes} such passes{shared}; {_time(trainer, largest)}"
+    if torch.cuda.is_available() and largest.memory > (free := torch.cuda.mem_get_info()[0] + largest.base):
+        yield (
+            f"that is more than the {free / GIB:.0f} GiB of this GPU: set checkpointing: 1, a smaller micro_batch or "
+            "resolution, or fewer layers"
+        )
+    if config.cache_gb:
+        size = cache_bytes(trainer)
+        fits = "all" if size <= config.cache_gb * 1e9 else f"{config.cache_gb * 1e9 / size:.0%} of them"
+        yield f"VAE cache: at most {size / 1e9:.2f} GB for {config.walks} grid tasks; cache_gb holds {fits}"
+    yield coverage(trainer.sampler)
+
+
+def pass_of(trainer: Trainer, image_tokens: int) -> Forecast:
+    """Memory and work of a forward and backward pass over grid tasks of so many tokens."""
+    config, base = trainer.config, trainer.base
+    modules = [module for module in base.pipe.components.values() if isinstance(module, torch.nn.Module)]
+    others = [parameter for module in modules if module is not base.bare for parameter in module.parameters()]
+    return forecast(
+        base.bare,
+        config.lora.layers,
+        image_tokens=image_tokens,
+        text_tokens=base.text_tokens,
+        batch=config.micro_batch,
+        checkpointing=config.checkpointing,
+        others=sum(parameter.nbytes for parameter in others),
+    )
+
+
+def cache_bytes(trainer: Trainer) -> int:
+    """What the cache would need for all walks, if no two showed the same picture."""
+    vae = trainer.base.pipe.vae
+    elements = 2 * vae.config.latent_channels * (trainer.config.resolution // 8) ** 2
+    walks = trainer.sampler.walks(0, trainer.config.walks)
+    columns = np.array([len(path.cells) for path in walks.paths])[walks.path]
+    # A base that is shown holes encodes the last row twice, with and without what is in them.
+    cells, weight = int(((walks.count + 1) * columns).sum()), next(iter(vae.state_dict().values()))
+    return int(cells * elements * weight.element_size())
+
+
+def coverage(sampler: PathSampler) -> Table:
+    """For each task type: its paths, how many of them the graph serves, with how many items, and its chance."""
+    table = Table("task type", "paths", "served", "items", "chance", box=None, pad_edge=False)
+    counts, listed, chances = sampler.coverage(), sampler.listed, sampler.probabilities()
+    for kind in dict.fromkeys(path.type for path in listed.paths):
+        names = [path.name for path in listed.paths if path.type == kind]
+        served = [name for name in names if name in chances]
+        items = [counts[name]["all"] for name in served]
+        few = f"{min(items)}..{max(items)}" if items else "0"
+        table.add_row(kind, str(len(names)), str(len(served)), few, f"{sum(chances[name] for name in served):.3f}")
+    return table
+
+
+def _time(trainer: Trainer, largest: Forecast) -> str:
+    work = trainer.passes * (largest.flops + largest.recomputed) / 1e12
+    peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if peak is None:
+        return f"{work:.3g} TFLOP at most, the device's speed is not known"
+    seconds = trainer.passes * largest.seconds(peak)
+    return f"{work:.3g} TFLOP at most, {seconds:.1f} s at 45 % of {peak} TFLOP/s"
+
+
+def _most_cells(sampler: PathSampler) -> int:
+    """Cells of the largest grid that can be drawn."""
+    rows = max(number for number, chance in enumerate(sampler.config.rows, start=1) if chance)
+    return rows * max(len(path.cells) for path in sampler.paths)

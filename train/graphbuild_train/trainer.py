@@ -1,0 +1,363 @@
+"""The training loop: a graph's grid tasks through a frozen base into a LoRA, step by step, resumable after each.
+
+One optimiser step takes `batch` grid tasks, whatever the number of processes and the size of a forward pass: each loss
+is a mean over its own sample, each draw is counted by its walk, and a place in the data is one integer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Set
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from rich.console import Console
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from graphbuild.contracts import GraphError
+from graphbuild.data.dataset import GridBatch, GridTasks, collate
+from graphbuild.store.graph import Graph
+from graphbuild.tasks.config import Split
+from graphbuild.tasks.export import keep_snapshot
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.sampler import PathSampler
+from graphbuild_train import checkpoint, lora
+from graphbuild_train import preflight as before
+from graphbuild_train.bases import load_base, tiny
+from graphbuild_train.checkpoint import Checkpoint
+from graphbuild_train.config import TrainConfig
+from graphbuild_train.export.run import export_run
+from graphbuild_train.journal import Journal
+from graphbuild_train.latent_cache import PosteriorCache
+from graphbuild_train.model_setup import autocast_only, compiled, forward_within, sound_attention, spare
+from graphbuild_train.objective import objective_of
+from graphbuild_train.validate import Validation, validate
+
+FREE = ("steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch")
+"""Fields that a run may be continued with other values of: they do not change a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step as it is reported."""
+
+    loss: float
+    """Before the step, the mean over the batch; it says mostly which noise levels were drawn."""
+    norm: float
+    """Of the gradient, before it is clipped."""
+    rate: float
+    """Learning rate."""
+    seconds: float
+    waited: float
+    """How many of the seconds were spent waiting for data."""
+    work: float
+    """FLOP of this process's forward and backward passes; what checkpointing computes again does not count."""
+
+
+def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None) -> Path:
+    """Train until `config.steps`, from the newest whole checkpoint in `out` if there is one, and export.
+
+    Run by `accelerate launch` or `torchrun` it uses all processes; `config.batch` is shared out among them.
+
+    Returns:
+        `out/pytorch_lora_weights.safetensors`, in diffusers' form.
+
+    Raises:
+        GraphError, ValueError: what was asked for cannot be trained; nothing was changed.
+        FloatingPointError, MemoryError: it went wrong on the way; the checkpoints so far are kept.
+    """
+    accelerator = _accelerator()
+    with checkpoint.locked(out) if accelerator.is_main_process else nullcontext():
+        trainer = Trainer(config, graph, out, console=console, accelerator=accelerator)
+        trainer.journal.say(before.lines(trainer))
+        trainer.fit()
+        return trainer.export()
+
+
+class Trainer:
+    """A run: its newest checkpoint if it has one, else its beginning. `fit` trains, `export` writes what users load."""
+
+    def __init__(
+        self, config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.out = config, out
+        self.accelerator = accelerator or _accelerator()
+        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.passes = self._shared_out()
+        self.restored = checkpoint.latest(out)
+        self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
+        self.sampler = self._sampler(config.sampler.split, group=config.batch)
+        if self.restored and (different := _differences(self.restored.config, self._document())):
+            raise GraphError(f"{out} was trained with {different}; continue with that, or choose another --out")
+        with self.accelerator.main_process_first():
+            self.model_name = tiny.made(config.checkpoint_model, config.base, out)
+        self.objective = objective_of(config.objective, config.shift)
+        self.base = load_base(
+            config.base, self.model_name, self.objective,
+            device=self.accelerator.device, dtype=self.dtype, revision=config.revision,
+            guidance=config.guidance, hole_fill=config.cells.hole_fill,
+        )  # fmt: skip
+        layers = self.base.targets(config.lora.layers)
+        self.count = lora.add_lora(self.base.bare, config.lora, layers, seed=config.seed)
+        self.lora = lora.lora_state(self.base.bare)
+        self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
+        self.cache = PosteriorCache(self.base.pipe.vae, config.cache_gb) if config.cache_gb else None
+        self.step = 0
+        if self.restored:
+            self._restore(self.restored)
+        shown = (console or Console(stderr=True)) if self.main else Console(quiet=True)
+        self.journal = Journal(out, shown, first=self.step, last=config.steps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base and of activations."""
+        return torch.float32 if self.config.dtype == "float32" else torch.bfloat16
+
+    def _shared_out(self) -> int:
+        """Forward passes of each process for one step."""
+        config = self.config
+        together = int(self.world) * config.micro_batch
+        if config.batch % together:
+            raise GraphError(
+                f"batch: {config.batch}; allowed for {self.world} processes with micro_batch {config.micro_batch}: "
+                f"a multiple of {together}"
+            )
+        return config.batch // together
+
+    def _sampler(self, split: Split | None, group: int) -> PathSampler:
+        switches = replace(self.config.sampler, split=split)
+        options: dict[str, Any] = {"seed": self.config.seed, "group": group, "config": switches}
+        return PathSampler(self.graph, self.config.paths, on_missing="drop", **options)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        lora.load_lora(self.base.bare, saved.lora)
+        self.ema = {name: saved.ema[name].to(own.device) for name, own in self.ema.items()}
+        checkpoint.set_rng_state(saved.rng)
+        self.step = saved.step
+
+    def _document(self) -> dict[str, Any]:
+        """The config as JSON values; of the task list what it says, not where it lies."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
+        return document | {"paths": f"{self.sampler.listed.name} {self.sampler.listed.digest}"}
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train until the last step, and watch on the way."""
+        self._begin()
+        with self.journal, closing(self.grids):
+            if self.step == 0:
+                self._watch()
+            while self.step < self.config.steps:
+                try:
+                    done = self._step()
+                except torch.OutOfMemoryError as error:
+                    raise MemoryError(f"step {self.step + 1}: out of GPU memory; try checkpointing: 1") from error
+                self.step += 1
+                self.journal.step(self.step, done)
+                self._watch()
+
+    def _begin(self) -> None:
+        """Put the model into the form that it is trained in, its optimiser and the data beside it."""
+        config, model = self.config, self.base.bare
+        sound_attention()
+        if self.main and self.restored is None and (error := keep_snapshot(self.graph)):
+            raise GraphError(f"{self.graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        decay = config.optimiser.weight_decay
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
+        if self.restored:
+            self.optimiser.load_state_dict(dict(self.restored.optimiser))
+            self.restored = replace(self.restored, optimiser={}, lora={}, ema={})  # its memory is wanted
+        if self.dtype != torch.float32:
+            autocast_only(model)
+        spare(model, config.checkpointing)
+        if config.compile:
+            compiled(model, self.journal.note)
+        self.base.model = DistributedDataParallel(model) if self.world > 1 else model
+        self.grids = self._grids(self.step * config.batch)
+        self.work = cache(lambda tokens: before.pass_of(self, tokens).flops)
+
+    def _step(self) -> Step:
+        """One optimiser step over `batch` grid tasks of all processes."""
+        started, waited, work = time.perf_counter(), 0.0, 0.0
+        total = torch.zeros((), device=self.accelerator.device)
+        for number in range(1, self.passes + 1):
+            asked = time.perf_counter()
+            grid, seed = next(self.grids)
+            waited += time.perf_counter() - asked
+            with self._together(last=number == self.passes):
+                losses, tokens = self._losses(grid, seed)
+                # Processes average their gradients, and each has its share of the batch.
+                (losses.sum() * self.world / self.config.batch).backward()
+            total += losses.detach().sum()
+            work += self.work(tokens)
+        loss = float(self.accelerator.reduce(total, "sum")) / self.config.batch
+        norm, rate = self._update(loss)
+        return Step(loss=loss, norm=norm, rate=rate, seconds=time.perf_counter() - started, waited=waited, work=work)
+
+    def _losses(self, grid: GridBatch, seed: int) -> tuple[Tensor, int]:
+        """The loss of each sample, and the number of image tokens of one."""
+        batch = self.base.encode(grid, seed)
+        noisy = self.objective.corrupt(batch, seed)
+        with self.autocast():
+            predicted = self.base.predict(noisy.x, noisy.level, batch)
+        return self.objective.loss_of(predicted, noisy), batch.z.shape[1]
+
+    def _update(self, loss: float) -> tuple[float, float]:
+        """Move the parameters; the gradient's norm and the learning rate."""
+        rates = self.config.optimiser
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, rates.clip or math.inf))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"step {self.step + 1}: loss {loss}, gradient {norm}; a smaller learning rate?")
+        rate = self.optimiser.param_groups[0]["lr"] = rates.rate(self.step, self.config.steps)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.ema:  # early on the average follows faster
+            decay = min(rates.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.ema.values()), list(self.lora.values()), 1 - decay)
+        return norm, rate
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Lets float32 LoRA weights meet bfloat16 activations; nothing for a float32 base."""
+        return torch.autocast(self.accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _together(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between processes once a step."""
+        model = self.base.model
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    def _grids(self, position: int) -> Generator[tuple[GridBatch, int], None, None]:
+        """Micro batches of this process from a position on, without end, with the seed of their draws."""
+        config = self.config
+        while True:
+            rounds, first = divmod(position, config.walks) if config.walks else (0, position)
+            tasks = GridTasks(
+                self.sampler, resolution=config.resolution, start=first, stop=config.walks or None,
+                batch=config.micro_batch, rank=self.accelerator.process_index, world=self.world,
+                switches=config.cells,
+            )  # fmt: skip
+            loader = DataLoader(
+                tasks, batch_size=config.micro_batch, num_workers=config.workers, collate_fn=collate,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )  # fmt: skip
+            for grid in loader:
+                yield grid, config.seed + (rounds << 32)  # another round over the same walks has other noise
+            position = (rounds + 1) * config.walks
+
+    # ---- on the way ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Validate, sample and save when it is time; one process does, the others wait.
+
+        Saved last, a step is in the journal when a run goes on after it, and what is missing is done again.
+        """
+        watch, last = self.config.watch, self.step == self.config.steps
+        every = {"validate": watch.validate, "sample": watch.sample, "checkpoint": watch.checkpoint}
+        due = {name for name, steps in every.items() if steps and (last or self.step % steps == 0)}
+        due = due | {"checkpoint"} if last else due if self.step else due & {"validate"}
+        if due and self.main:
+            self._report(due)
+            if "checkpoint" in due:
+                self.save()
+        if due:
+            self.accelerator.wait_for_everyone()
+
+    def _report(self, due: Set[str]) -> None:
+        if due & {"validate", "sample"}:
+            with self.finished():
+                if "validate" in due:
+                    self.journal.validation(self.step, self.validation())
+                if "sample" in due:
+                    self._sample()
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """The model as it comes out of the run, for one process alone: with the moving average of its LoRA if any."""
+        wrapped, self.base.model = self.base.model, self.base.bare
+        try:
+            average = lora.swapped(self.base.bare, self.ema) if self.ema else nullcontext()
+            with average, forward_within(self.base.bare, self.autocast):
+                yield
+        finally:
+            self.base.model = wrapped
+
+    def save(self) -> Path:
+        """Write a checkpoint of the steps done."""
+        saved = Checkpoint(
+            step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self._document(),
+            snapshot=self.graph.digest, lora=self.lora, ema=self.ema, optimiser=self.optimiser.state_dict(),
+            rng=checkpoint.rng_state(),
+        )  # fmt: skip
+        return checkpoint.save(self.out, saved, keep=self.config.watch.keep)
+
+    def validation(self) -> Validation | None:
+        """Losses of fixed grid tasks with fixed noise; None if the graph has no items to spare for it."""
+        if self.spared is None:
+            return None
+        watch, config = self.config.watch, self.config
+        tasks = GridTasks(
+            self.spared, resolution=config.resolution, stop=watch.tasks, rank=0, world=1, switches=config.cells
+        )
+        return validate(self.base, self.objective, DataLoader(tasks, collate_fn=collate), config.seed)
+
+    @cached_property
+    def spared(self) -> PathSampler | None:
+        """Draws from the items that are not trained on; from all, if all are trained on."""
+        try:
+            return self._sampler("validation" if self.config.sampler.split == "train" else None, group=1)
+        except GraphError as error:
+            self.journal.note(f"no validation: {error}")
+            return None
+
+    def _sample(self) -> None:
+        """Pictures by the sampler that users of the LoRA have; of unseen items, if there are."""
+        watch, config, sampler = self.config.watch, self.config, self.spared or self.sampler
+        for index in range(watch.samples):
+            task = GridTask(sampler, sampler.walk(index), config.resolution, switches=config.cells)
+            options: dict[str, Any] = {"steps": watch.sample_steps, "guidance": watch.sample_guidance}
+            (made,) = self.base.sample([task], seed=config.seed, **options)
+            self.journal.pictures(self.step, task, made)
+
+    # ---- after the last step -------------------------------------------------------------------------------------
+
+    def export(self) -> Path:
+        """Write the LoRA in diffusers' form with its recipe, and a model card."""
+        if self.main:
+            with self.finished():
+                export_run(self)
+        self.accelerator.wait_for_everyone()
+        return self.out / "pytorch_lora_weights.safetensors"
+
+
+def _accelerator() -> Accelerator:
+    """What `accelerate` makes of the processes that were launched; the loop casts for itself."""
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the others wait while one validates and samples
+    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no", kwargs_handlers=[patience])
+
+
+def _differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    old, new = _flat(saved), _flat(config)
+    free = FREE if config["optimiser"]["schedule"] == "constant" else FREE[1:]
+    names = [name for name in {**old, **new} if name.partition(".")[0] not in free and old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r} instead of {new.get(name)!r}" for name in names)
+
+
+def _flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return found
