@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from graphbuild.annotators import resolve as annotator
     from graphbuild.annotators.base import Annotator, Condition, Derived, Request, Resources, Skip, each, parameter
     from graphbuild.annotators.testing import AnnotatorCheckError, check_annotator
-    from graphbuild.contracts import CorruptNode, GraphError, MissingNode, RunReport
+    from graphbuild.contracts import RunReport
     from graphbuild.engine.run import run
-    from graphbuild.images.codecs import Node, UnusableImage
+    from graphbuild.errors import CorruptNode, GraphError, MissingNode, UnusableImage
+    from graphbuild.images.codecs import Node
     from graphbuild.kinds.registry import KINDS, Kind
     from graphbuild.models.checkpoint import Checkpoint
     from graphbuild.sources import resolve as source
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from graphbuild.store.graph import Graph
     from graphbuild.tasks.config import HeldOut, SamplerConfig
     from graphbuild.tasks.grid import GridTask
-    from graphbuild.tasks.sampler import PathSampler, Walk
+    from graphbuild.tasks.sampler import PathSampler
+    from graphbuild.tasks.walk import Walk
 
 _HOME = {
     "annotator": "graphbuild.annotators:resolve",
@@ -37,10 +39,12 @@ _HOME = {
     **{name: f"graphbuild.annotators.testing:{name}" for name in ("AnnotatorCheckError", "check_annotator")},
     "Checkpoint": "graphbuild.models.checkpoint:Checkpoint",
     **{name: f"graphbuild.sources.base:{name}" for name in ("Entry", "Source", "SourceItem", "Unusable", "location")},
-    **{name: f"graphbuild.contracts:{name}" for name in ("CorruptNode", "GraphError", "MissingNode", "RunReport")},
-    **{name: f"graphbuild.images.codecs:{name}" for name in ("Node", "UnusableImage")},
+    **{name: f"graphbuild.errors:{name}" for name in ("CorruptNode", "GraphError", "MissingNode", "UnusableImage")},
+    "RunReport": "graphbuild.contracts:RunReport",
+    "Node": "graphbuild.images.codecs:Node",
     **{name: f"graphbuild.kinds.registry:{name}" for name in ("KINDS", "Kind")},
-    **{name: f"graphbuild.tasks.sampler:{name}" for name in ("PathSampler", "Walk")},
+    "PathSampler": "graphbuild.tasks.sampler:PathSampler",
+    "Walk": "graphbuild.tasks.walk:Walk",
     **{name: f"graphbuild.tasks.config:{name}" for name in ("HeldOut", "SamplerConfig")},
 }
 

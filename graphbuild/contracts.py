@@ -24,18 +24,6 @@ FINAL_REASONS = frozenset({"undecodable", "empty_file", "too_large", "unsupporte
 """Failures that the input itself causes: never retried, never counted against an annotator."""
 
 
-class GraphError(ValueError):
-    """A graph, or what was asked of it, is wrong; the message names the file, the value and the fix."""
-
-
-class CorruptNode(GraphError):
-    """Stored bytes differ from the hash their edge recorded."""
-
-
-class MissingNode(LookupError):
-    """The node was skipped, failed or never planned; the message says which and why."""
-
-
 class Document(BaseModel):
     """Base of the JSON documents: immutable, and an unknown field is an error."""
 
@@ -134,6 +122,17 @@ class CommitDocument(Document):
     counts: dict[str, dict[Status, int]]
     reasons: dict[str, dict[str, int]] = Field(description="kind -> reason -> rows, for rows that are not ok")
     rows_digest: str = Field(description="xxh3_128 of the edge rows, so that the footer alone pins them")
+
+    @property
+    def retriable_rows(self) -> int:
+        """Failed rows that may succeed another time."""
+        final = {f"failed:{reason}" for reason in FINAL_REASONS}
+        return sum(
+            count
+            for reasons in self.reasons.values()
+            for reason, count in reasons.items()
+            if reason.startswith("failed:") and reason not in final
+        )
 
 
 class AnnotatorReport(Document):

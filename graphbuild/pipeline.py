@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphbuild.annotators import DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
-from graphbuild.contracts import GraphError, RunReport
+from graphbuild.contracts import RunReport
+from graphbuild.errors import GraphError
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
 from graphbuild.store.files import Files
@@ -198,10 +199,10 @@ def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source 
 
 def last_location(graph: Graph) -> dict[str, Any]:
     """Where the source was in the last finished run: its root is not part of the graph."""
-    for run in reversed(graph.store.names("runs")):
+    for run in reversed(graph.fs.names("runs")):
         name = f"runs/{run}/report.json"
-        if graph.store.exists(name):
-            report = RunReport.model_validate_json(graph.store.read(name))
+        if graph.fs.exists(name):
+            report = RunReport.model_validate_json(graph.fs.read(name))
             if report.source_args:
                 return report.source_args
     return {}

@@ -63,7 +63,7 @@ def spec_file() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def photos() -> Path:
     """18 small real photographs, read only: crops of what scikit-image carries, JPEG and PNG."""
-    from tests.annotators_for_tests import write_photos
+    from tests.support.annotators import write_photos
 
     return write_photos(_SESSION / "photos", range(18))
 

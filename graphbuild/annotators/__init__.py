@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from graphbuild.annotators.base import Annotator, Resources
+from graphbuild.lookup import find_class
 
 BUILTIN: Mapping[str, str] = {
     "canny": "graphbuild.annotators.canny:Canny",
@@ -95,23 +93,7 @@ def _resources(use: str, default: Resources, given: Mapping[str, Any]) -> Resour
 
 def load_class(use: str) -> type[Annotator]:
     """The class behind a name; entry points of the group `graphbuild.annotators` are read only for unknown names."""
-    name = DEFAULT_FOR.get(use, use)
-    target = BUILTIN.get(name) or (name if ":" in name else _from_entry_points(name))
-    module, _, attribute = target.partition(":")
-    try:
-        cls = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"annotator {use!r}: cannot load {target} ({error})") from error
-    if not (isinstance(cls, type) and issubclass(cls, Annotator)):
-        raise ValueError(f"annotator {use!r}: {target} is not an Annotator class")
+    cls: type[Annotator] = find_class(
+        "annotator", DEFAULT_FOR.get(use, use), BUILTIN, GROUP, Annotator, also=DEFAULT_FOR
+    )
     return cls
-
-
-def _from_entry_points(name: str) -> str:
-    found = {point.name: point.value for point in entry_points(group=GROUP)}
-    if name in found:
-        return found[name]
-    known = sorted({*BUILTIN, *DEFAULT_FOR, *found})
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise ValueError(f"unknown annotator {name!r}{hint} Known: {', '.join(known)}, or module:Class")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, torch_dtype
 from graphbuild.models.resizing import Made, in_stacks, map_at, picture_at, working_size

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parameter
+from graphbuild.errors import MissingWeights, UnusableImage
 from graphbuild.hashing import checksum, digest_of
-from graphbuild.images.codecs import UnusableImage, check_image
-from graphbuild.models.checkpoint import MissingWeights
+from graphbuild.images.codecs import check_image
 
 EXTENSIONS = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What counts as a picture in the folder, in any case."""

@@ -26,7 +26,8 @@ from graphbuild.annotators.base import (
     use_of,
     variants_of,
 )
-from graphbuild.contracts import GraphError, Item
+from graphbuild.contracts import Item
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, seed_of
 from graphbuild.images.codecs import CODECS, Node, Pixels
 from graphbuild.kinds.registry import Kind, kind_of

@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from graphbuild.annotators.base import Annotator, Resources, Skip, parameter
+from graphbuild.errors import MissingWeights
 from graphbuild.images.codecs import Pixels
-from graphbuild.models.checkpoint import Checkpoint, MissingWeights
+from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
+from graphbuild.models.vlm import Question, Refused, Reply, Vlm
 from graphbuild.models.vlm_local import load_vlm
 from graphbuild.models.vlm_server import VlmServer
 
@@ -28,41 +30,8 @@ _REFUSAL = re.compile(
 )
 
 Read = TypeVar("Read")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A picture and a conversation about it.
-
-    Attributes:
-        picture: H x W x 3 RGB uint8, shown before the first words; see `fitted`.
-        turns: what was said so far, the user first and last, the model in between.
-        seed: the only source of randomness in the answer, where it is drawn at all.
-    """
-
-    picture: Pixels
-    turns: tuple[str, ...]
-    seed: int = 0
-
-    def after(self, answer: str, objection: str) -> Question:
-        """The same conversation, gone on with an answer and what is wrong with it."""
-        return replace(self, turns=(*self.turns, answer, objection))
-
-
-Reply = str | Skip | Exception
-"""What came of one question: words, `Skip("refused")`, or what went wrong with this question alone."""
-
-
-class Vlm(Protocol):
-    """Something that answers questions: `LocalVlm` or `VlmServer`."""
-
-    def ask(self, questions: Sequence[Question], *, max_new_tokens: int, temperature: float) -> list[Reply]:
-        """One reply per question, in order.
-
-        Args:
-            max_new_tokens: after which an answer is cut off.
-            temperature: 0 for the likeliest words, else words are drawn from softmax(scores / temperature).
-        """
+Answer = str | Skip | Exception
+"""A reply as an annotator reports it: a refusal is a skip."""
 
 
 class UnreadableAnswer(ValueError):
@@ -169,10 +138,10 @@ class VlmAnnotator(Annotator):
             tries=self.tries,
         )
 
-    def ask(self, model: Vlm, questions: Sequence[Question]) -> list[Reply]:
-        """One reply per question; words that only say no are `Skip("refused")`."""
+    def ask(self, model: Vlm, questions: Sequence[Question]) -> list[Answer]:
+        """One answer per question; a refusal, also one in words, is `Skip("refused")`."""
         replies = model.ask(questions, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
-        return [Skip("refused") if isinstance(reply, str) and _REFUSAL.match(reply) else reply for reply in replies]
+        return [_answer(reply) for reply in replies]
 
     def ask_json(
         self, model: Vlm, questions: Sequence[Question], read: Callable[[Any], Read]
@@ -219,7 +188,12 @@ def json_in(answer: str) -> Any:
         raise ValueError(error.msg) from error
 
 
-def _read(reply: Reply, read: Callable[[Any], Read]) -> Read | Skip | Exception:
+def _answer(reply: Reply) -> Answer:
+    declined = isinstance(reply, Refused) or (isinstance(reply, str) and _REFUSAL.match(reply))
+    return Skip("refused") if declined else reply  # type: ignore[return-value]
+
+
+def _read(reply: Answer, read: Callable[[Any], Read]) -> Read | Skip | Exception:
     if not isinstance(reply, str):
         return reply
     try:

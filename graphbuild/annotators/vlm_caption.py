@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphbuild.annotators.base import Derived, Request, Skip, parameter
-from graphbuild.annotators.vlm import Question, Reply, Vlm, VlmAnnotator, fitted
+from graphbuild.annotators.vlm import Answer, VlmAnnotator, fitted
+from graphbuild.models.vlm import Question, Vlm
 
 PROMPT = (
     "Describe this picture in one paragraph of at most 100 words. Name the main subject first, then what it does "
@@ -38,7 +39,7 @@ class VlmCaption(VlmAnnotator):
         return [_caption(reply) for reply in self.ask(model, questions)]
 
 
-def _caption(reply: Reply) -> Derived | Skip | Exception:
+def _caption(reply: Answer) -> Derived | Skip | Exception:
     if not isinstance(reply, str):
         return reply
     caption = " ".join(reply.split())

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from graphbuild.annotators.base import Derived, Request, Skip, parameter
-from graphbuild.annotators.vlm import Question, Vlm, VlmAnnotator, fitted
+from graphbuild.annotators.vlm import VlmAnnotator, fitted
+from graphbuild.models.vlm import Question, Vlm
 
 SUBJECT_PROMPT = (
     "This picture has the caption: {caption}\n"

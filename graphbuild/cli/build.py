@@ -31,7 +31,8 @@ from graphbuild.cli.console import (
     refusing,
     say,
 )
-from graphbuild.contracts import GraphError, RunReport
+from graphbuild.contracts import RunReport
+from graphbuild.errors import GraphError
 
 
 @app.command()
@@ -65,10 +66,10 @@ def run(
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
-        chosen, makers, where = assemble(source, path, pipeline, annotators, out)
+        chosen, producers, where = assemble(source, path, pipeline, annotators, out)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
-        report = build(chosen, makers, where, executor=executor, address=address, console=ERR, **how)  # type: ignore[arg-type]
+        report = build(chosen, producers, where, executor=executor, address=address, console=ERR, **how)  # type: ignore[arg-type]
     raise typer.Exit(_show_report(report, where, strict=strict, as_json=as_json))
 
 
@@ -91,16 +92,16 @@ def plan(
 
       graphbuild plan --source sample --out sample-graph
     """
+    from graphbuild.cli import text
     from graphbuild.engine.plan import make_plan
     from graphbuild.pipeline import assemble
     from graphbuild.store.files import Files
-    from graphbuild.tasks import explain
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
-        chosen, makers, where = assemble(source, path, pipeline, annotators, out)
-        planned = make_plan(Files(where), chosen, makers, **how)
-    say(json.dumps(explain.plan(planned, where)), explain.plan_lines(planned, where), as_json)
+        chosen, producers, where = assemble(source, path, pipeline, annotators, out)
+        planned = make_plan(Files(where), chosen, producers, **how)
+    say(json.dumps(text.plan_document(planned, where)), text.plan_lines(planned, where), as_json)
 
 
 @app.command()
@@ -124,15 +125,15 @@ def retry(
         source = live_source(graph, path)
         if source is None:
             ERR.print("the source is not at hand (--path PATH), so only annotators are retried", markup=False)
-        makers = live_annotators(graph)
-        report = build(source, makers, graph, executor=executor, address=address, retry=True, console=ERR)  # type: ignore[arg-type]
+        producers = live_annotators(graph)
+        report = build(source, producers, graph, executor=executor, address=address, retry=True, console=ERR)  # type: ignore[arg-type]
     raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))
 
 
 def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:
-    from graphbuild.tasks import explain
+    from graphbuild.cli import text
 
-    say(report.model_dump_json(), explain.report_lines(report, where), as_json)
+    say(report.model_dump_json(), text.report_lines(report, where), as_json)
     for error in report.errors:
         ERR.print(error, markup=False)
     if report.units_left:
@@ -152,13 +153,13 @@ def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
 
       graphbuild status photos-graph --json
     """
+    from graphbuild.cli import text
     from graphbuild.store.graph import Graph
     from graphbuild.store.status import status_of
-    from graphbuild.tasks import explain
 
     with refusing():
         document = status_of(Graph.open(graph))
-    say(document.model_dump_json(), explain.status_lines(document), as_json)
+    say(document.model_dump_json(), text.status_lines(document), as_json)
 
 
 @app.command()
@@ -173,12 +174,12 @@ def verify(
 
       graphbuild verify photos-graph --full
     """
+    from graphbuild.cli import text
     from graphbuild.store.verify import verify as check
-    from graphbuild.tasks import explain
 
     with refusing():
         verdict = check(graph, "full" if full else "quick")
-    say(json.dumps(vars(verdict)), explain.verdict_lines(verdict, graph, full), as_json)
+    say(json.dumps(vars(verdict)), text.verdict_lines(verdict, graph, full), as_json)
     raise typer.Exit(UNDONE if verdict.problems else DONE)
 
 

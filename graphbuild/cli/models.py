@@ -30,13 +30,13 @@ def listing(context: typer.Context, pipeline: PipelineOption = None, as_json: Js
 
       graphbuild models --pipeline subjects200k --json
     """
-    from graphbuild.cli import weights
+    from graphbuild.cli import text, weights
 
     if context.invoked_subcommand is not None:
         return
     with refusing():
         rows = weights.listing(pipeline)
-    say(json.dumps(rows), [weights.table(rows)], as_json)
+    say(json.dumps(rows), [text.weights_table(rows)], as_json)
 
 
 @models.command()

@@ -26,7 +26,7 @@ from graphbuild.cli.console import (
     say,
     stop,
 )
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 
 
 @app.command()
@@ -42,6 +42,7 @@ def tasks(
 
       graphbuild tasks sample-graph --paths graph200k
     """
+    from graphbuild.cli import text
     from graphbuild.store.graph import Graph
     from graphbuild.tasks import explain
 
@@ -52,7 +53,7 @@ def tasks(
             rows, why = explain.tasks(paths), ""
         else:
             raise GraphError("--weights: without a graph no items are counted; name one: graphbuild tasks GRAPH")
-    say(json.dumps(rows), explain.tasks_lines(rows), as_json)
+    say(json.dumps(rows), text.tasks_lines(rows), as_json)
     if why:
         raise stop(why, UNDONE)
 
@@ -87,7 +88,7 @@ def sample(
     """
     from graphbuild.store.graph import Graph
     from graphbuild.tasks import export as taskfiles
-    from graphbuild.tasks.layouts import CellSwitches
+    from graphbuild.tasks.config import CellConfig
 
     with refusing():
         taskfiles.writer_of(form)
@@ -95,7 +96,7 @@ def sample(
             "cell_fit": cell_fit, "row_sizes": row_sizes, "hole_fill": hole_fill, "degrade_at": degrade_at,
             "decode": decode,
         }  # fmt: skip
-        cells, opened = CellSwitches(**chosen), Graph.open(graph, snapshot=snapshot)
+        cells, opened = CellConfig(**chosen), Graph.open(graph, snapshot=snapshot)
         sampler = taskfiles.open_sampler(
             opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
         )
@@ -103,7 +104,7 @@ def sample(
         if error := taskfiles.keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
         indices = range(index, index + count)
-        for file in taskfiles.write_tasks(sampler, indices, resolution, out, form=form, switches=cells):
+        for file in taskfiles.write_tasks(sampler, indices, resolution, out, form=form, cells=cells):
             typer.echo(file)
 
 
@@ -132,6 +133,7 @@ def explain(
 
       graphbuild explain sample-graph --sample 1234567
     """
+    from graphbuild.cli import text
     from graphbuild.store.graph import Graph
     from graphbuild.tasks import explain as why
     from graphbuild.tasks.export import open_sampler
@@ -142,9 +144,9 @@ def explain(
             sampler = open_sampler(
                 opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
             )
-            document, lines = why.sample(sampler, index), why.sample_lines
+            document, lines = why.sample(sampler, index), text.sample_lines
         elif index is None and item is not None and kind is not None:
-            document, lines = why.node(opened, item, kind, variant), why.node_lines
+            document, lines = why.node(opened, item, kind, variant), text.node_lines
         else:
             raise GraphError("explain: name ITEM and KIND, or --sample I")
     say(json.dumps(document), lines(document), as_json)

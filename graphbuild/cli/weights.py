@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR, load_class, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.pipeline import load_annotators
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Row = dict[str, Any]
 
@@ -59,22 +56,6 @@ def fetch(checkpoint: Checkpoint) -> Path:
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise GraphError(f"{checkpoint.repository}: cannot be downloaded: {str(error).splitlines()[0]}") from error
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """The listing to be read: one line for each checkpoint."""
-    from rich.table import Table
-
-    shown = Table("annotator", "makes", "model", "licence", "GB", "memory GB", "here", box=None, pad_edge=False)
-    for row in rows:
-        name, makes = row["annotator"], ", ".join(row["makes"])
-        for weights in row["checkpoints"] or [{}]:
-            here = {True: "yes", False: "no"}.get(weights.get("cached"), "")
-            size, memory = (f"{value:g}" if value else "" for value in (weights.get("gigabytes"), row["memory_gb"]))
-            model = weights.get("model", "no weights")
-            shown.add_row(name, makes, model, weights.get("licence", ""), size, memory, here)
-            name = makes = ""
-    return shown
 
 
 def _annotators(pipeline: str | None) -> list[Annotator]:

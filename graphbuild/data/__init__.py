@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from graphbuild.data.dataset import GridBatch, GridTaskList, GridTasks, collate, position
+from graphbuild.data.batch import GridBatch, collate
+from graphbuild.data.dataset import GridTaskList, GridTasks, position
 from graphbuild.data.sample import GridSample
 
 __all__ = ["GridBatch", "GridSample", "GridTaskList", "GridTasks", "collate", "position"]

@@ -16,13 +16,15 @@ from weakref import WeakValueDictionary
 import numpy as np
 import xxhash
 
-from graphbuild.contracts import CorruptNode, GraphError, MissingNode
+from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.store.computed import parents_of
 from graphbuild.store.offsets import identity
+from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import Box, CellSwitches, boxes
-from graphbuild.tasks.sampler import PathSampler, Walk
+from graphbuild.tasks.layouts import Box, boxes
+from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.walk import Walk
 
 Known = Callable[[str], bool]
 """Says of a sample's key whether the consumer has what it would make of the pixels, such as latents."""
@@ -103,10 +105,10 @@ class TaskSource:
 
     def __init__(
         self, sampler: PathSampler, resolution: int, cache_bytes: int, known: Known | None,
-        switches: CellSwitches | None = None, *, token: str = "",
+        cells: CellConfig, *, token: str = "",
     ) -> None:  # fmt: skip
         self.sampler, self.resolution, self.known = sampler, resolution, known
-        self.switches = switches or CellSwitches.of(sampler.config)
+        self.cells = cells
         self.token = token or uuid.uuid4().hex
         self.cache = CellCache(cache_bytes)
         self._walks = lru_cache(maxsize=4)(lambda page: list(sampler.walks(page * _PAGE, _PAGE)))
@@ -114,7 +116,7 @@ class TaskSource:
         _SOURCES[self.token] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _source, (self.token, self.sampler, self.resolution, self.cache.max_bytes, self.known, self.switches)
+        return _source, (self.token, self.sampler, self.resolution, self.cache.max_bytes, self.known, self.cells)
 
     def walk(self, index: int) -> Walk:
         """Walk `index`. Its neighbours are drawn too: together they cost little more than one."""
@@ -173,7 +175,7 @@ class GridSample:
         """The grid task; let go of once all cells are decoded, as its pictures may be large."""
         if self._task is None:
             source = self.source
-            self._task = GridTask(source.sampler, self.walk, source.resolution, switches=source.switches)
+            self._task = source.sampler.task(self.walk, source.resolution, cells=source.cells)
         return self._task
 
     @cached_property
@@ -191,8 +193,8 @@ class GridSample:
         kinds = self.walk.kinds
         identities = [[self._identity(row, *cell) for cell in zip(kinds, variants, strict=True)]
                       for row, variants in enumerate(self.walk.variants)]  # fmt: skip
-        common = f"{self.source.resolution}|{self.source.switches}"
-        if self.source.switches.cell_fit == "aspect":  # the size of a cell depends on the others
+        common = f"{self.source.resolution}|{self.source.cells}"
+        if self.source.cells.cell_fit == "aspect":  # the size of a cell depends on the others
             common += f"|{self.walk.holes}|{identities}"
         return [[_digest(f"{own}|{common}") for own in row] for row in identities]
 

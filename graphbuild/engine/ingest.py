@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from graphbuild.contracts import GraphError, Outcome, PartRef, Unit
+from graphbuild.contracts import Outcome, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
-from graphbuild.engine.records import Maker, UnitReport
+from graphbuild.engine.records import Producer, UnitReport
 from graphbuild.engine.unit import previous_rows, scrub, unit_document
+from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
-from graphbuild.images.codecs import CODECS, Encoded, Pixels, UnusableImage, check_image
+from graphbuild.images.codecs import CODECS, Encoded, Pixels, check_image
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, phash
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files, Workspace
@@ -27,12 +28,12 @@ class ReplanNeeded(GraphError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceTask:
+class IngestUnit:
     """What a worker receives for one source unit. `entries` are the items of the shard in order, or None if its items
     part is published; `replaces` names the keys whose files changed and were accepted as new items."""
 
     source: Source
-    maker: Maker
+    producer: Producer
     unit: Unit
     revision: int
     entries: tuple[Entry, ...] | None
@@ -42,7 +43,7 @@ class SourceTask:
 
 
 def run_source_unit(
-    task: SourceTask, files: Files, workspace: Workspace, progress: Callable[[int, int], None]
+    task: IngestUnit, files: Files, workspace: Workspace, progress: Callable[[int, int], None]
 ) -> UnitReport:
     """Read, check and store the items of one shard, then commit them.
 
@@ -66,7 +67,7 @@ def run_source_unit(
     every = sorted([*kept.values(), *rows.values()], key=lambda row: row.key)
     report = UnitReport(unit=task.unit, revision=task.revision, computed=len(rows), reused=len(kept))
     report.computed_failed = sum(row.retriable for row in rows.values())
-    document = unit_document(task.maker, task.unit, task.revision, items=part)
+    document = unit_document(task.producer, task.unit, task.revision, items=part)
     report.settle(publish_unit(files, workspace, rows=every, previous=previous, document=document), every)
     return report
 
@@ -84,10 +85,10 @@ def _kept(previous: EdgeRows | None, retry: bool) -> Rows:
     return {row.key: row for row in rows if row.item_ix not in again}
 
 
-def _ingest(task: SourceTask, item_ix: int, item: SourceItem, known: ItemRow | None) -> tuple[ItemRow, list[Outcome]]:
+def _ingest(task: IngestUnit, item_ix: int, item: SourceItem, known: ItemRow | None) -> tuple[ItemRow, list[Outcome]]:
     """The items row and the outcomes of one item. A file that is not the one recorded in `known` fails."""
     sha256 = None if item.original is None else hashlib.sha256(item.original).hexdigest()
-    name = task.maker.name
+    name = task.producer.name
     item_id = item_id_of(name, item.key, sha256 if item.key in task.replaces else None)
     nodes = dict(item.nodes)
     if known is not None:
@@ -96,8 +97,8 @@ def _ingest(task: SourceTask, item_ix: int, item: SourceItem, known: ItemRow | N
             nodes = dict.fromkeys(nodes, Unusable("changed", "the file is not the one this item was made from"))
     row = _item_row(task, item_ix, item_id, item, sha256)
     outcomes = []
-    for kind in task.maker.variants:
-        encoded, picture = _encode(task.maker.lineage.codec[kind], nodes.get(kind, Unusable("missing")))
+    for kind in task.producer.variants:
+        encoded, picture = _encode(task.producer.lineage.codec[kind], nodes.get(kind, Unusable("missing")))
         outcomes.append(_outcome(task, item_ix, item_id, kind, encoded))
         if kind == task.source.makes[0] and picture is not None:
             row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
@@ -114,8 +115,8 @@ def _encode(codec: str, value: bytes | Pixels | Unusable) -> tuple[Encoded | Unu
         return Unusable(error.reason, str(error)), None
 
 
-def _outcome(task: SourceTask, item_ix: int, item_id: str, kind: str, encoded: Encoded | Unusable) -> Outcome:
-    seed = seed_of(task.maker.version, item_id, 0)
+def _outcome(task: IngestUnit, item_ix: int, item_id: str, kind: str, encoded: Encoded | Unusable) -> Outcome:
+    seed = seed_of(task.producer.version, item_id, 0)
     base = Outcome(item_ix=item_ix, item_id=item_id, kind=kind, variant=0, status="failed", seed=seed)
     if isinstance(encoded, Unusable):
         base.reason, base.detail = encoded.reason, scrub(encoded.detail) or None
@@ -125,7 +126,7 @@ def _outcome(task: SourceTask, item_ix: int, item_id: str, kind: str, encoded: E
     return base
 
 
-def _item_row(task: SourceTask, item_ix: int, item_id: str, item: SourceItem, sha256: str | None) -> ItemRow:
+def _item_row(task: IngestUnit, item_ix: int, item_id: str, item: SourceItem, sha256: str | None) -> ItemRow:
     """An items row but for what the listing (stamp) and the decoded picture (width, height, phash) give."""
     copied = ("key", "uri", "licence", "attribution", "split", "group")
     words = ("caption", "reference_caption", "subject", "category")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 
 
 @dataclass

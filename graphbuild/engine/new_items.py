@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphbuild.contracts import GraphError, Shard, Unit
+from graphbuild.contracts import Shard, Unit
+from graphbuild.errors import GraphError
 from graphbuild.sources.base import Entry, Source
 from graphbuild.store.files import Files
 from graphbuild.store.parts import read_footer, read_table

@@ -9,23 +9,14 @@ from functools import cached_property
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
-from graphbuild.contracts import (
-    FINAL_REASONS,
-    CommitDocument,
-    CommitRef,
-    GraphDocument,
-    GraphError,
-    LineageDocument,
-    Live,
-    SourceDocument,
-    Unit,
-)
-from graphbuild.engine.ingest import SourceTask
+from graphbuild.contracts import CommitDocument, CommitRef, GraphDocument, LineageDocument, Live, SourceDocument, Unit
+from graphbuild.engine.ingest import IngestUnit
 from graphbuild.engine.new_items import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
 from graphbuild.engine.preflight import missing_parts, non_commercial, too_large, without_gpu
-from graphbuild.engine.records import Maker, Task
+from graphbuild.engine.records import AnnotateUnit, Producer
 from graphbuild.engine.unit import Work
-from graphbuild.engine.versions import bind, refuse_missing, source_maker
+from graphbuild.engine.versions import bind, refuse_missing, source_producer
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source, source_params
 from graphbuild.store.files import Files, Workspace
@@ -37,7 +28,7 @@ from graphbuild.store.parts import Commit, read_commit
 class PlannedUnit:
     """A unit that has to run, why, and how many rows it plans."""
 
-    task: Task | SourceTask
+    task: AnnotateUnit | IngestUnit
     why: str
     rows: int
 
@@ -49,7 +40,7 @@ class Plan:
 
     document: GraphDocument
     head: Head
-    makers: tuple[Maker, ...]
+    producers: tuple[Producer, ...]
     units: tuple[PlannedUnit, ...]
     wanted: int
     num_items: int
@@ -59,11 +50,11 @@ class Plan:
 
     def reasons(self) -> dict[tuple[str, str], int]:
         """(annotator, why) -> units, in dependency order."""
-        return dict(Counter((unit.task.maker.name, unit.why) for unit in self.units))
+        return dict(Counter((unit.task.producer.name, unit.why) for unit in self.units))
 
     def makes(self) -> dict[str, Live]:
         """Kind -> the version this plan builds of it."""
-        return {kind: Live(annotator=m.name, version=m.version) for m in self.makers for kind in m.variants}
+        return {kind: Live(annotator=m.name, version=m.version) for m in self.producers for kind in m.variants}
 
     def replaces(self) -> dict[str, Live]:
         """The kinds among them whose live version is another one."""
@@ -108,14 +99,14 @@ def make_plan(
         shards = planner.committed(shards)
     planner.plan_annotators(annotators, shards)
     tasks = (unit.task for unit in planner.units)
-    at_work = list({task.maker.version: task.annotator for task in tasks if isinstance(task, Task)}.values())
+    at_work = list({task.producer.version: task.annotator for task in tasks if isinstance(task, AnnotateUnit)}.values())
     refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
     return Plan(
         document=document,
         head=head,
-        makers=tuple(planner.makers),
+        producers=tuple(planner.producers),
         units=tuple(planner.units),
-        wanted=len(planner.makers) * len(shards),
+        wanted=len(planner.producers) * len(shards),
         num_items=sum(item.num_items for item in shards),
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
@@ -150,20 +141,10 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
     return document
 
 
-def retriable_rows(document: CommitDocument) -> int:
-    """Failed rows of a commit that may succeed another time."""
-    return sum(
-        count
-        for reasons in document.reasons.values()
-        for reason, count in reasons.items()
-        if reason.startswith("failed:") and reason.removeprefix("failed:") not in FINAL_REASONS
-    )
-
-
 class _Planner:
     def __init__(self, files: Files, head: Head, retry: bool) -> None:
         self.files, self.head, self.retry = files, head, retry
-        self.makers: list[Maker] = []
+        self.producers: list[Producer] = []
         self.units: list[PlannedUnit] = []
         self.retriable = 0
         self._newest = newest_commits(files)
@@ -173,18 +154,18 @@ class _Planner:
     # ---- sources ---------------------------------------------------------------------------------------------
 
     def plan_source(self, source: Source, shards: Sequence[ShardItems]) -> None:
-        maker = source_maker(source)
-        self.makers.append(maker)
-        commits = self._unit_commits(maker.name, maker.version)
+        producer = source_producer(source)
+        self.producers.append(producer)
+        commits = self._unit_commits(producer.name, producer.version)
         for item in shards:
             commit = commits.get(item.shard.index)
             why = self._why_source(item, commit)
             if why is None:
                 continue
-            task = SourceTask(
+            task = IngestUnit(
                 source=source,
-                maker=maker,
-                unit=Unit(annotator=maker.name, version=maker.version, shard=item.shard),
+                producer=producer,
+                unit=Unit(annotator=producer.name, version=producer.version, shard=item.shard),
                 revision=commit.ref.revision + 1 if commit else 0,
                 entries=item.entries,
                 replaces=item.replaces,
@@ -207,24 +188,24 @@ class _Planner:
     # ---- annotators ------------------------------------------------------------------------------------------
 
     def plan_annotators(self, annotators: Sequence[Annotator], shards: Sequence[ShardItems]) -> None:
-        sources = list(self.makers)
+        sources = list(self.producers)
         bound = bind(annotators, sources, self.head, self._variants, self._recorded)
-        while descendants := self._replaced_descendants([maker for maker, _ in bound]):
+        while descendants := self._replaced_descendants([producer for producer, _ in bound]):
             annotators = [*annotators, *descendants]
             bound = bind(annotators, sources, self.head, self._variants, self._recorded)
-        for maker, annotator in bound:
-            self.makers.append(maker)
-            self._plan_annotator(maker, annotator, shards)
+        for producer, annotator in bound:
+            self.producers.append(producer)
+            self._plan_annotator(producer, annotator, shards)
 
-    def _plan_annotator(self, maker: Maker, annotator: Annotator, shards: Sequence[ShardItems]) -> None:
-        commits = self._unit_commits(maker.name, maker.version)
-        missing = self._why_missing(maker)
+    def _plan_annotator(self, producer: Producer, annotator: Annotator, shards: Sequence[ShardItems]) -> None:
+        commits = self._unit_commits(producer.name, producer.version)
+        missing = self._why_missing(producer)
         for item in shards:
             commit = commits.get(item.shard.index)
-            task = Task(
+            task = AnnotateUnit(
                 annotator=annotator,
-                maker=_never_fewer_variants(maker, commit),
-                unit=Unit(annotator=maker.name, version=maker.version, shard=item.shard),
+                producer=_never_fewer_variants(producer, commit),
+                unit=Unit(annotator=producer.name, version=producer.version, shard=item.shard),
                 revision=commit.ref.revision + 1 if commit else 0,
                 retry=self.retry,
             )
@@ -232,24 +213,24 @@ class _Planner:
             if why is not None:
                 self._add(task, why, item.num_items)
 
-    def _why_missing(self, maker: Maker) -> str:
-        old = {self.head[kind] for kind in maker.variants if kind in self.head}
-        old -= {Live(annotator=maker.name, version=maker.version)}
+    def _why_missing(self, producer: Producer) -> str:
+        old = {self.head[kind] for kind in producer.variants if kind in self.head}
+        old -= {Live(annotator=producer.name, version=producer.version)}
         if not old:
             return "missing"
         live = min(old, key=lambda live: live.version)
-        if live.annotator != maker.name:
+        if live.annotator != producer.name:
             return f"replaces {live.annotator}"
-        return "annotator changed: " + _difference(read_lineage(self.files, live.version), maker.lineage)
+        return "annotator changed: " + _difference(read_lineage(self.files, live.version), producer.lineage)
 
-    def _why_again(self, task: Task, commit: Commit) -> str | None:
-        more = [k for k, count in task.maker.variants.items() if count > commit.document.variants.get(k, 0)]
+    def _why_again(self, task: AnnotateUnit, commit: Commit) -> str | None:
+        more = [k for k, count in task.producer.variants.items() if count > commit.document.variants.get(k, 0)]
         if more:
             return f"more variants of {', '.join(more)}"
         if reason := self._retry_reason(commit.document):
             return reason
         shard = task.unit.shard.index
-        parents = task.maker.parents.values()
+        parents = task.producer.parents.values()
         if any((live.annotator, live.version, shard) in self._planned for live in parents):
             return "parent changes"
         newest = {self._ref(live, shard) for live in parents}
@@ -260,13 +241,13 @@ class _Planner:
         return None
 
     def _retry_reason(self, document: CommitDocument) -> str | None:
-        retriable = retriable_rows(document)
+        retriable = document.retriable_rows
         self.retriable += retriable
         return f"retry of {retriable} failed rows" if self.retry and retriable else None
 
-    def _replaced_descendants(self, makers: Sequence[Maker]) -> list[Annotator]:
+    def _replaced_descendants(self, producers: Sequence[Producer]) -> list[Annotator]:
         """Live annotators outside the run whose parents it replaces: they are rebuilt with it, as they were."""
-        makes = {kind: maker.version for maker in makers for kind in maker.variants}
+        makes = {kind: producer.version for producer in producers for kind in producer.variants}
         inside = set(makes)
         found: dict[str, Annotator] = {}
         for kind, live in self.head.items():
@@ -292,9 +273,9 @@ class _Planner:
 
     # ---- what is committed -----------------------------------------------------------------------------------
 
-    def _add(self, task: Task | SourceTask, why: str, items: int) -> None:
+    def _add(self, task: AnnotateUnit | IngestUnit, why: str, items: int) -> None:
         self._planned.add((task.unit.annotator, task.unit.version, task.unit.shard.index))
-        self.units.append(PlannedUnit(task, why, items * sum(task.maker.variants.values())))
+        self.units.append(PlannedUnit(task, why, items * sum(task.producer.variants.values())))
 
     def _unit_commits(self, annotator: str, version: str) -> dict[int, Commit]:
         """Shard -> the newest commit; every footer is read once."""
@@ -313,11 +294,11 @@ class _Planner:
         return max((commit.document.variants.get(kind, 1) for commit in commits), default=1)
 
 
-def _never_fewer_variants(maker: Maker, commit: Commit | None) -> Maker:
+def _never_fewer_variants(producer: Producer, commit: Commit | None) -> Producer:
     if commit is None:
-        return maker
+        return producer
     planned: Mapping[str, int] = commit.document.variants
-    return replace(maker, variants={k: max(count, planned.get(k, 0)) for k, count in maker.variants.items()})
+    return replace(producer, variants={k: max(count, planned.get(k, 0)) for k, count in producer.variants.items()})
 
 
 def _difference(old: LineageDocument, new: LineageDocument) -> str:

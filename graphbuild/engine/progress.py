@@ -1,26 +1,22 @@
-"""What a run shows while it works, and what it leaves behind: progress, a table, `runs/<run_id>/`."""
+"""What a run shows while it works, and what it leaves behind: progress and `runs/<run_id>/`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
-from graphbuild.contracts import AnnotatorReport, RunReport, Status, StatusDocument
-from graphbuild.engine.plan import Plan
+from graphbuild.contracts import AnnotatorReport
 from graphbuild.engine.records import UnitReport
 from graphbuild.engine.worker import Job
 from graphbuild.hashing import canonical_json
 from graphbuild.store.files import Files
 
 LINE_SECONDS = 10.0
-OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
 
 
 class Progress:
@@ -100,38 +96,3 @@ def by_annotator(reports: Sequence[UnitReport]) -> dict[str, AnnotatorReport]:
             annotate_seconds=old.annotate_seconds + report.annotate_seconds,
         )
     return totals
-
-
-def report_table(report: RunReport) -> Table:
-    """The run as a table for people."""
-    table = Table(title=f"{report.graph}: {report.units_done} of {report.units_wanted} units committed")
-    for column in ("annotator", "units", "ok", "skipped", "failed", "nodes/s per worker", "reasons"):
-        table.add_column(column, justify="left" if column in ("annotator", "reasons") else "right")
-    for name, a in report.annotators.items():
-        speed = (a.ok + a.skipped + a.failed - a.reused) / a.seconds if a.seconds else 0.0
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(a.reasons.items()))
-        table.add_row(name, *(str(n) for n in (a.units, a.ok, a.skipped, a.failed)), f"{speed:.1f}", reasons)
-    return table
-
-
-def plan_table(plan: Plan, where: Path) -> Table:
-    """What a run would compute, and why."""
-    table = Table(title=f"{where}: {len(plan.units)} of {plan.wanted} units to compute, {plan.num_items} items")
-    for column in ("annotator", "units", "why"):
-        table.add_column(column, justify="right" if column == "units" else "left")
-    for (name, why), units in plan.reasons().items():
-        table.add_row(name, str(units), why)
-    return table
-
-
-def status_table(status: StatusDocument) -> Table:
-    """Nodes by kind and outcome."""
-    done, wanted = status.units["done"], status.units["wanted"]
-    table = Table(title=f"{status.graph}: {status.items} items, {done} of {wanted} units")
-    for column in ("kind", "ok", "skipped", "failed", "annotator", "reasons"):
-        table.add_column(column, justify="right" if column in ("ok", "skipped", "failed") else "left")
-    for kind, counts in status.kinds.items():
-        reasons = ", ".join(f"{reason} {count}" for reason, count in status.reasons.get(kind, {}).items())
-        numbers = (str(counts[outcome]) for outcome in OUTCOMES)
-        table.add_row(kind, *numbers, f"{status.live[kind].annotator} {status.live[kind].version}", reasons)
-    return table

@@ -11,7 +11,7 @@ from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Maker:
+class Producer:
     """An annotator or a source made concrete against a graph: its lineage, its variants, who makes what it needs."""
 
     name: str
@@ -24,11 +24,11 @@ class Maker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class AnnotateUnit:
     """What a worker receives for one unit. `deaths` counts workers that died on it: after the first, rows run alone."""
 
     annotator: Annotator
-    maker: Maker
+    producer: Producer
     unit: Unit
     revision: int
     retry: bool = False

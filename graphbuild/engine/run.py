@@ -17,7 +17,7 @@ from rich.console import Console
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
-from graphbuild.contracts import GraphError, RunReport
+from graphbuild.contracts import RunReport
 from graphbuild.engine.executors.inline import run_inline
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
@@ -25,6 +25,7 @@ from graphbuild.engine.records import UnitReport
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.spool import remove_finished
 from graphbuild.engine.worker import Job, Worker
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source
 from graphbuild.store.card import write_card
@@ -127,9 +128,9 @@ class _Run:
                 raise GraphError(
                     f"{self.files.root}: another run has just made this graph otherwise; run again"
                 ) from None
-        for maker in plan.makers:
-            lineage = canonical_json(maker.lineage.model_dump(mode="json")) + "\n"
-            self.files.publish(f"lineage/{maker.version}.json", lineage.encode(), self.workspace)
+        for producer in plan.producers:
+            lineage = canonical_json(producer.lineage.model_dump(mode="json")) + "\n"
+            self.files.publish(f"lineage/{producer.version}.json", lineage.encode(), self.workspace)
         change_head(self.files, self.workspace, lambda head: {**plan.makes(), **head})
 
     def execute(self, plan: Plan) -> Schedule:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from graphbuild.annotators.base import Resources
-from graphbuild.engine.ingest import SourceTask
+from graphbuild.engine.ingest import IngestUnit
 from graphbuild.engine.plan import Plan
-from graphbuild.engine.records import Task, UnitReport
+from graphbuild.engine.records import AnnotateUnit, UnitReport
 from graphbuild.engine.unit import BROKEN_ROWS
 from graphbuild.engine.worker import Job
 
@@ -87,7 +87,7 @@ class Schedule:
         self._open.clear()
         self._waiting.clear()
 
-    def _settle(self, job: Job, task: Task | SourceTask, report: UnitReport) -> None:
+    def _settle(self, job: Job, task: AnnotateUnit | IngestUnit, report: UnitReport) -> None:
         if report.status == "failed":
             self._retry_or_lose(job, task, report)
             return
@@ -96,7 +96,7 @@ class Schedule:
         self._open.discard(unit_key(task))
         self._count(task, report)
 
-    def _retry_or_lose(self, job: Job, task: Task | SourceTask, report: UnitReport) -> None:
+    def _retry_or_lose(self, job: Job, task: AnnotateUnit | IngestUnit, report: UnitReport) -> None:
         self._tries[unit_key(task)] += 1
         if report.broken:
             self._stop(task)
@@ -105,20 +105,20 @@ class Schedule:
         else:
             self._waiting.append(replace(job, tasks=(task,)))
 
-    def _count(self, task: Task | SourceTask, report: UnitReport) -> None:
+    def _count(self, task: AnnotateUnit | IngestUnit, report: UnitReport) -> None:
         """Stop an annotator of which more than half of at least BROKEN_ROWS finished rows failed."""
-        maker = (task.maker.name, task.maker.version)
-        self._rows[maker, True] += report.computed_failed
-        self._rows[maker, False] += report.computed
-        rows, all_bad = self._rows[maker, False], self._rows[maker, True]
-        if rows >= BROKEN_ROWS and all_bad * 2 > rows and maker not in self._stopped:
-            self.errors.append(f"{maker[0]} stopped: {all_bad} of {rows} rows failed")
+        producer = (task.producer.name, task.producer.version)
+        self._rows[producer, True] += report.computed_failed
+        self._rows[producer, False] += report.computed
+        rows, all_bad = self._rows[producer, False], self._rows[producer, True]
+        if rows >= BROKEN_ROWS and all_bad * 2 > rows and producer not in self._stopped:
+            self.errors.append(f"{producer[0]} stopped: {all_bad} of {rows} rows failed")
             self._stop(task)
 
-    def _stop(self, task: Task | SourceTask) -> None:
-        self._stopped.add((task.maker.name, task.maker.version))
+    def _stop(self, task: AnnotateUnit | IngestUnit) -> None:
+        self._stopped.add((task.producer.name, task.producer.version))
 
-    def _lose(self, task: Task | SourceTask, why: str) -> None:
+    def _lose(self, task: AnnotateUnit | IngestUnit, why: str) -> None:
         self._open.discard(unit_key(task))
         self._lost.add(unit_key(task))
         self.errors.append(why)
@@ -127,7 +127,7 @@ class Schedule:
         """The job less the units whose annotator stopped or whose parents will not come."""
         kept = []
         for task in job.tasks:
-            stopped = (task.maker.name, task.maker.version) in self._stopped
+            stopped = (task.producer.name, task.producer.version) in self._stopped
             if stopped or any(key in self._lost for key in parent_keys(task)):
                 self._open.discard(unit_key(task))
                 self._lost.add(unit_key(task))
@@ -135,40 +135,40 @@ class Schedule:
                 kept.append(task)
         return replace(job, tasks=tuple(kept)) if kept else None
 
-    def _blocked(self, task: Task | SourceTask) -> bool:
+    def _blocked(self, task: AnnotateUnit | IngestUnit) -> bool:
         return any(key in self._open for key in parent_keys(task))
 
 
 def make_jobs(plan: Plan) -> list[Job]:
     """Units of one shard that share a pool and a depth of derivation become one job; shard by shard."""
     depth: dict[tuple[str, str], int] = {}
-    for maker in plan.makers:
-        parents = (depth.get((live.annotator, live.version), 0) for live in maker.parents.values())
-        depth[maker.name, maker.version] = max((d + 1 for d in parents), default=0)
-    groups: dict[tuple[int, int, str], list[Task | SourceTask]] = {}
+    for producer in plan.producers:
+        parents = (depth.get((live.annotator, live.version), 0) for live in producer.parents.values())
+        depth[producer.name, producer.version] = max((d + 1 for d in parents), default=0)
+    groups: dict[tuple[int, int, str], list[AnnotateUnit | IngestUnit]] = {}
     for unit in plan.units:
         task = unit.task
-        key = (task.unit.shard.index, depth[task.maker.name, task.maker.version], _pool(task))
+        key = (task.unit.shard.index, depth[task.producer.name, task.producer.version], _pool(task))
         groups.setdefault(key, []).append(task)
     return [_job(pool, tasks) for (_, _, pool), tasks in sorted(groups.items())]
 
 
-def _job(pool: str, tasks: list[Task | SourceTask]) -> Job:
-    own = [task.annotator.resources for task in tasks if isinstance(task, Task)]
+def _job(pool: str, tasks: list[AnnotateUnit | IngestUnit]) -> Job:
+    own = [task.annotator.resources for task in tasks if isinstance(task, AnnotateUnit)]
     return Job(pool=pool, shard=tasks[0].unit.shard, tasks=tuple(tasks), resources=own[0] if pool != SHARED else _ONE)
 
 
-def _pool(task: Task | SourceTask) -> str:
+def _pool(task: AnnotateUnit | IngestUnit) -> str:
     """Annotators that ask for one CPU and nothing else share one pool; each other has workers of its own, which keep
     its model."""
-    if isinstance(task, SourceTask) or replace(task.annotator.resources, batch_size=1) == _ONE:
+    if isinstance(task, IngestUnit) or replace(task.annotator.resources, batch_size=1) == _ONE:
         return SHARED
-    return f"{task.maker.name}@{task.maker.version}"
+    return f"{task.producer.name}@{task.producer.version}"
 
 
-def unit_key(task: Task | SourceTask) -> UnitKey:
+def unit_key(task: AnnotateUnit | IngestUnit) -> UnitKey:
     return (task.unit.annotator, task.unit.version, task.unit.shard.index)
 
 
-def parent_keys(task: Task | SourceTask) -> list[UnitKey]:
-    return [(live.annotator, live.version, task.unit.shard.index) for live in task.maker.parents.values()]
+def parent_keys(task: AnnotateUnit | IngestUnit) -> list[UnitKey]:
+    return [(live.annotator, live.version, task.unit.shard.index) for live in task.producer.parents.values()]

@@ -9,22 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graphbuild.annotators.base import Derived, Each, Request, Skip, makes_of, needs_of
-from graphbuild.contracts import (
-    CommitDocument,
-    CommitRef,
-    GraphError,
-    Item,
-    Outcome,
-    Parent,
-    PartRef,
-    Unit,
-)
+from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.micro_batches import Loaded, annotate, out_of_memory
-from graphbuild.engine.records import Maker, Task, UnitReport
+from graphbuild.engine.records import AnnotateUnit, Producer, UnitReport
 from graphbuild.engine.spool import CONDEMN_AFTER, Key, Spool
+from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, seed_of
-from graphbuild.images.codecs import CODECS, Node, UnusableImage
+from graphbuild.images.codecs import CODECS, Node
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import read_node
@@ -63,15 +55,15 @@ Nodes = dict[tuple[str, int, int], Node]
 class Work:
     """One unit under way: `advance` over chunks of items, then `commit`."""
 
-    def __init__(self, task: Task, files: Files, workspace: Workspace, flush_s: float) -> None:
+    def __init__(self, task: AnnotateUnit, files: Files, workspace: Workspace, flush_s: float) -> None:
         self.task, self.files, self.workspace = task, files, workspace
         self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if task.deaths else flush_s
         self.report = UnitReport(unit=task.unit, revision=task.revision)
         self.tally = Tally()
         self._annotator = task.annotator
         self._makes = makes_of(self._annotator)
-        self._codecs = {name: CODECS[task.maker.lineage.codec[kind.name]] for name, kind in self._makes.items()}
-        self.parents = parent_rows(files, task.maker, task.unit)
+        self._codecs = {name: CODECS[task.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
+        self.parents = parent_rows(files, task.producer, task.unit)
         self.items = items_of(files, task.unit)
         self.previous = previous_rows(files, task.unit)
         planned = list(self._planned())
@@ -94,12 +86,12 @@ class Work:
 
     def _planned(self) -> Iterator[Outcome]:
         """Every planned row: `ok` (to be made), or already settled by the state of its parents."""
-        maker = self.task.maker
+        producer = self.task.producer
         for item in self.items:
-            for variant in range(max(maker.variants.values())):
+            for variant in range(max(producer.variants.values())):
                 parents, reason = self._bind(item, variant)
-                seed = seed_of(maker.version, item.item_id, variant)
-                for kind in maker.variants:
+                seed = seed_of(producer.version, item.item_id, variant)
+                for kind in producer.variants:
                     yield Outcome(
                         item_ix=item.item_ix,
                         item_id=item.item_id,
@@ -146,11 +138,11 @@ class Work:
             self.spool.add([], self.flush_s)
 
     def _requests(self, item: Item, nodes: Nodes) -> Iterator[Request]:
-        for variant in range(max(self.task.maker.variants.values())):
+        for variant in range(max(self.task.producer.variants.values())):
             keys = [(item.item_ix, kind.name, variant) for kind in self._makes.values()]
             if all(key in self.rows or key not in self._todo for key in keys):
                 continue
-            seed = seed_of(self.task.maker.version, item.item_id, variant)
+            seed = seed_of(self.task.producer.version, item.item_id, variant)
             yield Request(item, self._inputs(item, variant, nodes), variant, seed)
 
     def _inputs(self, item: Item, variant: int, nodes: Nodes) -> Mapping[str, Node]:
@@ -226,7 +218,7 @@ class Work:
         if self.tally.broken:
             last = next(row for row in reversed(rows) if row.status == "failed")
             raise AnnotatorBroken(
-                f"{self.task.maker.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
+                f"{self.task.producer.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
                 f"{last.reason}: {last.detail}"
             )
 
@@ -236,7 +228,7 @@ class Work:
         """Publish the unit, unless no outcome changed."""
         rows = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
         refs = (rows.commit.ref for rows in self.parents.values())
-        document = unit_document(self.task.maker, self.task.unit, self.task.revision, refs)
+        document = unit_document(self.task.producer, self.task.unit, self.task.revision, refs)
         committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.previous, document=document)
         self.spool.close()
         self.report.reused = len(self.kept)
@@ -252,16 +244,16 @@ def _facts(attrs: Mapping[str, Any], result: Derived) -> dict[str, Any]:
 
 
 def unit_document(
-    maker: Maker, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
+    producer: Producer, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
 ) -> CommitDocument:
     """What the commit of a unit will say, before its rows are known."""
     return CommitDocument(
         unit=unit,
         revision=revision,
-        use=maker.use,
-        config=maker.config,
-        lineage=maker.lineage,
-        variants=maker.variants,
+        use=producer.use,
+        config=producer.config,
+        lineage=producer.lineage,
+        variants=producer.variants,
         parents=sorted(set(parents), key=lambda ref: (ref.annotator, ref.version)),
         items=items,
         parts=[],
@@ -271,10 +263,10 @@ def unit_document(
     )
 
 
-def parent_rows(files: Files, maker: Maker, unit: Unit) -> dict[str, EdgeRows]:
+def parent_rows(files: Files, producer: Producer, unit: Unit) -> dict[str, EdgeRows]:
     """The newest edge rows of every needed kind in this shard."""
     rows = {}
-    for kind, live in maker.parents.items():
+    for kind, live in producer.parents.items():
         parent = Unit(annotator=live.annotator, version=live.version, shard=unit.shard)
         found = previous_rows(files, parent)
         if found is None:

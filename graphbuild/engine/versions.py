@@ -19,11 +19,12 @@ from graphbuild.annotators.base import (
     use_of,
     variants_of,
 )
-from graphbuild.contracts import GraphError, LineageDocument, Live
-from graphbuild.engine.records import Maker
+from graphbuild.contracts import LineageDocument, Live
+from graphbuild.engine.records import Producer
+from graphbuild.errors import GraphError, MissingWeights
 from graphbuild.hashing import version_of
 from graphbuild.kinds.registry import kind_of
-from graphbuild.models.checkpoint import Checkpoint, MissingWeights, loaded_from
+from graphbuild.models.checkpoint import Checkpoint, loaded_from
 from graphbuild.sources.base import Source, source_params
 from graphbuild.store.graph import Head
 
@@ -32,7 +33,7 @@ SCHEMA_VERSION = 1
 _WORD = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 
 
-def source_maker(source: Source) -> Maker:
+def source_producer(source: Source) -> Producer:
     """The source as the first annotator, `source:<name>`, without parents."""
     lineage = LineageDocument(
         annotator=f"source:{source.name}",
@@ -43,7 +44,7 @@ def source_maker(source: Source) -> Maker:
         schema_version=SCHEMA_VERSION,
         parents={},
     )
-    return Maker(
+    return Producer(
         name=lineage.annotator,
         version=version_of(lineage),
         use=f"{type(source).__module__}:{type(source).__qualname__}",
@@ -55,29 +56,29 @@ def source_maker(source: Source) -> Maker:
 
 def bind(
     annotators: Sequence[Annotator],
-    sources: Sequence[Maker],
+    sources: Sequence[Producer],
     head: Head,
     variants: Callable[[str, Live], int],
     recorded: Callable[[str], Sequence[str]] = lambda name: (),
-) -> list[tuple[Maker, Annotator]]:
+) -> list[tuple[Producer, Annotator]]:
     """Order annotators so that parents come first, and fix their versions and the commits of their weights.
 
     Args:
-        sources: makers whose kinds are there already.
+        sources: producers whose kinds are there already.
         head: kinds of the graph that the run does not make itself.
         variants: how many variants the graph holds of a kind.
         recorded: identities that versions of an annotator were made with in this graph, the one to keep last.
 
     Raises:
-        GraphError: two make one kind, a needed kind has no maker, or they need each other.
+        GraphError: two make one kind, a needed kind has no producer, or they need each other.
         MissingWeights: checkpoints that are neither recorded nor on this machine; the message lists them all.
     """
-    _refuse_two_makers(annotators)
+    _refuse_two_producers(annotators)
     made = {kind for annotator in annotators for kind in (k.name for k in makes_of(annotator).values())}
     known: dict[str, tuple[Live, int]] = {k: (live, variants(k, live)) for k, live in head.items() if k not in made}
-    for maker in sources:
-        known |= _made_by(maker)
-    bound: list[tuple[Maker, Annotator]] = []
+    for producer in sources:
+        known |= _made_by(producer)
+    bound: list[tuple[Producer, Annotator]] = []
     waiting = list(annotators)
     pins = _pins(annotators, recorded)
     while waiting:
@@ -86,9 +87,9 @@ def bind(
             raise GraphError(_why_stuck(waiting, known, made))
         for annotator in ready:
             pinned = replace(annotator, **pins[id(annotator)])
-            maker = _bind_one(annotator, pinned, known)
-            known |= _made_by(maker)
-            bound.append((maker, pinned))
+            producer = _bind_one(annotator, pinned, known)
+            known |= _made_by(producer)
+            bound.append((producer, pinned))
         waiting = [annotator for annotator in waiting if annotator not in ready]
     return bound
 
@@ -126,7 +127,7 @@ def refuse_missing(lines: Sequence[str]) -> None:
         raise MissingWeights(f"not on this machine:\n  {listed}\n(--annotators a,b runs only those it names)")
 
 
-def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Live, int]]) -> Maker:
+def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Live, int]]) -> Producer:
     needs = needs_of(annotator).values()
     parents = {_kind(need): known[_kind(need)][0] for need in needs}
     counts = {known[need.kind][1] for need in needs if isinstance(need, Each)}
@@ -142,7 +143,7 @@ def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Li
         schema_version=SCHEMA_VERSION,
         parents={kind: live.version for kind, live in sorted(parents.items())},
     )
-    return Maker(
+    return Producer(
         name=lineage.annotator,
         version=version_of(lineage),
         use=_short_use(annotator),
@@ -158,29 +159,29 @@ def _short_use(annotator: Annotator) -> str:
     return name_of(annotator) if BUILTIN.get(name_of(annotator)) == use else use
 
 
-def _made_by(maker: Maker) -> dict[str, tuple[Live, int]]:
-    live = Live(annotator=maker.name, version=maker.version)
-    return {kind: (live, count) for kind, count in maker.variants.items()}
+def _made_by(producer: Producer) -> dict[str, tuple[Live, int]]:
+    live = Live(annotator=producer.name, version=producer.version)
+    return {kind: (live, count) for kind, count in producer.variants.items()}
 
 
 def _kind(need: str | Each) -> str:
     return need.kind if isinstance(need, Each) else need
 
 
-def _refuse_two_makers(annotators: Sequence[Annotator]) -> None:
-    makers: dict[str, str] = {}
+def _refuse_two_producers(annotators: Sequence[Annotator]) -> None:
+    producers: dict[str, str] = {}
     for annotator in annotators:
         for kind in makes_of(annotator).values():
             if not _WORD.fullmatch(kind.name):
                 raise GraphError(
                     f"{name_of(annotator)} makes {kind.name!r}: a kind is a snake_case word, it names a folder"
                 )
-            if kind.name in makers:
+            if kind.name in producers:
                 raise GraphError(
-                    f"both {makers[kind.name]} and {name_of(annotator)} make {kind.name!r}; "
+                    f"both {producers[kind.name]} and {name_of(annotator)} make {kind.name!r}; "
                     "name one of them for this run"
                 )
-            makers[kind.name] = name_of(annotator)
+            producers[kind.name] = name_of(annotator)
 
 
 def _why_stuck(waiting: Sequence[Annotator], known: dict[str, tuple[Live, int]], made: set[str]) -> str:

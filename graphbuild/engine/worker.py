@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphbuild.annotators.base import Resources
-from graphbuild.contracts import GraphError, Shard
-from graphbuild.engine.ingest import ReplanNeeded, SourceTask, run_source_unit
+from graphbuild.contracts import Shard
+from graphbuild.engine.ingest import IngestUnit, ReplanNeeded, run_source_unit
 from graphbuild.engine.micro_batches import Loaded
 from graphbuild.engine.preflight import fetch_missing
-from graphbuild.engine.records import Task, UnitReport
+from graphbuild.engine.records import AnnotateUnit, UnitReport
 from graphbuild.engine.unit import AnnotatorBroken, Nodes, Work
+from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory, use_threads
 from graphbuild.store.files import Files, Workspace
 
@@ -31,7 +32,7 @@ class Job:
 
     pool: str
     shard: Shard
-    tasks: tuple[Task | SourceTask, ...]
+    tasks: tuple[AnnotateUnit | IngestUnit, ...]
     resources: Resources = Resources()
 
 
@@ -64,31 +65,31 @@ class Worker:
             run.commit()
         return [run.report for run in running]
 
-    def loaded(self, task: Task) -> Loaded:
+    def loaded(self, task: AnnotateUnit) -> Loaded:
         asked = task.annotator.resources
-        if task.maker.version not in self._loaded:
+        if task.producer.version not in self._loaded:
             fetch_missing(task.annotator)
             device = self.device or (device_memory()[0] if asked.memory_gb or asked.gpus else "cpu")
-            self._loaded[task.maker.version] = Loaded(task.annotator.load(device), max(1, asked.batch_size))
+            self._loaded[task.producer.version] = Loaded(task.annotator.load(device), max(1, asked.batch_size))
         use_threads(asked.cpus)
-        return self._loaded[task.maker.version]
+        return self._loaded[task.producer.version]
 
 
 class _Running:
     """One unit inside a job; its errors end in its report."""
 
-    def __init__(self, worker: Worker, task: Task | SourceTask, progress: Progress) -> None:
+    def __init__(self, worker: Worker, task: AnnotateUnit | IngestUnit, progress: Progress) -> None:
         self.worker, self.task, self.progress = worker, task, progress
         self.report = UnitReport(unit=task.unit, revision=task.revision)
         self.work: Work | None = None
 
     @property
     def batch_size(self) -> int:
-        return self.task.annotator.resources.batch_size if isinstance(self.task, Task) else 1
+        return self.task.annotator.resources.batch_size if isinstance(self.task, AnnotateUnit) else 1
 
     def open(self) -> None:
         with self._timed(), _recorded(self.report):
-            if isinstance(self.task, SourceTask):
+            if isinstance(self.task, IngestUnit):
                 self.report = run_source_unit(self.task, self.worker.files, self.worker.workspace, self.progress)
             else:
                 self.work = Work(self.task, self.worker.files, self.worker.workspace, self.worker.flush_s)
@@ -107,7 +108,7 @@ class _Running:
             with self._timed(), _recorded(self.report):
                 self.work.commit()
             # Rows that were settled by their parents, kept or resumed took no time, but belong to the whole.
-            self.progress(len(self.work.items) * sum(self.task.maker.variants.values()) - self.work.tally.done, 0)
+            self.progress(len(self.work.items) * sum(self.task.producer.variants.values()) - self.work.tally.done, 0)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

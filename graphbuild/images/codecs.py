@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.contracts import MAX_BYTES, MAX_PIXELS, CorruptNode
+from graphbuild.contracts import MAX_BYTES, MAX_PIXELS
+from graphbuild.errors import CorruptNode, UnusableImage
 from graphbuild.images import jpeg
 from graphbuild.images import rendering as drawings
 
@@ -26,14 +27,6 @@ Value = NDArray[Any] | bytes | str | Mapping[str, Any]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Pillow readers used on untrusted files; the others (EPS runs an interpreter) stay off."""
-
-
-class UnusableImage(ValueError):
-    """An image that cannot be used; `reason` is what its edge records."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(detail or reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +46,7 @@ class Node:
     """One stored value with the edge that made it.
 
     Attributes:
-        kind: its kind, `item_ix` and `variant`: its place; `version`: the lineage key of its maker.
+        kind: its kind, `item_ix` and `variant`: its place; `version`: the lineage key of its producer.
         bytes: exactly what is stored.
         format: `jpeg, png, text, json` or another lower-case Pillow name.
         codec: how `bytes` hold the value.

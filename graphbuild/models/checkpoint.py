@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from graphbuild.contracts import GraphError
+from graphbuild.errors import MissingWeights
 
 TRANSFORMERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 """Files of a transformers checkpoint."""
@@ -26,10 +26,6 @@ COPIES = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "onnx/*", "openvino/*", "flax/*
 
 
 _COMMIT = re.compile("[0-9a-f]{40}")
-
-
-class MissingWeights(GraphError):
-    """A checkpoint is not on this machine; the message names the command that gets it."""
 
 
 @dataclass(frozen=True, slots=True)

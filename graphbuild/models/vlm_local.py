@@ -12,7 +12,7 @@ from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dty
 if TYPE_CHECKING:
     import torch
 
-    from graphbuild.annotators.vlm import Question, Reply
+    from graphbuild.models.vlm import Question, Reply
 
 _LEAST_PIXELS = 56 * 56
 

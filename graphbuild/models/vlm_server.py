@@ -13,14 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from graphbuild.annotators.base import Skip
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 from graphbuild.images.codecs import CODECS
+from graphbuild.models.vlm import Question, Refused, Reply
 
 if TYPE_CHECKING:
     import requests
 
-    from graphbuild.annotators.vlm import Question, Reply
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _REFUSED = frozenset({"content_filter", "content_policy_violation"})
@@ -214,7 +213,7 @@ def _said(document: Any) -> Reply:
         choice = document["choices"][0]
         message = choice["message"]
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-            return Skip("refused")
+            return Refused()
         content = message["content"]
         return content if isinstance(content, str) else "".join(part["text"] for part in content or [])
     except (LookupError, TypeError, AttributeError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from graphbuild.lookup import find_class
+
 if TYPE_CHECKING:
     from graphbuild.sources.base import Source
 
@@ -34,20 +36,7 @@ def resolve(name: str, **kwargs: Any) -> Source:
 
 
 def _load(name: str) -> type[Source]:
-    from importlib.metadata import entry_points
-    from pkgutil import resolve_name
-
     from graphbuild.sources.base import Source
 
-    # Entry points are read on look-up only, so that nobody pays for plug-ins they do not use.
-    plugins = {point.name: point.value for point in entry_points(group="graphbuild.sources")} | dict(SOURCES)
-    target = name if ":" in name else plugins.get(name)
-    if target is None:
-        raise ValueError(f"unknown source {name!r}; there are {', '.join(sorted(plugins))}, or pkg.mod:Class")
-    try:
-        cls = resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"source {name!r}: {target} cannot be loaded: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Source)):
-        raise ValueError(f"source {name!r}: {target} is not a Source class")
+    cls: type[Source] = find_class("source", name, SOURCES, "graphbuild.sources", Source)
     return cls

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from graphbuild.images.codecs import Pixels, UnusableImage, check_image
+from graphbuild.errors import UnusableImage
+from graphbuild.images.codecs import Pixels, check_image
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
 

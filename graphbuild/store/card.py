@@ -29,8 +29,8 @@ def write_card(graph: Graph, workspace: Workspace) -> None:
     if not graph.shards:
         return
     data = card_text(graph).encode()
-    if not graph.store.exists("README.md") or graph.store.read("README.md") != data:
-        graph.store.replace("README.md", data, workspace)
+    if not graph.fs.exists("README.md") or graph.fs.read("README.md") != data:
+        graph.fs.replace("README.md", data, workspace)
 
 
 def card_text(graph: Graph) -> str:
@@ -40,7 +40,7 @@ def card_text(graph: Graph) -> str:
     configs = [_config(graph, what) for what in (*names, "items", "edges")]
     rows = [f"| {k} | {counts[k]} | {graph.head[k].annotator} | {graph.head[k].version} |" for k in names]
     front = yaml.safe_dump({"configs": configs}, sort_keys=False)
-    name = graph.store.root.name
+    name = graph.fs.root.name
     text = _TEXT.format(
         name=name, path=name, items=graph.num_items, source=graph.document.source.name, rows="\n".join(rows)
     )
@@ -58,6 +58,6 @@ def _patterns(graph: Graph, live: list[str]) -> list[str]:
         by_folder.setdefault(name.rpartition("/")[0], []).append(name)
     patterns = []
     for folder, names in by_folder.items():
-        whole = len(graph.store.names(folder)) == len(names)
+        whole = len(graph.fs.names(folder)) == len(names)
         patterns += [f"{folder}/*.parquet"] if whole else names
     return patterns

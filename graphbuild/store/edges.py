@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from graphbuild.contracts import EDGES, GraphError, Outcome, Shard
+from graphbuild.contracts import EDGES, Outcome, Shard
+from graphbuild.errors import GraphError
 from graphbuild.store.files import Files
 from graphbuild.store.parts import Commit, Place, outcomes, read_table
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import xxhash
 
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 
 OPEN_FILES = 256
 STALE_SECONDS = 600.0

@@ -17,19 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.contracts import (
-    FEATURES,
-    FORMAT,
-    ITEMS,
-    SNAPSHOT,
-    CorruptNode,
-    GraphDocument,
-    GraphError,
-    LineageDocument,
-    Live,
-    MissingNode,
-    Shard,
-)
+from graphbuild.contracts import FEATURES, FORMAT, ITEMS, SNAPSHOT, GraphDocument, LineageDocument, Live, Shard
+from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.codecs import Node
 from graphbuild.kinds.registry import KINDS
@@ -42,7 +31,7 @@ from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
 Head = dict[str, Live]
 _HEAD = TypeAdapter(Head)
 _HEAD_TRIES = 100
-_INDEX_AFTER = 32  # edges parts of one maker loaded for single reads, before its kind is indexed
+_INDEX_AFTER = 32  # edges parts of one producer loaded for single reads, before its kind is indexed
 
 
 class Graph:
@@ -54,7 +43,7 @@ class Graph:
     """
 
     def __init__(self, files: Files, document: GraphDocument, head: Head, newest: Mapping[tuple[str, str], list[str]]):
-        self.store = files
+        self.fs = files
         self.document = document
         self.head = head
         self._newest = newest
@@ -67,7 +56,7 @@ class Graph:
     def __reduce__(self) -> tuple[Any, ...]:
         """What is costly to find out travels along; descriptors and indexes are opened anew."""
         known = {name: self.__dict__[name] for name in ("digest", "shards") if name in self.__dict__}
-        return Graph, (self.store, self.document, self.head, self._newest), known
+        return Graph, (self.fs, self.document, self.head, self._newest), known
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], snapshot: str | None = None) -> Graph:
@@ -89,7 +78,7 @@ class Graph:
 
     @property
     def url(self) -> str:
-        return str(self.store.root)
+        return str(self.fs.root)
 
     # ---- what is there ---------------------------------------------------------------------------------------
 
@@ -108,24 +97,24 @@ class Graph:
             raise GraphError(f"{self.url} has no kind {kind!r}; it has: {known}")
         return self.head[kind]
 
-    def maker(self, kind: str, version: str | None) -> Live:
+    def producer(self, kind: str, version: str | None) -> Live:
         """The (annotator, version) behind a kind, live or named by version."""
         if version is None or self.head.get(kind) == Live(annotator=self.live(kind).annotator, version=version):
             return self.live(kind)
         name = f"lineage/{version}.json"
-        if not self.store.exists(name):
+        if not self.fs.exists(name):
             raise GraphError(f"{self.url} has no version {version!r}; see its lineage/ folder")
-        return Live(annotator=read_lineage(self.store, version).annotator, version=version)
+        return Live(annotator=read_lineage(self.fs, version).annotator, version=version)
 
     def commits(self, kind: str, version: str | None = None) -> list[Commit]:
         """The newest commits of the units that make a kind, by shard."""
-        maker = self.maker(kind, version)
-        return self.unit_commits(maker.annotator, maker.version)
+        producer = self.producer(kind, version)
+        return self.unit_commits(producer.annotator, producer.version)
 
     def unit_commits(self, annotator: str, version: str) -> list[Commit]:
         return [self._commit(name) for name in self._newest.get((annotator, version), [])]
 
-    def makers(self) -> list[tuple[str, str]]:
+    def producers(self) -> list[tuple[str, str]]:
         """Every (annotator, version) with commits, live or not."""
         return sorted(self._newest)
 
@@ -150,19 +139,19 @@ class Graph:
         if what == "items":
             return [commit.document.items.name for commit in self.source_commits if commit.document.items]
         if what == "edges":
-            makers = {(live.annotator, live.version) for live in self.head.values()}
-            return [commit.name for maker in sorted(makers) for commit in self.unit_commits(*maker)]
+            producers = {(live.annotator, live.version) for live in self.head.values()}
+            return [commit.name for producer in sorted(producers) for commit in self.unit_commits(*producer)]
         return [part.name for c in self.commits(what) for part in c.document.parts if part.kind == what]
 
     def files(self, what: str) -> list[str]:
         """Paths of the live committed parts of a kind, of `items` or of `edges`: the truth for plain readers."""
-        return [self.store.path(name) for name in self.names_of(what)]
+        return [self.fs.path(name) for name in self.names_of(what)]
 
     # ---- tables ----------------------------------------------------------------------------------------------
 
     def items(self) -> pa.Table:
         """The spine, in `item_ix` order."""
-        tables = [read_table(self.store, name) for name in self.names_of("items")]
+        tables = [read_table(self.fs, name) for name in self.names_of("items")]
         table = pa.concat_tables(tables) if tables else ITEMS.empty_table()
         return table.replace_schema_metadata(None).sort_by("item_ix")
 
@@ -171,7 +160,7 @@ class Graph:
         if kind is None:
             return pa.concat_tables([self.edges(name) for name in sorted(self.head)])
         commits = self.commits(kind, version)
-        tables = [read_table(self.store, commit.name).replace_schema_metadata(None) for commit in commits]
+        tables = [read_table(self.fs, commit.name).replace_schema_metadata(None) for commit in commits]
         if not tables:
             raise GraphError(f"{self.url}: no unit of {kind!r} is committed yet")
         table = pa.concat_tables(tables)
@@ -192,7 +181,7 @@ class Graph:
             return recipe_node(kind, parents, seed)
         if (offsets := self._offsets.get((kind, version))) is not None:
             edge = LazyEdge(partial(self._edge, item_ix, kind, variant, version))
-            if (node := offsets.read(self.store, item_ix, variant, edge)) is not None:
+            if (node := offsets.read(self.fs, item_ix, variant, edge)) is not None:
                 return node
         rows = self.rows(item_ix, kind, version)
         if self._loads[os.path.dirname(rows.commit.name)] > _INDEX_AFTER and "digest" in self.__dict__:
@@ -200,7 +189,7 @@ class Graph:
         row = rows.find(item_ix, kind, variant)
         if row is None or rows.value(row, "status") != "ok":
             raise MissingNode(rows.why_missing(row, item_ix, kind, variant))
-        return read_node(self.store, rows, row)
+        return read_node(self.fs, rows, row)
 
     def rows(self, item_ix: int, kind: str, version: str | None = None) -> EdgeRows:
         """The edge rows of the unit that planned a node.
@@ -208,9 +197,9 @@ class Graph:
         Raises:
             MissingNode: no such item, or its unit is not committed.
         """
-        maker = self.maker(kind, version)
+        producer = self.producer(kind, version)
         shard = self.shard_of(item_ix)
-        name = self._by_shard(maker.annotator, maker.version).get(shard.index)
+        name = self._by_shard(producer.annotator, producer.version).get(shard.index)
         if name is None:
             raise MissingNode(f"item {item_ix}: {kind} of {shard.label} is not committed yet; run graphbuild run")
         return self._rows(name)
@@ -218,16 +207,16 @@ class Graph:
     def offsets(self, kind: str, version: str | None = None) -> Offsets:
         """Where the nodes of a stored kind lie; from then on `read` of it costs the same wherever they are."""
         if (kind, version) not in self._offsets:
-            maker = self.maker(kind, version)
-            commits = self.unit_commits(maker.annotator, maker.version)
+            producer = self.producer(kind, version)
+            commits = self.unit_commits(producer.annotator, producer.version)
             self._offsets[kind, version] = cached_offsets(
-                self.digest, self.store, commits, kind=kind, version=maker.version, num_items=self.num_items
+                self.digest, self.fs, commits, kind=kind, version=producer.version, num_items=self.num_items
             )
         return self._offsets[kind, version]
 
     def reopen(self) -> None:
         """Let go of descriptors and their lock: for a process that was forked while threads were reading."""
-        self.store = Files(self.store.root)
+        self.fs = Files(self.fs.root)
 
     def shard_of(self, item_ix: int) -> Shard:
         at = bisect.bisect_right(self.shards, item_ix, key=lambda shard: shard.start) - 1
@@ -237,11 +226,11 @@ class Graph:
 
     def presence(self, kind: str) -> NDArray[np.bool_]:
         """Which nodes of a live kind exist: bool, `num_items` x variants."""
-        return cached_presence(self.digest, self.store, self.commits(kind), kind, self.num_items)
+        return cached_presence(self.digest, self.fs, self.commits(kind), kind, self.num_items)
 
     def _load_rows(self, name: str) -> EdgeRows:
         self._loads[os.path.dirname(name)] += 1
-        return EdgeRows(self.store, self._commit(name))
+        return EdgeRows(self.fs, self._commit(name))
 
     def _edge(self, item_ix: int, kind: str, variant: int, version: str | None) -> tuple[pa.Table, int]:
         rows = self.rows(item_ix, kind, version)
@@ -275,8 +264,8 @@ class Graph:
         sink = pa.BufferOutputStream()
         pq.write_table(self.snapshot_table.replace_schema_metadata({"graphbuild": text}), sink)
         name = f"snapshots/{self.digest}.parquet"
-        if not self.store.exists(name):
-            self.store.publish(name, sink.getvalue().to_pybytes(), workspace)
+        if not self.fs.exists(name):
+            self.fs.publish(name, sink.getvalue().to_pybytes(), workspace)
         return self.digest
 
 

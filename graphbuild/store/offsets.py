@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild.contracts import EDGES, MissingNode
+from graphbuild.contracts import EDGES
+from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Node
 from graphbuild.kinds.registry import kind_of
 from graphbuild.store.computed import parents_of
@@ -66,7 +67,7 @@ class Offsets:
     """The places of all stored nodes of one (kind, version).
 
     Args:
-        kind: their kind; `version`: the lineage key of their maker; `codec`: how their bytes hold the value.
+        kind: their kind; `version`: the lineage key of their producer; `codec`: how their bytes hold the value.
         records: items x variants of `RECORD`.
         attrs: uint8, the attributes of all nodes one after the other, JSON.
         parts: graph-relative names of node parts; `formats`: names of formats.

@@ -19,13 +19,13 @@ from graphbuild.contracts import (
     NODES,
     CommitDocument,
     CommitRef,
-    GraphError,
     Outcome,
     Parent,
     PartRef,
     Shard,
     Unit,
 )
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum
 from graphbuild.store.files import Files, Workspace, file_checksum
 

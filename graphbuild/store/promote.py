@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 
-from graphbuild.contracts import GraphError, Live
+from graphbuild.contracts import Live
+from graphbuild.errors import GraphError
 from graphbuild.store.card import write_card
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import Graph, Head, change_head, read_lineage
@@ -18,10 +19,10 @@ def promote(out: str | os.PathLike[str], version: str) -> Head:
         GraphError: no such version, units of it are missing, or its parents are not the live ones.
     """
     graph = Graph.open(out)
-    if not graph.store.exists(f"lineage/{version}.json"):
-        known = ", ".join(name.removesuffix(".json") for name in graph.store.names("lineage")) or "none"
+    if not graph.fs.exists(f"lineage/{version}.json"):
+        known = ", ".join(name.removesuffix(".json") for name in graph.fs.names("lineage")) or "none"
         raise GraphError(f"{graph.url} has no version {version!r}; it has: {known}")
-    lineage = read_lineage(graph.store, version)
+    lineage = read_lineage(graph.fs, version)
     done = {commit.ref.shard for commit in graph.unit_commits(lineage.annotator, version)}
     missing = [shard.label for shard in graph.shards if shard.index not in done]
     if missing:

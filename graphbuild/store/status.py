@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections import Counter
 
 from graphbuild.contracts import Status, StatusDocument
-from graphbuild.engine.plan import retriable_rows
 from graphbuild.store.graph import Graph
 
 
 def status_of(graph: Graph) -> StatusDocument:
     """Counts per live kind, units done and wanted, reasons, and what is being built beside the live versions."""
-    makers = sorted({(live.annotator, live.version) for live in graph.head.values()})
-    commits = [commit for maker in makers for commit in graph.unit_commits(*maker)]
-    shards = len([name for name in graph.store.names("items") if name.endswith(".parquet")])
+    producers = sorted({(live.annotator, live.version) for live in graph.head.values()})
+    commits = [commit for producer in producers for commit in graph.unit_commits(*producer)]
+    shards = len([name for name in graph.fs.names("items") if name.endswith(".parquet")])
     return StatusDocument(
         graph=graph.url,
         items=sum(shard.stop - shard.start for shard in graph.shards),
         kinds={kind: _counts(graph, kind) for kind in sorted(graph.head)},
-        units={"done": len(commits), "wanted": len(makers) * shards},
+        units={"done": len(commits), "wanted": len(producers) * shards},
         reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},
         live=dict(sorted(graph.head.items())),
-        not_live=sorted(f"{a} {v}" for a, v in graph.makers() if (a, v) not in makers),
-        retriable=sum(retriable_rows(commit.document) for commit in commits),
+        not_live=sorted(f"{a} {v}" for a, v in graph.producers() if (a, v) not in producers),
+        retriable=sum(commit.document.retriable_rows for commit in commits),
         snapshot=graph.digest,
     )
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from graphbuild.contracts import NODES, GraphError, PartRef
+from graphbuild.contracts import NODES, PartRef
+from graphbuild.errors import GraphError
 from graphbuild.hashing import checksum, version_of
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files

@@ -9,17 +9,19 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from graphbuild.tasks.instruction import Keep, Layout
-from graphbuild.tasks.paths import Path, check_where
+from graphbuild.tasks.paths import check_where
 
 Mask = Literal["code", "paper"]
 Split = Literal["train", "validation"]
 Weights = Literal["listed", "coverage"]
+CellFit = Literal["crop_square", "stretch_square", "aspect"]
+RowSizes = Literal["shared", "own"]
+HoleFill = Literal["black", "grey"]
+DegradeAt = Literal["512", "source", "cell"]
+Decode = Literal["exact", "fast"]
 
 ROWS = (0.3, 0.4, 0.3)
 """Probability of 1, 2, 3 rows, the query included (VisualCloze, released training code)."""
-
-MASK_CHANCE = 0.5
-"""How often a mask is drawn, in the released code and in the paper (VisualCloze, arXiv 2504.07960)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,34 +113,43 @@ class SamplerConfig:
 
 _DEFAULTS = SamplerConfig()
 
-Cells = frozenset[int]
-"""Positions in a path's cells."""
 
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """How cells are made; every field is recorded in a task's document.
 
-def masks(path: Path, config: SamplerConfig) -> list[tuple[Cells, float]]:
-    """What may be a hole in a path, as cells, and how likely it is; held-out masks are left out and give their chance
-    to the others. Nothing if the path's own targets are held out: then it is not served.
+    Attributes:
+        cell_fit: `crop_square` cuts the centre square, `stretch_square` squeezes the whole picture into one (as
+            VisualCloze trains), `aspect` keeps the shape (as diffusers' pipeline does). A task with several holes has
+            squares under `aspect` too: `crop_square`.
+        row_sizes: under `aspect`, `shared` gives every row the size of the query row, `own` lets its first given
+            picture decide, as in the pipeline.
+        hole_fill: `black` is what the pipeline shows in a hole; `grey` is the middle of the range.
+        degrade_at: what a degradation acts on: `512` is the picture fitted to a long side of 512 px, never enlarged,
+            `source` the picture as it is stored, `cell` the cell cut from it. A quarter turn of a cell that is no
+            square swaps its sides; it is cut and resized to the cell's size again.
+        decode: `fast` decodes a JPEG that is larger than a cell at some eighths of its size, as many as it takes (in
+            the frequency domain, libjpeg-turbo), before it is resized; the pixels of photographs are 30 to 51 dB from
+            the exact ones. Not for degradations.
+
+    Raises:
+        ValueError: a value that is not allowed.
     """
-    targets = frozenset(path.targets)
-    chances = {targets: 1.0}
-    if len(targets) == 1:
-        others = _one_more(path) if config.mask == "paper" else [frozenset({cell}) for cell in range(len(path.cells))]
-        if others:
-            chances[targets] -= MASK_CHANCE
-        for cells in others:
-            chances[cells] = chances.get(cells, 0.0) + MASK_CHANCE / len(others)
-    allowed = {cells: chance for cells, chance in chances.items() if not is_held_out(path, cells, config)}
-    total = sum(allowed.values())
-    return [(cells, chance / total) for cells, chance in allowed.items()] if targets in allowed else []
 
+    cell_fit: CellFit = "crop_square"
+    row_sizes: RowSizes = "shared"
+    hole_fill: HoleFill = "black"
+    degrade_at: DegradeAt = "512"
+    decode: Decode = "exact"
 
-def is_held_out(path: Path, holes: Cells, config: SamplerConfig) -> bool:
-    """Whether a path with these cells as holes is a held-out task."""
-    hidden = [kind for cell, kind in enumerate(path.kinds) if cell in holes]
-    given = [kind for cell, kind in enumerate(path.kinds) if cell not in holes]
-    return any(task.matches(given, hidden) for task in config.held_out)
-
-
-def _one_more(path: Path) -> list[Cells]:
-    (target,) = path.targets
-    return [frozenset({cell, target}) for cell in range(len(path.cells)) if cell != target]
+    def __post_init__(self) -> None:
+        allowed = {
+            "cell_fit": CellFit,
+            "row_sizes": RowSizes,
+            "hole_fill": HoleFill,
+            "degrade_at": DegradeAt,
+            "decode": Decode,
+        }
+        for name, values in allowed.items():
+            if (value := getattr(self, name)) not in (known := get_args(values)):
+                raise ValueError(f"{name}: {value!r}; allowed: {', '.join(known)}")

@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.tasks.config import SamplerConfig, masks
+from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, label_hashes
-from graphbuild.tasks.paths import Path
+from graphbuild.tasks.masks import masks
+from graphbuild.tasks.paths import TaskPath
 from graphbuild.tasks.pools import Bound, Served
 
 Ints = NDArray[np.int64]
@@ -37,7 +38,7 @@ class Tables:
     """
 
     def __init__(
-        self, paths: Sequence[Path], chances: Mapping[str, float], served: Sequence[Served], config: SamplerConfig
+        self, paths: Sequence[TaskPath], chances: Mapping[str, float], served: Sequence[Served], config: SamplerConfig
     ) -> None:
         self._served = served
         self._length = np.array([len(path.cells) for path in paths])
@@ -98,7 +99,7 @@ def _row_chances(weights: Sequence[float], groups: int) -> Units:
     return chances
 
 
-def _mask_tables(paths: Sequence[Path], width: int, config: SamplerConfig) -> tuple[Units, NDArray[np.bool_]]:
+def _mask_tables(paths: Sequence[TaskPath], width: int, config: SamplerConfig) -> tuple[Units, NDArray[np.bool_]]:
     """Cumulative chance of every mask of every path, and its cells."""
     drawn = [masks(path, config) or [(frozenset(path.targets), 1.0)] for path in paths]
     most = max(map(len, drawn))

@@ -1,84 +1,25 @@
-"""What commands say: documents for machines, lines and tables for people. Of builds, task lists, walks and nodes."""
+"""Why a task list, a walk or a node is as it is, as documents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from graphbuild.contracts import GraphError, MissingNode, RunReport, StatusDocument
+from graphbuild.errors import GraphError, MissingNode
 from graphbuild.kinds.registry import kind_of
 from graphbuild.store.computed import parents_of
 from graphbuild.store.graph import Graph, read_lineage
 from graphbuild.store.parts import read_table
-from graphbuild.tasks.config import SamplerConfig, masks
+from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.instruction import KEEP_ALL, phrase_of
+from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import PathSet, load
 from graphbuild.tasks.pools import Stock
-from graphbuild.tasks.sampler import PathSampler, Walk
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from graphbuild.engine.plan import Plan
-    from graphbuild.store.verify import Verdict
+from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.walk import Walk
 
 Document = dict[str, Any]
-
-# ---- builds ----------------------------------------------------------------------------------------------------
-
-
-def plan(planned: Plan, where: Path) -> Document:
-    """What a run would compute, and why."""
-    rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in planned.reasons().items()]
-    units = {"todo": len(planned.units), "wanted": planned.wanted}
-    models = {maker.name: maker.lineage.model for maker in planned.makers if maker.lineage.model}
-    facts = {"items": planned.num_items, "plan": rows, "models": models, "notes": list(planned.notes)}
-    return {"graph": str(where), "units": units, **facts}
-
-
-def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
-    """The same to be read."""
-    from graphbuild.engine.progress import plan_table
-
-    if not planned.units:
-        yield f"{where}: nothing to do, all {planned.wanted} units are committed"
-        return
-    yield plan_table(planned, where)
-    yield from planned.notes
-    if planned.vanished:
-        yield f"{planned.vanished} known items are no longer listed; their nodes stay"
-
-
-def report_lines(report: RunReport, where: Path) -> Iterator[str | Table]:
-    """What a run did."""
-    from graphbuild.engine.progress import report_table
-
-    if not report.annotators and not report.units_left:
-        yield f"{where}: nothing to do, all {report.units_wanted} units are committed"
-        return
-    yield report_table(report)
-    speed = f"{report.items_per_second:.1f} items/s, {report.annotator_share:.0%} of worker time inside annotators"
-    yield f"{report.seconds:.1f} s, {speed}"
-
-
-def status_lines(document: StatusDocument) -> Iterator[str | Table]:
-    """How far a graph is."""
-    from graphbuild.engine.progress import status_table
-
-    yield status_table(document)
-    yield from (f"not live: {version}" for version in document.not_live)
-    yield f"snapshot {document.snapshot}"
-
-
-def verdict_lines(verdict: Verdict, where: Path, full: bool) -> Iterator[str]:
-    """Whether a graph is what its commits say."""
-    yield from verdict.problems
-    hashed = f", {verdict.nodes} nodes hashed" if full else ""
-    sound = "sound" if not verdict.problems else f"{len(verdict.problems)} problems"
-    yield f"{where}: {verdict.commits} commits, {verdict.parts} parts{hashed}: {sound}"
-
 
 # ---- task lists ------------------------------------------------------------------------------------------------
 
@@ -104,19 +45,6 @@ def served_tasks(graph: Graph, paths: str, **switches: Any) -> tuple[list[Docume
     return _rows(listed, sampler.probabilities(), items), ""
 
 
-def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
-    """A table of such documents."""
-    names, types = (max(len(row[key]) for row in rows) for key in ("name", "type"))
-    counted = "items" in rows[0]
-    head = f"{'path':{names}}  cells  {'type':{types}}  probability"
-    yield head + ("    items" if counted else "")
-    for row in rows:
-        line = f"{row['name']:{names}}  {row['cells']:5}  {row['type']:{types}}  {row['probability']:11.6f}"
-        yield line + (f"  {row['items']:7}" if counted else "")
-    if counted:
-        yield f"{sum(row['probability'] > 0 for row in rows)} of {len(rows)} paths can be served"
-
-
 def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int] | None = None) -> list[Document]:
     rows: list[Document] = [
         {
@@ -137,7 +65,7 @@ def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int
 def sample(sampler: PathSampler, index: int) -> Document:
     """Grid task `index`: its document, and why it is so. No picture is opened, but for label maps that are named."""
     walk = sampler.walk(index)
-    task = GridTask(sampler, walk, 0)
+    task = sampler.task(walk, 0)
     return {
         "index": index,
         "snapshot": sampler.graph.digest,
@@ -155,26 +83,6 @@ def sample(sampler: PathSampler, index: int) -> Document:
     }
 
 
-def sample_lines(document: Document) -> Iterator[str]:
-    """Such a document to be read."""
-    given = [f"{name} {document[name]}" for name in ("seed", "group", "snapshot")]
-    given += [f"{name} {value}" for name, value in document["switches"].items()]
-    chance = f"chance {document['chance']:.3g} in {document['paths']}"
-    yield f"grid task {document['index']}: {document['path']} ({document['type']}), {chance}"
-    yield f"drawn with {', '.join(given)}"
-    for number, column in enumerate(document["columns"], 1):
-        roles = [name for name in ("target", "hole") if column[name]]
-        yield f'column {number}: {column["kind"]}{"".join(f", {role}" for role in roles)}: "{column["phrase"]}"'
-    for number, row in enumerate(document["rows"], 1):
-        yield f"row {number} ({row['role']}): item {row['item_ix']}, {row['key']}"
-        yield from (f"  {_cell_line(cell)}" for cell in row["cells"])
-    yield f"holes: {', '.join(document['mask']['kinds'])}: {document['mask']['why']}"
-    for part in ("layout", "task", "content"):
-        words = document["words"][part]
-        yield f"{part}: {words['text'] or '-'}{'' if words['kept'] else ' (left out of the prompt)'}"
-    yield f"prompt: {document['words']['prompt']}"
-
-
 def _column(sampler: PathSampler, walk: Walk, column: int) -> Document:
     kind = walk.kinds[column]
     return {
@@ -182,7 +90,7 @@ def _column(sampler: PathSampler, walk: Walk, column: int) -> Document:
         "cell": walk.path.cells[walk.columns[column]],
         "target": column in walk.targets,
         "hole": column in walk.holes,
-        "phrase": phrase_of(walk.path.declared(kind), column, sampler.pick(walk.index)),
+        "phrase": phrase_of(walk.path.declared(kind), column, sampler.drawing.pick(walk.index)),
     }
 
 
@@ -200,13 +108,6 @@ def _cell(graph: Graph, kind: str, variant: int, seed: int) -> Document:
     return {"kind": kind, "variant": variant, "recipe_of": made_of, "seed": seed}
 
 
-def _cell_line(cell: Document) -> str:
-    if "seed" not in cell:
-        return f"{cell['kind']}: variant {cell['variant']}, version {cell['version']}"
-    made_of = ", ".join(f"{kind} {version}" for kind, version in cell["recipe_of"].items())
-    return f"{cell['kind']}: computed on read from {made_of}, seed {cell['seed']}"
-
-
 def _mask(config: SamplerConfig, walk: Walk) -> Document:
     cells = frozenset(walk.columns[column] for column in walk.holes)
     chance = dict(masks(walk.path, config)).get(cells, 0.0)
@@ -221,7 +122,7 @@ def _mask(config: SamplerConfig, walk: Walk) -> Document:
 
 
 def _words(task: GridTask) -> Document:
-    kept, full = task.instruction, task.words(task.sampler.layout, KEEP_ALL)
+    kept, full = task.instruction, task.words(task.drawing.config.layout, KEEP_ALL)
     parts = {}
     for part in ("layout", "task", "content"):
         text = getattr(kept, part)
@@ -253,31 +154,8 @@ def node(graph: Graph, item: str, kind: str, variant: int = 0) -> Document:
         raise MissingNode(rows.why_missing(at, item_ix, kind, variant))
     (edge,) = rows.table.slice(at, 1).to_pylist()
     live = graph.live(kind)
-    made = read_lineage(graph.store, live.version).model_dump(include={"annotator", "params", "model"})
+    made = read_lineage(graph.fs, live.version).model_dump(include={"annotator", "params", "model"})
     return {**place, "variant": variant, "version": live.version, **made, "edge": edge}
-
-
-def node_lines(document: Document) -> Iterator[str]:
-    """Such a document to be read."""
-    name = f"item {document['item_ix']} ({document['key']}), {document['kind']}"
-    if "recipe_of" in document:
-        yield f"{name}: computed on read, never stored, from:"
-        for parent in document["recipe_of"]:
-            yield from (f"  {line}" for line in node_lines(parent))
-        return
-    edge = document["edge"]
-    yield f"{name}, variant {document['variant']}: {edge['status']}{_reason(edge)}"
-    model = f", model {document['model']}" if document["model"] else ""
-    yield f"made by {document['annotator']} {document['version']}{model}, with {document['params'] or 'no parameters'}"
-    for parent in edge["parents"] or ():
-        shown = ", ".join(f"{key} {value}" for key, value in parent.items() if value is not None)
-        yield f"parent: {shown}"
-    if edge["part"]:
-        yield f"lies in {edge['part']}, byte {edge['offset']}, {edge['nbytes']} bytes, hash {edge['content_hash']}"
-
-
-def _reason(edge: Document) -> str:
-    return f" ({edge['reason']})" if edge["reason"] else ""
 
 
 # ---- items -----------------------------------------------------------------------------------------------------
@@ -288,7 +166,7 @@ def key_of(graph: Graph, item_ix: int) -> str:
     shard = graph.shard_of(item_ix)
     for commit in graph.source_commits:
         if commit.document.unit.shard == shard and commit.document.items:
-            table = read_table(graph.store, commit.document.items.name, ["item_ix", "key"])
+            table = read_table(graph.fs, commit.document.items.name, ["item_ix", "key"])
             return str(dict(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))[item_ix])
     raise MissingNode(f"no item {item_ix}")
 

@@ -20,9 +20,8 @@ from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Node, Pixels
 from graphbuild.store.files import Workspace
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import CellSwitches
 from graphbuild.tasks.sampler import PathSampler
 
 TASKS = pa.schema(
@@ -41,7 +40,7 @@ TASKS = pa.schema(
 columns of the last row."""
 
 _AT_ONCE = 16  # tasks in memory while a Parquet file is written
-_DEFAULTS = CellSwitches()
+_CELLS = CellConfig()
 
 Indices = Iterable[int]
 Tasks = Iterator[GridTask]
@@ -64,7 +63,7 @@ def open_sampler(
 def keep_snapshot(graph: Graph) -> OSError | None:
     """Publish the snapshot that walks refer to; what went wrong, if the graph cannot be written to."""
     try:
-        workspace = Workspace.create(graph.store, f"sample-{os.urandom(3).hex()}")
+        workspace = Workspace.create(graph.fs, f"sample-{os.urandom(3).hex()}")
     except OSError as error:
         return error
     try:
@@ -81,7 +80,7 @@ def write_tasks(
     out: Path,
     *,
     form: str = "png",
-    switches: CellSwitches = _DEFAULTS,
+    cells: CellConfig = _CELLS,
 ) -> Iterator[Path]:
     """Write tasks into the folder `out`; yields the files as they are done.
 
@@ -98,8 +97,8 @@ def write_tasks(
     writer = writer_of(form)
     out.mkdir(parents=True, exist_ok=True)
     if form == "jsonl":
-        return writer((_Ids(sampler, sampler.walk(i), resolution, switches=switches) for i in indices), out)
-    return writer((GridTask(sampler, sampler.walk(i), resolution, switches=switches) for i in indices), out)
+        return writer((_Ids(sampler.walk(i), sampler.drawing, resolution, cells=cells) for i in indices), out)
+    return writer((sampler.task(i, resolution, cells=cells) for i in indices), out)
 
 
 def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
@@ -121,7 +120,7 @@ class _Ids(GridTask):
 
     @cached_property
     def rows(self) -> list[list[Node]]:
-        head = self.sampler.graph.head
+        head = self.drawing.graph.head
         versions = [head[kind].version if kind in head else "" for kind in self.walk.kinds]
         return [
             [Node(item, *cell, b"", "", "") for cell in zip(self.walk.kinds, variants, versions, strict=True)]
@@ -157,9 +156,9 @@ def _written(walks: Path, lines: Iterable[str]) -> Path:
 
 def _settings(task: GridTask) -> tuple[object, ...]:
     """Task and settings: what a picture depends on."""
-    sampler, walk = task.sampler, task.walk
-    switches = {**sampler.config.changed(), **vars(task.switches)}
-    drawn = (sampler.seed, sampler.group, sampler.graph.digest, sampler.listed.digest, task.resolution)
+    drawing, walk = task.drawing, task.walk
+    switches = {**drawing.config.changed(), **vars(task.cell_config)}
+    drawn = (drawing.seed, drawing.group, drawing.graph.digest, drawing.paths.digest, task.resolution)
     return walk.index, walk.path.name, *drawn, canonical_json(switches)
 
 

@@ -11,24 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.contracts import CellDocument, MissingNode, WalkDocument
+from graphbuild.contracts import CellDocument, WalkDocument
+from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Node, Pixels
 from graphbuild.store.computed import degraded
 from graphbuild.tasks import layouts
-from graphbuild.tasks.cells import DIVISOR, Frame, Size, centre_square
+from graphbuild.tasks.cells import DIVISOR, Frame, Size
+from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend, phrase_of
-from graphbuild.tasks.layouts import Box, Canvas, CanvasLayout, CellSwitches, View
-from graphbuild.tasks.sampler import PathSampler, Walk
+from graphbuild.tasks.layouts import Box, Canvas, CanvasLayout, View
+from graphbuild.tasks.walk import Drawing, Walk
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["GridTask", "centre_square", "colour_name", "labels_of"]
 
 _MARGIN = 12
 _LABEL = 28
 _HOLE = (214, 39, 40)
 _INK = (20, 20, 20)
+_CELLS = CellConfig()
 
 Colour = tuple[int, int, int]
 COLOURS: Mapping[str, Colour] = {
@@ -62,22 +63,14 @@ class GridTask:
     """(C+1) x L cells, of which the holes of the last row are to be generated, and the instruction for them.
 
     Args:
-        sampler: what drew the walk.
         walk: the ids behind it.
+        drawing: what it was drawn from and with.
         resolution: side of a square cell in pixels; other cells have about its area.
-        switches: how cells are made; by default as the sampler's configuration says, if it does.
+        cells: how cells are made.
     """
 
-    def __init__(
-        self,
-        sampler: PathSampler,
-        walk: Walk,
-        resolution: int,
-        *,
-        switches: CellSwitches | None = None,
-    ) -> None:
-        self.sampler, self.walk, self.resolution = sampler, walk, resolution
-        self.switches = switches or CellSwitches.of(sampler.config)
+    def __init__(self, walk: Walk, drawing: Drawing, resolution: int, *, cells: CellConfig = _CELLS) -> None:
+        self.walk, self.drawing, self.resolution, self.cell_config = walk, drawing, resolution, cells
         self._kinds = walk.kinds
         self._declared = [walk.path.declared(kind) for kind in walk.kinds]
         self._nodes: dict[tuple[int, int], Node] = {}
@@ -104,9 +97,9 @@ class GridTask:
 
     @cached_property
     def instruction(self) -> Instruction:
-        """Its parts as the trainer sees them, some left out by the sampler's `keep`; the content is the query row's
-        caption, for paths that generate what it describes."""
-        return self.words(self.sampler.layout, self.sampler.config.keep)
+        """Its parts as the trainer sees them, some left out by the configuration's `keep`; the content is the
+        query row's caption, for paths that generate what it describes."""
+        return self.words(self.drawing.config.layout, self.drawing.config.keep)
 
     @cached_property
     def evaluation(self) -> Instruction:
@@ -154,7 +147,7 @@ class GridTask:
     def paint(self, row: int, column: int, place: Pixels) -> None:
         """Put one cell, the truth if it is a hole, into `place`, height x width x 3 uint8."""
         frame = self._frames[row]
-        if self.switches.degrade_at == "cell" and self._degraded(column):
+        if self.cell_config.degrade_at == "cell" and self._degraded(column):
             frame = replace(frame, keeps=True)  # a cell was degraded, so there is nothing to cut
         frame.paint(self.node(row, column), place)
 
@@ -210,7 +203,7 @@ class GridTask:
             self._declared,
             self.walk.targets,
             rows=len(self.walk.rows),
-            pick=self.sampler.pick(self.walk.index),
+            pick=self.drawing.pick(self.walk.index),
             content=content,
             content_at=at,
             notes=[legend([(name, colour_name(rgb)) for name, rgb in labels]) for labels in self._labels],
@@ -227,7 +220,7 @@ class GridTask:
         down = max(row[0].shape[0] for row in cells) + _MARGIN
         num_rows, num_columns = len(cells), len(self._kinds)
         font = ImageFont.load_default(size=15)
-        words = self.words(self.sampler.layout, KEEP_ALL).text
+        words = self.words(self.drawing.config.layout, KEEP_ALL).text
         lines = textwrap.wrap(f"{self.walk.index}: {words}", max(40, (num_columns * across) // 8))
         height = _LABEL + num_rows * down + 20 * len(lines) + _MARGIN
         width = max(num_columns * across, _MARGIN + round(max(map(font.getlength, lines)))) + _MARGIN
@@ -249,11 +242,11 @@ class GridTask:
         cells = [[self._cell_document(node) for node in row] for row in self.rows]
         return WalkDocument(
             index=self.walk.index,
-            seed=self.sampler.seed,
-            group=self.sampler.group,
-            snapshot=self.sampler.graph.digest,
-            paths=self.sampler.listed.name,
-            paths_digest=self.sampler.listed.digest,
+            seed=self.drawing.seed,
+            group=self.drawing.group,
+            snapshot=self.drawing.graph.digest,
+            paths=self.drawing.paths.name,
+            paths_digest=self.drawing.paths.digest,
             path=self.walk.path.name,
             type=self.walk.path.type,
             rows=list(self.walk.rows),
@@ -261,14 +254,14 @@ class GridTask:
             cells=cells,
             holes=list(self.holes),
             resolution=self.resolution,
-            switches={**self.sampler.config.changed(), **asdict(self.switches)},
+            switches={**self.drawing.config.changed(), **asdict(self.cell_config)},
             instruction=self.prompt,
         )
 
     @cached_property
     def _frames(self) -> list[Frame]:
         squares = len(self.holes) > 1
-        return layouts.frames(len(self.walk.rows), self._lead, self.resolution, self.switches, squares=squares)
+        return layouts.frames(len(self.walk.rows), self._lead, self.resolution, self.cell_config, squares=squares)
 
     def _lead(self, row: int) -> Size:
         """Size of the first given picture of a row, before a degradation that acts on the cell; a square if all are to
@@ -276,38 +269,38 @@ class GridTask:
         given = [column for column, hole in enumerate(self.hole_mask[row]) if not hole]
         if not given:
             return self.resolution, self.resolution
-        of_cell = self.switches.degrade_at == "cell" and self._degraded(given[0])
+        of_cell = self.cell_config.degrade_at == "cell" and self._degraded(given[0])
         height, width = (self._image(row) if of_cell else self.node(row, given[0]).array()).shape[:2]
         return width, height
 
     def _empty(self, row: int) -> Pixels:
         width, height = self._frames[row].size
-        return np.full((height, width, 3), layouts.FILLS[self.switches.hole_fill], np.uint8)
+        return np.full((height, width, 3), layouts.FILLS[self.cell_config.hole_fill], np.uint8)
 
     def _check_for_pipeline(self) -> None:
-        squares = self.switches.cell_fit != "aspect" or len(self.holes) > 1
+        squares = self.cell_config.cell_fit != "aspect" or len(self.holes) > 1
         all_holes = len(self.holes) == len(self._kinds)
         if (squares or all_holes) and self.resolution % DIVISOR:
             raise ValueError(f"resolution: {self.resolution}; allowed for the pipeline: multiples of {DIVISOR}")
-        if self.switches.decode != "exact":
-            raise ValueError(f"decode: {self.switches.decode!r}; allowed for the pipeline: exact")
-        if not squares and self.switches.degrade_at == "cell" and any(map(self._degraded, range(len(self._kinds)))):
+        if self.cell_config.decode != "exact":
+            raise ValueError(f"decode: {self.cell_config.decode!r}; allowed for the pipeline: exact")
+        if not squares and self.cell_config.degrade_at == "cell" and any(map(self._degraded, range(len(self._kinds)))):
             raise ValueError("degrade_at: 'cell'; allowed for the pipeline with cells that are no squares: 512, source")
         if all_holes and len(self.holes) > 1:
             raise ValueError("every picture of the query row is a hole; the pipeline needs one that is given")
 
     def _node(self, row: int, column: int) -> Node:
         item_ix, kind, seed = self.walk.rows[row], self._kinds[column], self.walk.seeds[row]
-        if self.switches.degrade_at == "512" or not self._degraded(column):
-            return self.sampler.graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
+        if self.cell_config.degrade_at == "512" or not self._degraded(column):
+            return self.drawing.graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
         image = self._image(row)
         return degraded(
-            item_ix, kind, image if self.switches.degrade_at == "source" else self._frames[row].cell(image), seed
+            item_ix, kind, image if self.cell_config.degrade_at == "source" else self._frames[row].cell(image), seed
         )
 
     def _image(self, row: int) -> Pixels:
         """What is degraded in a row."""
-        return self.sampler.graph.read(self.walk.rows[row], "image").array()
+        return self.drawing.graph.read(self.walk.rows[row], "image").array()
 
     def _degraded(self, column: int) -> bool:
         kind = self._declared[column]
@@ -324,7 +317,7 @@ class GridTask:
         content, at = self._content
         if content and at == column:
             return content
-        phrase = phrase_of(self._declared[column], column, self.sampler.pick(self.walk.index))
+        phrase = phrase_of(self._declared[column], column, self.drawing.pick(self.walk.index))
         tags = [f"<#{bytes(rgb).hex()} {colour_name(rgb)} mask: {name}>" for name, rgb in self._labels[column]]
         return " ".join([phrase, *tags])
 
@@ -332,13 +325,13 @@ class GridTask:
     def _content(self) -> tuple[str | None, int | None]:
         """The query row's caption and the column it describes, if that is a target."""
         content = self.walk.path.content
-        if content is None or content.source not in self.sampler.graph.head:
+        if content is None or content.source not in self.drawing.graph.head:
             return None, None
         column = self.walk.columns.index(self.walk.path.cells.index(content.of))
         if column not in self.walk.targets:
             return None, None
         try:
-            return self.sampler.graph.read(self.walk.rows[-1], content.source, self.walk.text_variant).text, column
+            return self.drawing.graph.read(self.walk.rows[-1], content.source, self.walk.text_variant).text, column
         except MissingNode:
             return None, None
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +16,11 @@ from numpy.typing import NDArray
 from graphbuild.images.codecs import Pixels
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.tasks.cells import Frame, Size, fit_size, part_like, square_part, whole_part
+from graphbuild.tasks.config import CellConfig, HoleFill
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CellFit = Literal["crop_square", "stretch_square", "aspect"]
-RowSizes = Literal["shared", "own"]
-HoleFill = Literal["black", "grey"]
-DegradeAt = Literal["512", "source", "cell"]
-Decode = Literal["exact", "fast"]
 CanvasLayout = Literal["2x2", "1x3", "1x2", "2x1"]
 
 FILLS: Mapping[HoleFill, int] = {"black": 0, "grey": 128}
@@ -38,58 +33,11 @@ CANVASES: Mapping[CanvasLayout, tuple[int, int, int]] = {
 """Layout -> rows, columns, and the slot of the target in reading order."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellSwitches:
-    """How cells are made; every field is recorded in a task's document.
-
-    Attributes:
-        cell_fit: `crop_square` cuts the centre square, `stretch_square` squeezes the whole picture into one (as
-            VisualCloze trains), `aspect` keeps the shape (as diffusers' pipeline does). A task with several holes has
-            squares under `aspect` too: `crop_square`.
-        row_sizes: under `aspect`, `shared` gives every row the size of the query row, `own` lets its first given
-            picture decide, as in the pipeline.
-        hole_fill: `black` is what the pipeline shows in a hole; `grey` is the middle of the range.
-        degrade_at: what a degradation acts on: `512` is the picture fitted to a long side of 512 px, never enlarged,
-            `source` the picture as it is stored, `cell` the cell cut from it. A quarter turn of a cell that is no
-            square swaps its sides; it is cut and resized to the cell's size again.
-        decode: `fast` decodes a JPEG that is larger than a cell at some eighths of its size, as many as it takes (in
-            the frequency domain, libjpeg-turbo), before it is resized; the pixels of photographs are 30 to 51 dB from
-            the exact ones. Not for degradations.
-
-    Raises:
-        ValueError: a value that is not allowed.
-    """
-
-    cell_fit: CellFit = "crop_square"
-    row_sizes: RowSizes = "shared"
-    hole_fill: HoleFill = "black"
-    degrade_at: DegradeAt = "512"
-    decode: Decode = "exact"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "cell_fit": CellFit,
-            "row_sizes": RowSizes,
-            "hole_fill": HoleFill,
-            "degrade_at": DegradeAt,
-            "decode": Decode,
-        }
-        for field in fields(self):
-            if (value := getattr(self, field.name)) not in (known := get_args(allowed[field.name])):
-                raise ValueError(f"{field.name}: {value!r}; allowed: {', '.join(known)}")
-
-    @classmethod
-    def of(cls, config: object) -> CellSwitches:
-        """The switches that `config` has as attributes, the others at their default."""
-        names = [field.name for field in fields(cls) if hasattr(config, field.name)]
-        return cls(**{name: getattr(config, name) for name in names})
-
-
 # ---- rows: VisualCloze -------------------------------------------------------------------------------------------
 
 
 def frames(
-    num_rows: int, lead: Callable[[int], Size], resolution: int, switches: CellSwitches, *, squares: bool
+    num_rows: int, lead: Callable[[int], Size], resolution: int, cells: CellConfig, *, squares: bool
 ) -> list[Frame]:
     """The frame of each row, the query row last.
 
@@ -98,13 +46,13 @@ def frames(
         resolution: side of a square cell; an `aspect` cell has about the same area.
         squares: whether `aspect` has to give way to squares.
     """
-    frame = partial(Frame, fast=switches.decode == "fast")
+    frame = partial(Frame, fast=cells.decode == "fast")
     side = (resolution, resolution)
-    if switches.cell_fit == "stretch_square":
+    if cells.cell_fit == "stretch_square":
         return [frame(side, None)] * num_rows
-    if switches.cell_fit == "crop_square" or squares:
+    if cells.cell_fit == "crop_square" or squares:
         return [frame(side, square_part)] * num_rows
-    if switches.row_sizes == "own":
+    if cells.row_sizes == "own":
         return [frame(fit_size(lead(row), resolution), whole_part) for row in range(num_rows)]
     shape = lead(num_rows - 1)
     shared = fit_size(shape, resolution)

@@ -16,7 +16,7 @@ from graphbuild.store.conditions import matching
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, below
-from graphbuild.tasks.paths import Path, PathSet
+from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.variants import Choices, Flags, Items, Nodes, Variants, cell_roles, choices, components, roles_of
 
 _LENGTH = (1 << 31) - 1
@@ -66,7 +66,7 @@ class Stock:
         self._choices: dict[tuple[Any, ...], Choices] = {}
         self._filters: dict[str, Flags] = {}
 
-    def served(self, path: Path) -> Served:
+    def served(self, path: TaskPath) -> Served:
         """The items that have every node of a path in variants that belong together, and those variants."""
         able, bound = self._allowed(path), list[Bound]()
         roles = roles_of(path)
@@ -82,7 +82,7 @@ class Stock:
             bound.append(self._bound(path, self._choices[members]))
         return Served(self._pool(able), tuple(bound))
 
-    def counts(self, path: Path) -> dict[str, int]:
+    def counts(self, path: TaskPath) -> dict[str, int]:
         """How many items have each kind of a path, and how many its filters leave."""
         kinds = sorted({role.kind for role in roles_of(path)})
         has = {kind: int(self.nodes.present(kind).any(axis=1).sum()) if self.nodes.has(kind) else 0 for kind in kinds}
@@ -95,11 +95,11 @@ class Stock:
         """Items that join leakage groups of two sides and are not drawn for that."""
         return 0 if self._sides is None else int((self._sides == groups.BRIDGE).sum())
 
-    def _bound(self, path: Path, chosen: Choices) -> Bound:
+    def _bound(self, path: TaskPath, chosen: Choices) -> Bound:
         found = [(chosen.roles.index(role), cell) for cell, role in cell_roles(path).items() if role in chosen.roles]
         return Bound(chosen, tuple(found), self._text(path, dict(found)))
 
-    def _text(self, path: Path, cells: Mapping[int, int]) -> tuple[int, Variants] | None:
+    def _text(self, path: TaskPath, cells: Mapping[int, int]) -> tuple[int, Variants] | None:
         """The role to ask for the variant of the content's text: that of the cell it describes, or any made from it."""
         content = path.content
         if content is None:
@@ -109,7 +109,7 @@ class Stock:
         found = sorted((other, role, table) for other, role, table in made if table is not None)
         return found[0][1:] if found else None
 
-    def _allowed(self, path: Path) -> Flags:
+    def _allowed(self, path: TaskPath) -> Flags:
         """Items that meet the conditions of path and configuration and are on the configured side."""
         allowed = np.ones(self.nodes.num_items, bool)
         for where in filter(None, (path.where, self.config.where)):

@@ -3,158 +3,32 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
+import os
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from graphbuild.contracts import GraphError
-from graphbuild.hashing import canonical_json, digest_of
+from graphbuild.errors import GraphError
+from graphbuild.hashing import canonical_json
 from graphbuild.kinds.registry import kind_of
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import ROWS, HeldOut, SamplerConfig, masks
-from graphbuild.tasks.counter_rng import Bits, Draws, draw_bits, hash64, label_hashes, unit
+from graphbuild.tasks.config import CellConfig, SamplerConfig
+from graphbuild.tasks.counter_rng import Bits, draw_bits, hash64, label_hashes, unit
 from graphbuild.tasks.draw_tables import Tables, labels
-from graphbuild.tasks.instruction import Layout, Pick
-from graphbuild.tasks.paths import Path, PathSet, load
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.masks import masks
+from graphbuild.tasks.paths import PathSet, TaskPath, load
 from graphbuild.tasks.pools import Served, Stock
-
-if TYPE_CHECKING:
-    import os
-
-    from graphbuild.tasks.grid import GridTask
-
-__all__ = ["ROWS", "Frozen", "HeldOut", "PathSampler", "SamplerConfig", "Walk", "Walks"]
+from graphbuild.tasks.walk import Drawing, Frozen, Walk, Walks
 
 OnMissing = Literal["error", "drop"]
 _DEFAULTS = SamplerConfig()
+_CELLS = CellConfig()
 _GEOMETRY = label_hashes(["path", "rows"])
 _LAST = (1 << 63) - 1  # indices are stored as int64
 _BLOCK = 1 << 14  # walks drawn at once: their tables stay in a processor's cache
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """Grid task i as ids.
-
-    Attributes:
-        path: the task; `columns[k]` is the cell of the path that shown column k holds.
-        rows: `item_ix` of each row, the query row last.
-        variants: one per row and shown column; 0 for recipe kinds.
-        columns: the cell behind each shown column.
-        holes: shown columns of the query row that are to be generated.
-        seeds: one per row, for the recipe kinds in it.
-        text_variant: which variant of the text that `path.content` names belongs to the query row.
-    """
-
-    index: int
-    path: Path
-    rows: tuple[int, ...]
-    variants: tuple[tuple[int, ...], ...]
-    columns: tuple[int, ...]
-    holes: tuple[int, ...]
-    seeds: tuple[int, ...]
-    text_variant: int = 0
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kind of each shown column."""
-        return tuple(self.path.kinds[cell] for cell in self.columns)
-
-    @property
-    def targets(self) -> tuple[int, ...]:
-        """Shown columns that the path declares as targets; the instruction speaks of these."""
-        return tuple(column for column, cell in enumerate(self.columns) if cell in self.path.targets)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Walks:
-    """Many walks as arrays, one row a walk, padded; `walks[i]` and iteration give each as a `Walk`.
-
-    Attributes:
-        paths: what `path` counts in.
-        count: number of rows of each walk.
-        rows, seeds: walks x rows.
-        variants: walks x rows x columns.
-        columns, holes: walks x columns.
-    """
-
-    paths: tuple[Path, ...]
-    index: Bits
-    path: NDArray[np.int64]
-    count: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    variants: NDArray[np.int16]
-    columns: NDArray[np.int64]
-    holes: NDArray[np.bool_]
-    seeds: NDArray[np.int64]
-    text_variant: NDArray[np.int16]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @overload
-    def __getitem__(self, at: int) -> Walk: ...
-    @overload
-    def __getitem__(self, at: slice) -> Walks: ...
-    def __getitem__(self, at: int | slice) -> Walk | Walks:
-        if isinstance(at, slice):
-            return Walks(self.paths, *(values[at] for values in self._arrays()))
-        at = range(len(self))[at]
-        return next(iter(self[at : at + 1]))
-
-    def __iter__(self) -> Iterator[Walk]:
-        columns = (values.tolist() for values in self._arrays())
-        for index, at, count, rows, variants, order, holes, seeds, text in zip(*columns, strict=True):
-            path = self.paths[at]
-            shown = len(path.cells)
-            yield Walk(
-                index,
-                path,
-                tuple(rows[:count]),
-                tuple([tuple(row[:shown]) for row in variants[:count]]),
-                tuple(order[:shown]),
-                tuple(compress(range(shown), holes)),
-                tuple(seeds[:count]),
-                text,
-            )
-
-    @classmethod
-    def joined(cls, parts: Sequence[Walks]) -> Walks:
-        """One after the other."""
-        return cls(parts[0].paths, *map(np.concatenate, zip(*(part._arrays() for part in parts), strict=True)))
-
-    def _arrays(self) -> list[NDArray[Any]]:
-        return [getattr(self, name) for name in _ARRAYS]
-
-
-_ARRAYS = tuple(field.name for field in fields(Walks) if field.name != "paths")
-
-
-class Frozen(NamedTuple):
-    """Walks written down for evaluation: they are the same whatever the library draws later.
-
-    Attributes:
-        header: snapshot, list, seed, group and switches they were drawn with.
-        records: one a walk, ids only.
-    """
-
-    header: dict[str, Any]
-    records: list[dict[str, Any]]
-
-    @property
-    def digest(self) -> str:
-        """What this set is called."""
-        return digest_of([self.header, self.records])
-
-    def write(self, file: str | os.PathLike[str]) -> None:
-        """JSON lines: the header with the digest, then the records."""
-        lines = [canonical_json(line) for line in ({**self.header, "digest": self.digest}, *self.records)]
-        with open(file, "w", encoding="utf-8") as out:
-            out.write("\n".join(lines) + "\n")
 
 
 class PathSampler:
@@ -166,7 +40,6 @@ class PathSampler:
         seed: another seed gives other walks.
         group: this many consecutive walks share path and number of rows, so that a batch has one geometry.
         on_missing: `error` refuses a path the graph cannot serve; `drop` leaves it out, its type keeps its weight.
-        layout: short for the `layout` of `config`.
         config: every other switch.
 
     Attributes:
@@ -185,14 +58,12 @@ class PathSampler:
         seed: int = 0,
         group: int = 1,
         on_missing: OnMissing = "error",
-        layout: Layout | None = None,
         config: SamplerConfig = _DEFAULTS,
     ) -> None:
         seed, group = _integer("seed", seed), _integer("group", group, range(1, _LAST))
         if on_missing not in (allowed := get_args(OnMissing)):
             raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
-        self.config = config if layout is None else replace(config, layout=layout)
-        self.graph, self.seed, self.group, self.layout = graph, seed, group, self.config.layout
+        self.graph, self.seed, self.group, self.config = graph, seed, group, config
         self.listed = paths if isinstance(paths, PathSet) else load(paths)
         own = [kind for path in self.listed.paths for kind in path.own]
         for kind in (kind for task in self.config.held_out for kind in (*task.given, *task.holes)):
@@ -203,6 +74,7 @@ class PathSampler:
         self._tables = Tables(self.listed.paths, self.probabilities(), self._served, self.config)
         grouped = {"group": group} if group != 1 else {}
         self._key = hash64(canonical_json([{"paths": self.listed.name, **grouped, **self.config.changed()}, seed]))
+        self.drawing = Drawing(graph, self.listed, seed, group, config, self._key)
 
     def walk(
         self,
@@ -250,27 +122,28 @@ class PathSampler:
         drawn = {"paths": self.listed.name, "seed": self.seed, "group": self.group, **self.config.changed()}
         return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in self.walks(start, n)])
 
-    def task(self, index: int, resolution: int = 384) -> GridTask:
-        """Grid task `index` with its pictures; `resolution` is the side of a cell in pixels."""
-        from graphbuild.tasks.grid import GridTask
+    def task(self, walk: int | Walk, resolution: int = 384, *, cells: CellConfig = _CELLS) -> GridTask:
+        """A grid task with its pictures.
 
-        return GridTask(self, self.walk(index), resolution)
-
-    def pick(self, index: int) -> Pick:
-        """The draws that choose the words of walk `index`."""
-        return Draws(self._key, index, "words").below
+        Args:
+            walk: its index, or a walk of this sampler.
+            resolution: side of a cell in pixels.
+            cells: how cells are made.
+        """
+        drawn = walk if isinstance(walk, Walk) else self.walk(walk)
+        return GridTask(drawn, self.drawing, resolution, cells=cells)
 
     def variants_of(self, kind: str) -> int:
         """How many variants the graph plans of a stored kind."""
         return self.stock.nodes.variants(kind)
 
     def coverage(self) -> dict[str, dict[str, int]]:
-        """Path -> how many items have each of its kinds, and `all` of them in variants that belong together."""
+        """TaskPath -> how many items have each of its kinds, and `all` of them in variants that belong together."""
         served = zip(self.listed.paths, self._served, strict=True)
         return {path.name: {**self.stock.counts(path), "all": found.pool.size} for path, found in served}
 
     def probabilities(self) -> dict[str, float]:
-        """Path -> the chance that a walk goes along it, of those that are drawn; sums to 1."""
+        """TaskPath -> the chance that a walk goes along it, of those that are drawn; sums to 1."""
         weighted = self.paths
         if self.config.weights == "coverage":
             items = {path.name: found.pool.size for path, found in zip(self.listed.paths, self._served, strict=True)}
@@ -280,7 +153,7 @@ class PathSampler:
 
     # ---- what is drawn -----------------------------------------------------------------------------------------
 
-    def _drawable(self, on_missing: OnMissing) -> tuple[Path, ...]:
+    def _drawable(self, on_missing: OnMissing) -> tuple[TaskPath, ...]:
         fitting = {path.name: self._fits(served) for path, served in zip(self.listed.paths, self._served, strict=True)}
         wanted = [path for path in self.listed.paths if self.listed.has_chance(path)]
         lacking = [path for path in wanted if not fitting[path.name]]

@@ -9,13 +9,13 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 from graphbuild.store.computed import parents_of
 from graphbuild.store.edges import NodeParents, cached_crossings, cached_node_parents
 from graphbuild.store.graph import Graph
 from graphbuild.store.leakage import Pairs
 from graphbuild.tasks.counter_rng import Bits, below
-from graphbuild.tasks.paths import Path
+from graphbuild.tasks.paths import TaskPath
 
 Items = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Nodes:
             if names := self._parent_kinds(kind):
                 waiting += names
                 graph = self.graph
-                found.append(cached_crossings(graph.digest, graph.store, graph.commits(kind), kind))
+                found.append(cached_crossings(graph.digest, graph.fs, graph.commits(kind), kind))
         return np.concatenate(found)
 
     def _bound_to(self, kind: str) -> dict[str, Variants]:
@@ -92,7 +92,7 @@ class Nodes:
     def _recorded(self, kind: str) -> tuple[list[str], NodeParents]:
         if kind not in self._parents:
             graph, names = self.graph, self._parent_kinds(kind)
-            rows = cached_node_parents(graph.digest, graph.store, graph.commits(kind), kind) if names else _NO_PARENTS
+            rows = cached_node_parents(graph.digest, graph.fs, graph.commits(kind), kind) if names else _NO_PARENTS
             self._parents[kind] = names, rows
         return self._parents[kind]
 
@@ -113,7 +113,7 @@ class Role:
     pinned: bool = False
 
 
-def cell_roles(path: Path) -> dict[int, Role]:
+def cell_roles(path: TaskPath) -> dict[int, Role]:
     """The role of each cell that is a stored node."""
     pinned = _recipe_parents(path)
     return {
@@ -123,13 +123,13 @@ def cell_roles(path: Path) -> dict[int, Role]:
     }
 
 
-def roles_of(path: Path) -> list[Role]:
+def roles_of(path: TaskPath) -> list[Role]:
     """What a row of a path needs: its stored cells, and the parents of its recipe cells."""
     roles = list(cell_roles(path).values())
     return roles + [Role(kind, pinned=True) for kind in sorted(_recipe_parents(path) - {role.kind for role in roles})]
 
 
-def _recipe_parents(path: Path) -> set[str]:
+def _recipe_parents(path: TaskPath) -> set[str]:
     return {parent for kind in path.kinds for parent in parents_of(kind) if parent != kind}
 
 

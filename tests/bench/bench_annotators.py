@@ -45,7 +45,7 @@ from graphbuild.hashing import seed_of
 from graphbuild.images.codecs import CODECS, Node
 from graphbuild.sources import resolve as source
 from graphbuild.store.graph import Graph
-from tests.everything_for_tests import tiny_annotators, write_pairs
+from tests.support.everything import tiny_annotators, write_pairs
 
 BATCH = 4
 SIDE = 256
@@ -166,7 +166,7 @@ def ours(annotator: Annotator, pairs: Path, whole: Path, out: Path, loaded: Any)
     load = job.Worker.loaded
 
     def at_hand(worker: job.Worker, task: Any) -> Loaded:
-        return worker._loaded.setdefault(task.maker.version, Loaded(loaded, BATCH))
+        return worker._loaded.setdefault(task.producer.version, Loaded(loaded, BATCH))
 
     job.Worker.loaded = at_hand  # type: ignore[method-assign]
     try:

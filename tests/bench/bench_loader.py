@@ -47,7 +47,7 @@ from graphbuild.contracts import (
     SourceDocument,
     Unit,
 )
-from graphbuild.data.dataset import GridTasks, collate
+from graphbuild.data import GridTasks, collate
 from graphbuild.data.sample import keep_freed_memory
 from graphbuild.engine.commit import publish_unit
 from graphbuild.hashing import checksum, version_of
@@ -57,10 +57,10 @@ from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import Graph, change_head
 from graphbuild.store.parts import write_items
 from graphbuild.tasks.cells import Frame
-from graphbuild.tasks.layouts import CellSwitches, frames
-from graphbuild.tasks.paths import Path as TaskPath
-from graphbuild.tasks.paths import PathSet
-from graphbuild.tasks.sampler import PathSampler, SamplerConfig
+from graphbuild.tasks.config import CellConfig, SamplerConfig
+from graphbuild.tasks.layouts import frames
+from graphbuild.tasks.paths import PathSet, TaskPath
+from graphbuild.tasks.sampler import PathSampler
 
 KINDS = ("image", "reference", "style_content", "style_semantic", "edit_global", "normal", "edit_local", "canny",
          "lines", "foreground_mask")  # fmt: skip
@@ -279,7 +279,7 @@ def fast_against_exact(rounds: int) -> None:
         took: dict[str, list[float]] = {"exact": [], "fast": []}
         for _ in range(rounds):
             for name, times in took.items():
-                switches = CellSwitches.of(SimpleNamespace(decode=name))
+                switches = CellConfig.of(SimpleNamespace(decode=name))
                 (frame,) = frames(1, lambda row: (384, 384), 384, switches, squares=True)
                 times.append(seconds(lambda frame=frame, nodes=nodes: paint(frame, nodes)).clock)
         ratios = [exact / fast for exact, fast in zip(took["exact"], took["fast"], strict=True)]

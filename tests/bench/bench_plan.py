@@ -45,8 +45,8 @@ from graphbuild.contracts import (
     Unit,
 )
 from graphbuild.engine.plan import make_plan
-from graphbuild.engine.records import Maker
-from graphbuild.engine.versions import bind, source_maker
+from graphbuild.engine.records import Producer
+from graphbuild.engine.versions import bind, source_producer
 from graphbuild.sources.base import Entry, Source, SourceItem
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import change_head
@@ -135,50 +135,54 @@ def listed(num_items: int) -> Listed:
 
 def write_graph(out: Path, num_shards: int, rows: int) -> int:
     """A graph in which every unit is committed; returns the bytes of its edges parts."""
-    files, source = Unsynced(out), source_maker(Listed())
+    files, source = Unsynced(out), source_producer(Listed())
     workspace = Workspace(files, "bench")
-    makers = [source, *(maker for maker, _ in bind(ANNOTATORS, [source], {}, lambda kind, live: 1))]
+    producers = [source, *(producer for producer, _ in bind(ANNOTATORS, [source], {}, lambda kind, live: 1))]
     document = GraphDocument(source=SourceDocument(name="listed", params={}), shard_size=rows)
     files.publish("graph.json", document.model_dump_json().encode(), workspace)
-    for maker in makers:
-        files.publish(f"lineage/{maker.version}.json", maker.lineage.model_dump_json().encode(), workspace)
-    head = {kind: Live(annotator=maker.name, version=maker.version) for maker in makers for kind in maker.variants}
+    for producer in producers:
+        files.publish(f"lineage/{producer.version}.json", producer.lineage.model_dump_json().encode(), workspace)
+    head = {
+        kind: Live(annotator=producer.name, version=producer.version)
+        for producer in producers
+        for kind in producer.variants
+    }
     change_head(files, workspace, lambda old: head)
-    tables = {maker.name: _rows(maker, source, rows) for maker in makers}
-    return sum(_write_shard(files, workspace, makers, tables, index) for index in range(num_shards))
+    tables = {producer.name: _rows(producer, source, rows) for producer in producers}
+    return sum(_write_shard(files, workspace, producers, tables, index) for index in range(num_shards))
 
 
 def _write_shard(
-    files: Files, workspace: Workspace, makers: Sequence[Maker], tables: Mapping[str, pa.Table], index: int
+    files: Files, workspace: Workspace, producers: Sequence[Producer], tables: Mapping[str, pa.Table], index: int
 ) -> int:
-    size = tables[makers[0].name].num_rows
+    size = tables[producers[0].name].num_rows
     shard = Shard(index=index, start=index * size, stop=(index + 1) * size)
     parents: list[CommitRef] = []
     nbytes = 0
-    for maker in makers:
-        unit = Unit(annotator=maker.name, version=maker.version, shard=shard)
-        document = _document(maker, unit, parents, tables[maker.name])
-        if maker is makers[0]:
+    for producer in producers:
+        unit = Unit(annotator=producer.name, version=producer.version, shard=shard)
+        document = _document(producer, unit, parents, tables[producer.name])
+        if producer is producers[0]:
             items = [_item(item_ix) for item_ix in range(shard.start, shard.stop)]
             document = document.model_copy(update={"items": write_items(files, workspace, unit, items)})
         numbers = pa.array(range(shard.start, shard.stop), pa.int64())
-        write_edges(files, workspace, tables[maker.name].set_column(0, "item_ix", numbers), document)
+        write_edges(files, workspace, tables[producer.name].set_column(0, "item_ix", numbers), document)
         name = edges_name(unit, 0)
         nbytes += files.size(name)
         parents = parents or [read_commit(files, name).ref]
     return nbytes
 
 
-def _document(maker: Maker, unit: Unit, parents: list[CommitRef], table: pa.Table) -> CommitDocument:
-    (kind,) = maker.variants
-    part = PartRef(name=_part(maker, unit.shard.label), kind=kind, rows=len(table), nbytes=1, checksum="0" * 32)
+def _document(producer: Producer, unit: Unit, parents: list[CommitRef], table: pa.Table) -> CommitDocument:
+    (kind,) = producer.variants
+    part = PartRef(name=_part(producer, unit.shard.label), kind=kind, rows=len(table), nbytes=1, checksum="0" * 32)
     return CommitDocument(
         unit=unit,
         revision=0,
-        use=maker.use,
-        config=maker.config,
-        lineage=maker.lineage,
-        variants=maker.variants,
+        use=producer.use,
+        config=producer.config,
+        lineage=producer.lineage,
+        variants=producer.variants,
         parents=parents,
         parts=[part],
         counts={kind: {"ok": len(table)}},
@@ -187,23 +191,23 @@ def _document(maker: Maker, unit: Unit, parents: list[CommitRef], table: pa.Tabl
     )
 
 
-def _part(maker: Maker, label: str) -> str:
-    return f"{nodes_folder(next(iter(maker.variants)), maker.version)}/{label}-r000-0-0123456789abcdef.parquet"
+def _part(producer: Producer, label: str) -> str:
+    return f"{nodes_folder(next(iter(producer.variants)), producer.version)}/{label}-r000-0-0123456789abcdef.parquet"
 
 
-def _rows(maker: Maker, source: Maker, count: int) -> pa.Table:
-    (kind,) = maker.variants
-    rng = np.random.default_rng(len(maker.name))
+def _rows(producer: Producer, source: Producer, count: int) -> pa.Table:
+    (kind,) = producer.variants
+    rng = np.random.default_rng(len(producer.name))
     hashes = [rng.bytes(16).hex() for _ in range(2 * count)]
     seeds, sizes = rng.integers(0, 2**63, count), rng.integers(4_000, 20_000, count)
     places = {}
     rows = []
     for number in range(count):
-        parents = () if maker is source else (Parent(number, "image", 0, source.version, hashes[count + number]),)
+        parents = () if producer is source else (Parent(number, "image", 0, source.version, hashes[count + number]),)
         row = Outcome(item_ix=number, item_id="", kind=kind, variant=0, status="ok", parents=parents, format="png")
         row.width, row.height, row.content_hash, row.seed = 512, 512, hashes[number], int(seeds[number])
         rows.append(row)
-        places[row.key] = Place(_part(maker, "shard-00000"), int(sizes[:number].sum()), int(sizes[number]))
+        places[row.key] = Place(_part(producer, "shard-00000"), int(sizes[:number].sum()), int(sizes[number]))
     return edge_table(rows, places)
 
 

@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 
 from graphbuild.contracts import CommitDocument, GraphDocument, Live, Outcome, Shard, SourceDocument, Unit
 from graphbuild.engine.commit import publish_unit
-from graphbuild.engine.records import Maker
-from graphbuild.engine.versions import source_maker
+from graphbuild.engine.records import Producer
+from graphbuild.engine.versions import source_producer
 from graphbuild.hashing import checksum
 from graphbuild.sources.base import Entry, Source, SourceItem
 from graphbuild.store.files import Files, Workspace
@@ -131,32 +131,32 @@ def _spots(files: Sequence[pq.ParquetFile]) -> Iterator[Spot]:
 
 def write_graph(out: Path, num_shards: int) -> int:
     """A graph of one kind, `image`; returns the bytes of its nodes."""
-    files, maker = Files(out), source_maker(Noise())
+    files, producer = Files(out), source_producer(Noise())
     workspace = Workspace.create(files, "bench")
     document = GraphDocument(source=SourceDocument(name="noise", params={}), shard_size=SHARD_ITEMS)
     files.publish("graph.json", document.model_dump_json().encode(), workspace)
-    files.publish(f"lineage/{maker.version}.json", maker.lineage.model_dump_json().encode(), workspace)
-    change_head(files, workspace, lambda head: {"image": Live(annotator=maker.name, version=maker.version)})
+    files.publish(f"lineage/{producer.version}.json", producer.lineage.model_dump_json().encode(), workspace)
+    change_head(files, workspace, lambda head: {"image": Live(annotator=producer.name, version=producer.version)})
     rng = np.random.default_rng(0)
-    total = sum(_write_shard(files, workspace, maker, index, rng) for index in range(num_shards))
+    total = sum(_write_shard(files, workspace, producer, index, rng) for index in range(num_shards))
     workspace.close()
     os.sync()  # or writing back would slow down the first round
     return total
 
 
-def _write_shard(files: Files, workspace: Workspace, maker: Maker, index: int, rng: np.random.Generator) -> int:
+def _write_shard(files: Files, workspace: Workspace, producer: Producer, index: int, rng: np.random.Generator) -> int:
     shard = Shard(index=index, start=index * SHARD_ITEMS, stop=(index + 1) * SHARD_ITEMS)
-    unit = Unit(annotator=maker.name, version=maker.version, shard=shard)
+    unit = Unit(annotator=producer.name, version=producer.version, shard=shard)
     rows = [_row(item_ix, rng) for item_ix in range(shard.start, shard.stop)]
     nbytes = sum(len(row.data or b"") for row in rows)
     items = [{"item_ix": row.item_ix, "item_id": row.item_id, "key": f"{row.item_ix:08d}.jpg"} for row in rows]
     document = CommitDocument(
         unit=unit,
         revision=0,
-        use=maker.use,
-        config=maker.config,
-        lineage=maker.lineage,
-        variants=maker.variants,
+        use=producer.use,
+        config=producer.config,
+        lineage=producer.lineage,
+        variants=producer.variants,
         parents=[],
         items=write_items(files, workspace, unit, items),
         parts=[],

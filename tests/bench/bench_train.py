@@ -31,7 +31,7 @@ from rich.console import Console
 from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import DataLoader
 
-from graphbuild.data.dataset import GridBatch, GridTasks, collate
+from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild_train.bases import tiny
 from graphbuild_train.config import TrainConfig, config_from
 from graphbuild_train.forecast import GIB, forecast, peak_of
@@ -40,7 +40,7 @@ from graphbuild_train.lora import add_lora
 from graphbuild_train.model_setup import autocast_only, compiled, sound_attention, spare
 from graphbuild_train.objective import mean_logit
 from graphbuild_train.trainer import Trainer
-from tests.annotators_for_tests import build, write_photos
+from tests.support.annotators import build, write_photos
 
 PATHS = """
 paths:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
 from graphbuild.tasks.grid import GridTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class LatentBatch:
     """B samples of S tokens of C channels. Tensors share a device.
 
     A base encodes units: whole rows, cells, or one canvas. Tokens come unit by unit, each in reading order.
@@ -86,6 +86,6 @@ def grid_of(task: GridTask) -> GridBatch:
         prompts=[task.evaluation.text],
         keys=[""],
         row_keys=[[""] * len(cells)],
-        snapshot=task.sampler.graph.digest,
+        snapshot=task.drawing.graph.digest,
         next=walk.index + 1,
     )

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import graphbuild
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 
 FOLDER = "checkpoints"
 _STEP = re.compile(r"step-(\d{8,})")

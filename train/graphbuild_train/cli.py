@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from graphbuild.contracts import GraphError, MissingNode
+from graphbuild.errors import GraphError, MissingNode
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.recipes import SUFFIXES, configured, read_recipe, recipe_file
 
@@ -113,12 +113,12 @@ def run(
     """  # fmt: skip
     with refusing():
         config = config_of(recipe, steps, model, sets)
-        from graphbuild_train import preflight as before
+        from graphbuild_train import preflight
         from graphbuild_train import trainer as loop
 
         if dry_run:
             trainer = loop.Trainer(config, graph, out, console=ERR)
-            trainer.journal.say(before.lines(trainer))
+            trainer.journal.say(preflight.lines(trainer.setup))
         else:
             typer.echo(loop.train(config, graph, out, console=ERR))
 
@@ -166,7 +166,7 @@ def export(
       graphbuild-train export visualcloze-384-lora.pth --out lora-folder
     """
     with refusing():
-        from graphbuild_train.export.lora_file import lora_file as forms
+        from graphbuild_train.export import lora_file as forms
 
         if form not in ("diffusers", "kohya"):
             raise GraphError(f"--format {form}; allowed: diffusers, kohya")

@@ -9,8 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.tasks.config import SamplerConfig
-from graphbuild.tasks.layouts import CellSwitches
+from graphbuild.tasks.config import CellConfig, SamplerConfig
 
 Base = Literal["flux_fill", "flux_dev", "sdxl", "flux2_klein"]
 Objective = Literal["visualcloze_fill", "visualcloze_dev", "onepic", "onediffusion", "flux2_klein"]
@@ -124,7 +123,7 @@ class TrainConfig:
     """Side of a square with the area of one cell, in pixels."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(split="train"))
     """How grid tasks are drawn: masks, rows, dropped words, splits, held-out tasks."""
-    cells: CellSwitches = field(default_factory=CellSwitches)
+    cells: CellConfig = field(default_factory=CellConfig)
     """How pictures become cells, and what is shown in a hole."""
     walks: int = 0
     """Train on this many grid tasks again and again, a multiple of `batch`; 0 never repeats one."""

@@ -24,7 +24,7 @@ _FLUX_WIDTHS = 57 * 3072
 _LORA_BYTES = 16
 """Of one trained parameter: value, gradient and the two moments of Adam, all float32."""
 _PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
-"""TFLOP/s of dense bfloat16 with float32 sums, from the makers' data sheets. The first name that fits counts."""
+"""TFLOP/s of dense bfloat16 with float32 sums, from the producers' data sheets. The first name that fits counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

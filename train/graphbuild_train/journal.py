@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,25 @@ from graphbuild_train.validate import Validation
 if TYPE_CHECKING:
     from PIL import Image
 
-    from graphbuild_train.trainer import Step
-
 LINE_SECONDS = 10.0
 _NOISE = ("CLIP can only handle", "Token indices sequence length", "No LoRA keys associated to")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step as it is reported."""
+
+    loss: float
+    """Before the step, the mean over the batch; it says mostly which noise levels were drawn."""
+    norm: float
+    """Of the gradient, before it is clipped."""
+    rate: float
+    """Learning rate."""
+    seconds: float
+    waited: float
+    """How many of the seconds were spent waiting for data."""
+    work: float
+    """FLOP of this process's forward and backward passes; what checkpointing computes again does not count."""
 
 
 class Journal:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from graphbuild_train.batch import Batch
+from graphbuild_train.batch import LatentBatch
 
 Shift = Literal["dynamic", "none"] | float
 
@@ -136,16 +136,16 @@ class Objective:
         """The objective as it is sampled from: views that are given are clean, and told so."""
         return replace(self, noise="generated", time="clean", loss="generated") if self.time == "view" else self
 
-    def noised(self, batch: Batch) -> Tensor:
+    def noised(self, batch: LatentBatch) -> Tensor:
         """B x S bool, the tokens that are noised; a sampler makes these."""
         return torch.ones_like(batch.generated) if self.noise == "all" else batch.generated
 
-    def told(self, level: Tensor, batch: Batch) -> Tensor:
+    def told(self, level: Tensor, batch: LatentBatch) -> Tensor:
         """B x S, the time of each token at levels B x 1, or B x V with one for each view."""
         spread = level.expand(-1, len(batch.size)).gather(1, batch.view)
         return spread * batch.generated if self.time == "clean" else spread
 
-    def corrupt(self, batch: Batch, seed: int, level: Tensor | None = None) -> Noisy:
+    def corrupt(self, batch: LatentBatch, seed: int, level: Tensor | None = None) -> Noisy:
         """A batch noised by draws of its own walks, or at `level`: B floats."""
         drawn = self._levels(batch, seed) if level is None else level[:, None]
         told = self.told(drawn.to(batch.z), batch)
@@ -161,7 +161,7 @@ class Objective:
         return (noisy.weight * errors).sum(1) / noisy.weight.sum(1)
 
     def sample(
-        self, predict: Callable[[Tensor, Tensor, Batch], Tensor], batch: Batch, *, steps: int, seed: int
+        self, predict: Callable[[Tensor, Tensor, LatentBatch], Tensor], batch: LatentBatch, *, steps: int, seed: int
     ) -> Tensor:
         """Latents B x S x C made from noise by Euler steps along a `Flow`; given tokens are the batch's own.
 
@@ -178,18 +178,18 @@ class Objective:
             x = torch.where(noised[..., None], x + (following - level)[..., None] * velocity.to(x), batch.z)
         return x
 
-    def _levels(self, batch: Batch, seed: int) -> Tensor:
+    def _levels(self, batch: LatentBatch, seed: int) -> Tensor:
         """B x 1, or B x V for levels by view; float64."""
         mu = self._mean_logit(batch).expand(-1, len(batch.size) if self.time == "view" else 1)
         draws = generators(seed, batch.index, "level")
         return torch.stack([self.path.levels(own, mean) for own, mean in zip(draws, mu, strict=True)])
 
-    def _mean_logit(self, batch: Batch) -> Tensor:
+    def _mean_logit(self, batch: LatentBatch) -> Tensor:
         """B x 1, by the tokens that are noised in training."""
         return mean_logit(self.shift, self.noised(batch).sum(1).cpu())[:, None]
 
 
-def _noise(batch: Batch, seed: int, stream: str) -> Tensor:
+def _noise(batch: LatentBatch, seed: int, stream: str) -> Tensor:
     """B x S x C, drawn in float32 on the CPU."""
     draws = [torch.randn(batch.z.shape[1:], generator=own) for own in generators(seed, batch.index, stream)]
     return torch.stack(draws).to(batch.z)

@@ -1,45 +1,61 @@
-"""What is said before the first step: how much is trained, what it takes, and what the data can serve."""
+"""Preflight summary: what is trained, what it takes, and what the data can serve."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rich.table import Table
 
 from graphbuild.tasks.sampler import PathSampler
+from graphbuild_train.bases.base import Base
+from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import GIB, Forecast, forecast, peak_of
 
-if TYPE_CHECKING:
-    from graphbuild_train.trainer import Trainer
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run that is ready to start."""
+
+    config: TrainConfig
+    base: Base
+    """With the LoRA in it."""
+    sampler: PathSampler
+    model: str
+    """The checkpoint of the base."""
+    lora: str
+    """Its size in words."""
+    processes: int
+    passes: int
+    """Forward passes of each process in a step."""
 
 
-def lines(trainer: Trainer) -> Iterator[str | Table]:
+def lines(setup: Setup) -> Iterator[str | Table]:
     """For people, before anything is trained."""
-    config, cells = trainer.config, _most_cells(trainer.sampler)
-    yield f"{config.base} {trainer.model_name}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
-    yield f"LoRA: {trainer.count}"
-    largest = pass_of(trainer, cells * (config.resolution // trainer.base.token) ** 2)
+    config, cells = setup.config, _most_cells(setup.sampler)
+    yield f"{config.base} {setup.model}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
+    yield f"LoRA: {setup.lora}"
+    largest = pass_of(setup, cells * (config.resolution // setup.base.token) ** 2)
     yield f"largest pass, {config.micro_batch} x {cells} cells: {largest}"
-    shared = f" on each of {trainer.world} processes" if trainer.world > 1 else ""
-    yield f"a step: {trainer.passes} such passes{shared}; {_time(trainer, largest)}"
+    shared = f" on each of {setup.processes} processes" if setup.processes > 1 else ""
+    yield f"a step: {setup.passes} such passes{shared}; {_time(setup, largest)}"
     if torch.cuda.is_available() and largest.memory > (free := torch.cuda.mem_get_info()[0] + largest.base):
         yield (
             f"that is more than the {free / GIB:.0f} GiB of this GPU: set checkpointing: 1, a smaller micro_batch or "
             "resolution, or fewer layers"
         )
     if config.cache_gb:
-        size = cache_bytes(trainer)
+        size = cache_bytes(setup)
         fits = "all" if size <= config.cache_gb * 1e9 else f"{config.cache_gb * 1e9 / size:.0%} of them"
         yield f"VAE cache: at most {size / 1e9:.2f} GB for {config.walks} grid tasks; cache_gb holds {fits}"
-    yield coverage(trainer.sampler)
+    yield coverage(setup.sampler)
 
 
-def pass_of(trainer: Trainer, image_tokens: int) -> Forecast:
+def pass_of(setup: Setup, image_tokens: int) -> Forecast:
     """Memory and work of a forward and backward pass over grid tasks of so many tokens."""
-    config, base = trainer.config, trainer.base
+    config, base = setup.config, setup.base
     modules = [module for module in base.pipe.components.values() if isinstance(module, torch.nn.Module)]
     others = [parameter for module in modules if module is not base.bare for parameter in module.parameters()]
     return forecast(
@@ -53,11 +69,11 @@ def pass_of(trainer: Trainer, image_tokens: int) -> Forecast:
     )
 
 
-def cache_bytes(trainer: Trainer) -> int:
+def cache_bytes(setup: Setup) -> int:
     """What the cache would need for all walks, if no two showed the same picture."""
-    vae = trainer.base.pipe.vae
-    elements = 2 * vae.config.latent_channels * (trainer.config.resolution // 8) ** 2
-    walks = trainer.sampler.walks(0, trainer.config.walks)
+    vae = setup.base.pipe.vae
+    elements = 2 * vae.config.latent_channels * (setup.config.resolution // 8) ** 2
+    walks = setup.sampler.walks(0, setup.config.walks)
     columns = np.array([len(path.cells) for path in walks.paths])[walks.path]
     # A base that is shown holes encodes the last row twice, with and without what is in them.
     cells, weight = int(((walks.count + 1) * columns).sum()), next(iter(vae.state_dict().values()))
@@ -77,12 +93,12 @@ def coverage(sampler: PathSampler) -> Table:
     return table
 
 
-def _time(trainer: Trainer, largest: Forecast) -> str:
-    work = trainer.passes * (largest.flops + largest.recomputed) / 1e12
+def _time(setup: Setup, largest: Forecast) -> str:
+    work = setup.passes * (largest.flops + largest.recomputed) / 1e12
     peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     if peak is None:
         return f"{work:.3g} TFLOP at most, the device's speed is not known"
-    seconds = trainer.passes * largest.seconds(peak)
+    seconds = setup.passes * largest.seconds(peak)
     return f"{work:.3g} TFLOP at most, {seconds:.1f} s at 45 % of {peak} TFLOP/s"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 from graphbuild.pipeline import pipeline_folders
 from graphbuild.tasks.paths.reader import refuse_repeated_keys
 from graphbuild_train.config import TrainConfig, config_from

@@ -6,7 +6,7 @@ import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,15 +14,15 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from rich.console import Console
 
-from graphbuild.contracts import GraphError
 from graphbuild.engine.run import run
+from graphbuild.errors import GraphError
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, location
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
-from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.paths import Content, Path, PathSet
-from graphbuild.tasks.sampler import PathSampler, Walk
+from graphbuild.tasks.paths import Content, PathSet, TaskPath
+from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.walk import Walk
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
@@ -32,7 +32,7 @@ from graphbuild_train.objective import objective_of
 OWN = "own"
 
 
-def recipe_in(lora: File) -> dict[str, Any]:
+def recipe_in(lora: Path) -> dict[str, Any]:
     """The recipe that a LoRA was trained by, from its file's header.
 
     Raises:
@@ -45,7 +45,7 @@ def recipe_in(lora: File) -> dict[str, Any]:
     return known
 
 
-def load(config: TrainConfig, lora: File) -> Base:
+def load(config: TrainConfig, lora: Path) -> Base:
     """The base with the LoRA in it, as any user of diffusers loads it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_base(
@@ -57,7 +57,7 @@ def load(config: TrainConfig, lora: File) -> Base:
     return base
 
 
-def from_graph(config: TrainConfig, lora: File, graph: str, *, count: int, out: File, seed: int) -> Iterator[File]:
+def from_graph(config: TrainConfig, lora: Path, graph: str, *, count: int, out: Path, seed: int) -> Iterator[Path]:
     """Make the holes of the first tasks that a sampler draws; yields each picture's file."""
     switches = replace(config.sampler, split=None)
     sampler = PathSampler(Graph.open(graph), config.paths, seed=seed, on_missing="drop", config=switches)
@@ -65,8 +65,8 @@ def from_graph(config: TrainConfig, lora: File, graph: str, *, count: int, out: 
 
 
 def from_rows(
-    config: TrainConfig, lora: File, folder: File, *, kinds: Sequence[str], caption: str, out: File, seed: int
-) -> Iterator[File]:
+    config: TrainConfig, lora: Path, folder: Path, *, kinds: Sequence[str], caption: str, out: Path, seed: int
+) -> Iterator[Path]:
     """Make the last picture of the last row of one's own pictures; yields its file.
 
     Args:
@@ -79,9 +79,9 @@ def from_rows(
     """
     source = Rows(path=str(folder), kinds=tuple(kinds), caption=caption)
     content = Content(source="caption", of=kinds[-1]) if caption else None
-    path = Path(name=OWN, cells=tuple(kinds), targets=(len(kinds) - 1,), content=content)
+    path = TaskPath(name=OWN, cells=tuple(kinds), targets=(len(kinds) - 1,), content=content)
     with tempfile.TemporaryDirectory() as temporary:
-        graph = File(temporary, "graph")
+        graph = Path(temporary, "graph")
         texts = ["source_caption"] if caption else []
         run(source, texts, graph, executor="inline", console=Console(quiet=True))
         rows = len(source.entries())
@@ -93,13 +93,13 @@ def from_rows(
 
 
 def _made(
-    config: TrainConfig, lora: File, sampler: PathSampler, walks: Sequence[Walk], *, out: File, seed: int
-) -> Iterator[File]:
+    config: TrainConfig, lora: Path, sampler: PathSampler, walks: Sequence[Walk], *, out: Path, seed: int
+) -> Iterator[Path]:
     base = load(config, lora)
     out.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"steps": config.watch.sample_steps, "guidance": config.watch.sample_guidance}
     for walk in walks:
-        task = GridTask(sampler, walk, config.resolution, switches=config.cells)
+        task = sampler.task(walk, config.resolution, cells=config.cells)
         (pictures,) = base.sample([task], seed=seed, **options)
         for number, picture in enumerate(pictures):
             file = out / f"{walk.index:07d}-{walk.path.name}-{number}.png"
@@ -125,7 +125,7 @@ class Rows(Source):
         return "source"
 
     def entries(self) -> list[Entry]:
-        rows = sorted(path.name for path in File(self.path).iterdir() if path.is_dir())
+        rows = sorted(path.name for path in Path(self.path).iterdir() if path.is_dir())
         if not rows:
             raise GraphError(f"{self.path}: no folders; allowed: one folder a row, such as rows/1, rows/2")
         if len(self.kinds) < 2:
@@ -133,7 +133,7 @@ class Rows(Source):
         for row in rows:
             wanted = len(self.kinds) - (row == rows[-1])
             if len(found := self._files(row)) != wanted:
-                raise GraphError(f"{File(self.path, row)}: {len(found)} pictures; wanted: {wanted}")
+                raise GraphError(f"{Path(self.path, row)}: {len(found)} pictures; wanted: {wanted}")
         return [Entry(row, "") for row in rows]
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
@@ -143,8 +143,8 @@ class Rows(Source):
             nodes = dict(zip(self.kinds, [*pictures, *missing], strict=True))
             yield SourceItem(key=key, uri=key, original=pictures[0], nodes=nodes, group=key, caption=self.caption)
 
-    def _files(self, row: str) -> list[File]:
-        return sorted(file for file in File(self.path, row).iterdir() if file.is_file() and file.name[0] != ".")
+    def _files(self, row: str) -> list[Path]:
+        return sorted(file for file in Path(self.path, row).iterdir() if file.is_file() and file.name[0] != ".")
 
 
 def _black(picture: bytes) -> bytes:

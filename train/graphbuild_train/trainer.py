@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,44 +25,26 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from graphbuild.contracts import GraphError
-from graphbuild.data.dataset import GridBatch, GridTasks, collate
+from graphbuild.data import GridBatch, GridTasks, collate
+from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import Split
 from graphbuild.tasks.export import keep_snapshot
-from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.sampler import PathSampler
-from graphbuild_train import checkpoint, lora
-from graphbuild_train import preflight as before
+from graphbuild_train import checkpoint, lora, preflight
 from graphbuild_train.bases import load_base, tiny
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.run import export_run
-from graphbuild_train.journal import Journal
+from graphbuild_train.journal import Journal, Step
 from graphbuild_train.latent_cache import PosteriorCache
 from graphbuild_train.model_setup import autocast_only, compiled, forward_within, sound_attention, spare
 from graphbuild_train.objective import objective_of
+from graphbuild_train.preflight import Setup
 from graphbuild_train.validate import Validation, validate
 
 FREE = ("steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch")
 """Fields that a run may be continued with other values of: they do not change a step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimiser step as it is reported."""
-
-    loss: float
-    """Before the step, the mean over the batch; it says mostly which noise levels were drawn."""
-    norm: float
-    """Of the gradient, before it is clipped."""
-    rate: float
-    """Learning rate."""
-    seconds: float
-    waited: float
-    """How many of the seconds were spent waiting for data."""
-    work: float
-    """FLOP of this process's forward and backward passes; what checkpointing computes again does not count."""
 
 
 def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None) -> Path:
@@ -80,7 +62,7 @@ def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, cons
     accelerator = _accelerator()
     with checkpoint.locked(out) if accelerator.is_main_process else nullcontext():
         trainer = Trainer(config, graph, out, console=console, accelerator=accelerator)
-        trainer.journal.say(before.lines(trainer))
+        trainer.journal.say(preflight.lines(trainer.setup))
         trainer.fit()
         return trainer.export()
 
@@ -111,6 +93,10 @@ class Trainer:
         )  # fmt: skip
         layers = self.base.targets(config.lora.layers)
         self.count = lora.add_lora(self.base.bare, config.lora, layers, seed=config.seed)
+        self.setup = Setup(
+            config=config, base=self.base, sampler=self.sampler, model=self.model_name, lora=str(self.count),
+            processes=int(self.world), passes=self.passes,
+        )  # fmt: skip
         self.lora = lora.lora_state(self.base.bare)
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
         self.cache = PosteriorCache(self.base.pipe.vae, config.cache_gb) if config.cache_gb else None
@@ -188,7 +174,7 @@ class Trainer:
             compiled(model, self.journal.note)
         self.base.model = DistributedDataParallel(model) if self.world > 1 else model
         self.grids = self._grids(self.step * config.batch)
-        self.work = cache(lambda tokens: before.pass_of(self, tokens).flops)
+        self.work = cache(lambda tokens: preflight.pass_of(self.setup, tokens).flops)
 
     def _step(self) -> Step:
         """One optimiser step over `batch` grid tasks of all processes."""
@@ -247,7 +233,7 @@ class Trainer:
             tasks = GridTasks(
                 self.sampler, resolution=config.resolution, start=first, stop=config.walks or None,
                 batch=config.micro_batch, rank=self.accelerator.process_index, world=self.world,
-                switches=config.cells,
+                cells=config.cells,
             )  # fmt: skip
             loader = DataLoader(
                 tasks, batch_size=config.micro_batch, num_workers=config.workers, collate_fn=collate,
@@ -309,7 +295,7 @@ class Trainer:
             return None
         watch, config = self.config.watch, self.config
         tasks = GridTasks(
-            self.spared, resolution=config.resolution, stop=watch.tasks, rank=0, world=1, switches=config.cells
+            self.spared, resolution=config.resolution, stop=watch.tasks, rank=0, world=1, cells=config.cells
         )
         return validate(self.base, self.objective, DataLoader(tasks, collate_fn=collate), config.seed)
 
@@ -326,7 +312,7 @@ class Trainer:
         """Pictures by the sampler that users of the LoRA have; of unseen items, if there are."""
         watch, config, sampler = self.config.watch, self.config, self.spared or self.sampler
         for index in range(watch.samples):
-            task = GridTask(sampler, sampler.walk(index), config.resolution, switches=config.cells)
+            task = sampler.task(index, config.resolution, cells=config.cells)
             options: dict[str, Any] = {"steps": watch.sample_steps, "guidance": watch.sample_guidance}
             (made,) = self.base.sample([task], seed=config.seed, **options)
             self.journal.pictures(self.step, task, made)
@@ -337,7 +323,10 @@ class Trainer:
         """Write the LoRA in diffusers' form with its recipe, and a model card."""
         if self.main:
             with self.finished():
-                export_run(self)
+                export_run(
+                    self.out, self.config, self.base, graph=self.graph, model=self.model_name, state=self.lora,
+                    steps=self.step,
+                )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return self.out / "pytorch_lora_weights.safetensors"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
 from graphbuild_train.bases.base import Base
 from graphbuild_train.objective import Objective
 

@@ -18,10 +18,10 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from graphbuild.annotators.base import Resources
-from graphbuild.contracts import GraphError
 from graphbuild.engine.records import UnitReport
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.worker import Job, Progress, Worker
+from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory
 
 JOBS_IN_FLIGHT = 2
@@ -181,8 +181,8 @@ class _Driver:
         if lacking := [name for name, amount in asked.items() if amount > self._total.get(name, 0.0)]:
             has = ", ".join(f"{self._total.get(name, 0.0):g} {name}" for name in lacking)
             raise GraphError(
-                f"{job.tasks[0].maker.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, the "
-                f"cluster has {has}; say less in its resources: in the pipeline, or choose a smaller model"
+                f"{job.tasks[0].producer.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, "
+                f"the cluster has {has}; say less in its resources: in the pipeline, or choose a smaller model"
             )
         options = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "memory": asked["memory"]}
         device = "cuda" if asked["GPU"] else "cpu"

@@ -13,7 +13,7 @@ of roles, by default the last cell. `type` is by default `custom`, `weight` 1. `
 whose targets include its `of`; an entry may set its own or null. `where` is left to the sampler.
 """
 
-from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, Path, PathSet, check_where, role_kind
+from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, check_where, role_kind
 from graphbuild.tasks.paths.reader import load, shipped
 
-__all__ = ["DEFAULT_TYPE", "Content", "Path", "PathSet", "check_where", "load", "role_kind", "shipped"]
+__all__ = ["DEFAULT_TYPE", "Content", "PathSet", "TaskPath", "check_where", "load", "role_kind", "shipped"]

@@ -43,7 +43,7 @@ class Content:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class TaskPath:
     """One task: an ordered list of cells on one item. The order is not derivation.
 
     Attributes:
@@ -115,7 +115,7 @@ class PathSet:
     """
 
     name: str
-    paths: tuple[Path, ...]
+    paths: tuple[TaskPath, ...]
     type_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class PathSet:
         """What the list is, whatever it is called and wherever it lies: 12 hex digits."""
         return digest_of(asdict(self) | {"name": ""})[:12]
 
-    def has_chance(self, path: Path) -> bool:
+    def has_chance(self, path: TaskPath) -> bool:
         """False for a path that is switched off, alone or with its type."""
         return path.weight * self.type_weights.get(path.type, 1.0) > 0
 

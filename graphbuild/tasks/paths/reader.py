@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from graphbuild.kinds.registry import Kind
-from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, Path, PathSet, role_kind
+from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
 
 _FILE_KEYS = ("paths", "types", "content", "kinds")
 _PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content")
@@ -75,7 +75,7 @@ def _kind(name: str, entry: object) -> Kind:
     return Kind(name=name, phrases=tuple(phrases), **fields)
 
 
-def _path(number: int, entry: object, default: Content | None, own: Sequence[Kind]) -> Path:
+def _path(number: int, entry: object, default: Content | None, own: Sequence[Kind]) -> TaskPath:
     label = f"path {entry['name']!r}" if isinstance(entry, dict) and "name" in entry else f"paths[{number}]"
     fields = _mapping(label, entry, _PATH_KEYS, needed=("name", "cells"))
     name = _text(f"{label}: name", fields["name"])
@@ -91,7 +91,7 @@ def _path(number: int, entry: object, default: Content | None, own: Sequence[Kin
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
     type_name = _text(f"{label}: type", fields.get("type", DEFAULT_TYPE))
-    return Path(
+    return TaskPath(
         name=name,
         type=type_name,
         cells=cells,
@@ -132,7 +132,7 @@ def _roles(label: str, value: object) -> tuple[str, ...]:
     return tuple(_text(label, role) for role in value)
 
 
-def _type_weights(value: object, paths: Iterable[Path]) -> dict[str, float]:
+def _type_weights(value: object, paths: Iterable[TaskPath]) -> dict[str, float]:
     """Weights as written, checked against the types in use; a weight without a path would have no effect."""
     used = tuple(dict.fromkeys(path.type for path in paths))
     if value is None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
+from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import HoleFill
-from graphbuild_train.batch import Batch
+from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import Objective
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Base(ABC):
         """The class of diffusers' pipeline for it."""
 
     @abstractmethod
-    def encode(self, grid: GridBatch, seed: int) -> Batch:
+    def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         """Latents and text of a batch on the device, without gradients; the VAE's draws are counted by walk.
 
         Raises:
@@ -106,7 +106,7 @@ class Base(ABC):
         """
 
     @abstractmethod
-    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+    def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         """One forward pass of `model`: noisy B x S x C and the times it is told, B x S, to float32 B x S x C."""
 
     @abstractmethod

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import Batch, geometry, grid_of
+from graphbuild_train.batch import LatentBatch, geometry, grid_of
 from graphbuild_train.objective import generator
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Flux2Klein(Base):
         return Flux2KleinPipeline
 
     @torch.no_grad()
-    def encode(self, grid: GridBatch, seed: int) -> Batch:
+    def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         boxes = [box for row in geometry(grid, _TOKEN) for box in row]
         grid = grid.to(self.device)
         orders = [_order(len(boxes), holes) for holes in grid.holes.tolist()]
@@ -64,7 +64,7 @@ class Flux2Klein(Base):
         lengths = torch.tensor([height * width for height, width in size])
         view = torch.arange(len(size)).repeat_interleave(lengths).to(self.device)
         further = len(size) - grid.holes.sum(1, keepdim=True)  # the last view that is given
-        return Batch(
+        return LatentBatch(
             z=torch.cat([z for z, _ in encoded]).float(),
             generated=(view == 0) | (view > further),
             view=view.expand(len(orders), -1),
@@ -77,7 +77,7 @@ class Flux2Klein(Base):
             next=grid.next,
         )
 
-    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+    def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         velocity: Tensor = self.model(
             hidden_states=x.to(self.dtype),
             timestep=level[:, 0],
@@ -123,7 +123,7 @@ class Flux2Klein(Base):
         batch = self.encode(grid_of(task), seed)
         wordless = replace(batch, text=self._text([""]))
 
-        def guided(x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+        def guided(x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
             told, free = self.predict(x, level, batch), self.predict(x, level, wordless)
             return free + guidance * (told - free)
 
@@ -158,7 +158,7 @@ def _order(cells: int, holes: Sequence[bool]) -> list[int]:
     return [*made[:1], *given, *made[1:]]
 
 
-def _picture(tokens: Tensor, batch: Batch, view: int) -> Tensor:
+def _picture(tokens: Tensor, batch: LatentBatch, view: int) -> Tensor:
     """The latents of one view, B x C x height x width."""
     start = sum(batch.lengths[:view])
     own = tokens[:, start : start + batch.lengths[view]]

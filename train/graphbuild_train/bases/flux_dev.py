@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux, per_token
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import Batch, geometry, grid_of
+from graphbuild_train.batch import LatentBatch, geometry, grid_of
 from graphbuild_train.objective import generators
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class FluxDev(Base):
         return FluxPipeline
 
     @torch.no_grad()
-    def encode(self, grid: GridBatch, seed: int) -> Batch:
+    def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         rows = geometry(grid, flux.TOKEN)
         grid = grid.to(self.device)
         pixels, draws = grid.floats(), generators(seed, grid.index, "vae")
@@ -56,7 +56,7 @@ class FluxDev(Base):
         holes = torch.zeros(len(grid.index), len(cells), dtype=torch.bool, device=self.device)
         holes[:, -len(rows[0]) :] = grid.holes
         view = torch.arange(len(cells), device=self.device).repeat_interleave(lengths)
-        return Batch(
+        return LatentBatch(
             z=torch.cat(cells, 1),
             generated=holes.repeat_interleave(lengths, 1),
             view=view.expand(len(grid.index), -1),
@@ -69,7 +69,7 @@ class FluxDev(Base):
             next=grid.next,
         )
 
-    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+    def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         return self._velocity(x, level, batch, guidance=self.guidance)
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class FluxDev(Base):
             made.append([self.pipe.image_processor.postprocess(cell, output_type="pil")[0] for cell in pixels])
         return made
 
-    def _velocity(self, x: Tensor, level: Tensor, batch: Batch, *, guidance: float) -> Tensor:
+    def _velocity(self, x: Tensor, level: Tensor, batch: LatentBatch, *, guidance: float) -> Tensor:
         lengths, words = batch.lengths, batch.text["prompt_embeds"]
         firsts = [0, *accumulate(lengths[:-1])]
         times = torch.cat([level.amax(1)[None], level[:, firsts].T])  # part by part, the text first

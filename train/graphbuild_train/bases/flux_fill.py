@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.layouts import FILLS, generate
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import Batch, geometry
+from graphbuild_train.batch import LatentBatch, geometry
 from graphbuild_train.objective import generator, generators
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class FluxFill(Base):
         return VisualClozePipeline
 
     @torch.no_grad()
-    def encode(self, grid: GridBatch, seed: int) -> Batch:
+    def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         rows = geometry(grid, flux.TOKEN)
         grid = grid.to(self.device)
         pixels, hidden = grid.floats(), grid.mask()
@@ -51,7 +51,7 @@ class FluxFill(Base):
         mask = torch.cat([flux.packed_mask(hidden[area].float()) for area in areas], 1)
         size = tuple((row[0][2] // flux.TOKEN, sum(cell[3] for cell in row) // flux.TOKEN) for row in rows)
         view = torch.cat([torch.full((height * width,), row) for row, (height, width) in enumerate(size)])
-        return Batch(
+        return LatentBatch(
             z=torch.cat([*seen[:-1], truth], 1),
             generated=mask[..., 0].bool(),
             view=view.to(self.device).expand(len(grid.index), -1),
@@ -65,7 +65,7 @@ class FluxFill(Base):
             next=grid.next,
         )
 
-    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+    def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         assert batch.extra is not None
         words = batch.text["prompt_embeds"]
         velocity: Tensor = self.model(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from graphbuild.data.dataset import GridBatch
+from graphbuild.data import GridBatch
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import Batch, geometry, grid_of
+from graphbuild_train.batch import LatentBatch, geometry, grid_of
 from graphbuild_train.objective import Ddpm, Objective, generator, generators
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Sdxl(Base):
         return base
 
     @torch.no_grad()
-    def encode(self, grid: GridBatch, seed: int) -> Batch:
+    def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         cells = [cell for row in geometry(grid, 2 * _LATENT) for cell in row]
         grid = grid.to(self.device)
         pixels = grid.floats()
@@ -71,7 +71,7 @@ class Sdxl(Base):
         for cell in cells:
             posterior = self.pipe.vae.encode(_part(pixels, cell, 1)).latent_dist
             _part(z, cell, _LATENT).copy_(posterior.sample(draws) * self.pipe.vae.config.scaling_factor)
-        return Batch(
+        return LatentBatch(
             z=z.flatten(2).transpose(1, 2),
             generated=grid.mask()[:, 0, ::_LATENT, ::_LATENT].flatten(1),
             view=torch.zeros(batch, down * across, dtype=torch.int64, device=self.device),
@@ -84,7 +84,7 @@ class Sdxl(Base):
             next=grid.next,
         )
 
-    def predict(self, x: Tensor, level: Tensor, batch: Batch) -> Tensor:
+    def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         noise: Tensor = self.model(
             _canvas(x, batch).to(self.dtype),
             Ddpm().step(level[:, 0]),
@@ -150,7 +150,7 @@ class Sdxl(Base):
         }
 
 
-def _canvas(tokens: Tensor, batch: Batch) -> Tensor:
+def _canvas(tokens: Tensor, batch: LatentBatch) -> Tensor:
     """B x S x C as B x C x height x width."""
     return tokens.transpose(1, 2).reshape(len(tokens), -1, *batch.size[0])
 

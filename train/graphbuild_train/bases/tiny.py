@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphbuild.contracts import GraphError
+from graphbuild.errors import GraphError
 
 NAME = "tiny"
 FOLDER = "tiny-model"

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
+
+from torch import Tensor
 
 from graphbuild.store.graph import Graph
+from graphbuild_train.bases.base import Base
+from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.card import write_card
 from graphbuild_train.export.lora_file import Lora, recipe_of, save_diffusers
 from graphbuild_train.lora import adapter_config
 
-if TYPE_CHECKING:
-    from graphbuild_train.trainer import Trainer
 
+def export_run(
+    out: Path, config: TrainConfig, base: Base, *, graph: Graph, model: str, state: Mapping[str, Tensor], steps: int
+) -> Path:
+    """Write `pytorch_lora_weights.safetensors` and `README.md` into the folder of a run.
 
-def export_run(trainer: Trainer) -> Path:
-    """Write `pytorch_lora_weights.safetensors` and `README.md` into the run's folder."""
-    config = replace(trainer.config, model=trainer.model_name)
-    recipe = recipe_of(
-        config, model=trainer.model_name, snapshot=trainer.graph.digest, hole_fill=config.cells.hole_fill,
-        steps=trainer.step,
-    )  # fmt: skip
-    made = Lora(
-        part="unet" if trainer.base.denoiser == "unet" else "transformer",
-        state=trainer.lora,
-        adapter=adapter_config(trainer.base.bare),
-        recipe=recipe,
-    )
-    file = save_diffusers(made, trainer.out)
-    write_card(trainer.out, recipe, licences=licences(trainer.graph))
+    Args:
+        graph: that was trained on.
+        model: the checkpoint behind `base`.
+        state: the LoRA, as `lora_state` gives it.
+        steps: optimiser steps done.
+    """
+    config = replace(config, model=model)
+    recipe = recipe_of(config, model=model, snapshot=graph.digest, hole_fill=config.cells.hole_fill, steps=steps)
+    part: Literal["unet", "transformer"] = "unet" if base.denoiser == "unet" else "transformer"
+    file = save_diffusers(Lora(part=part, state=state, adapter=adapter_config(base.bare), recipe=recipe), out)
+    write_card(out, recipe, licences=licences(graph))
     return file
 
 

@@ -1,0 +1,183 @@
+"""What commands print for people: tables and lines of plans, runs, graphs, task lists, walks, nodes and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from graphbuild.contracts import RunReport, Status, StatusDocument
+
+if TYPE_CHECKING:
+    from graphbuild.engine.plan import Plan
+    from graphbuild.store.verify import Verdict
+
+Document = dict[str, Any]
+OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
+
+# ---- builds ----------------------------------------------------------------------------------------------------
+
+
+def plan_document(planned: Plan, where: Path) -> Document:
+    """What a run would compute, and why."""
+    rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in planned.reasons().items()]
+    units = {"todo": len(planned.units), "wanted": planned.wanted}
+    models = {producer.name: producer.lineage.model for producer in planned.producers if producer.lineage.model}
+    facts = {"items": planned.num_items, "plan": rows, "models": models, "notes": list(planned.notes)}
+    return {"graph": str(where), "units": units, **facts}
+
+
+def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
+    """The same to be read."""
+    if not planned.units:
+        yield f"{where}: nothing to do, all {planned.wanted} units are committed"
+        return
+    yield plan_table(planned, where)
+    yield from planned.notes
+    if planned.vanished:
+        yield f"{planned.vanished} known items are no longer listed; their nodes stay"
+
+
+def report_lines(report: RunReport, where: Path) -> Iterator[str | Table]:
+    """What a run did."""
+    if not report.annotators and not report.units_left:
+        yield f"{where}: nothing to do, all {report.units_wanted} units are committed"
+        return
+    yield report_table(report)
+    speed = f"{report.items_per_second:.1f} items/s, {report.annotator_share:.0%} of worker time inside annotators"
+    yield f"{report.seconds:.1f} s, {speed}"
+
+
+def status_lines(document: StatusDocument) -> Iterator[str | Table]:
+    """How far a graph is."""
+    yield status_table(document)
+    yield from (f"not live: {version}" for version in document.not_live)
+    yield f"snapshot {document.snapshot}"
+
+
+def verdict_lines(verdict: Verdict, where: Path, full: bool) -> Iterator[str]:
+    """Whether a graph is what its commits say."""
+    yield from verdict.problems
+    hashed = f", {verdict.nodes} nodes hashed" if full else ""
+    sound = "sound" if not verdict.problems else f"{len(verdict.problems)} problems"
+    yield f"{where}: {verdict.commits} commits, {verdict.parts} parts{hashed}: {sound}"
+
+
+def report_table(report: RunReport) -> Table:
+    """The run as a table for people."""
+    table = Table(title=f"{report.graph}: {report.units_done} of {report.units_wanted} units committed")
+    for column in ("annotator", "units", "ok", "skipped", "failed", "nodes/s per worker", "reasons"):
+        table.add_column(column, justify="left" if column in ("annotator", "reasons") else "right")
+    for name, a in report.annotators.items():
+        speed = (a.ok + a.skipped + a.failed - a.reused) / a.seconds if a.seconds else 0.0
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(a.reasons.items()))
+        table.add_row(name, *(str(n) for n in (a.units, a.ok, a.skipped, a.failed)), f"{speed:.1f}", reasons)
+    return table
+
+
+def plan_table(plan: Plan, where: Path) -> Table:
+    """What a run would compute, and why."""
+    table = Table(title=f"{where}: {len(plan.units)} of {plan.wanted} units to compute, {plan.num_items} items")
+    for column in ("annotator", "units", "why"):
+        table.add_column(column, justify="right" if column == "units" else "left")
+    for (name, why), units in plan.reasons().items():
+        table.add_row(name, str(units), why)
+    return table
+
+
+def status_table(status: StatusDocument) -> Table:
+    """Nodes by kind and outcome."""
+    done, wanted = status.units["done"], status.units["wanted"]
+    table = Table(title=f"{status.graph}: {status.items} items, {done} of {wanted} units")
+    for column in ("kind", "ok", "skipped", "failed", "annotator", "reasons"):
+        table.add_column(column, justify="right" if column in ("ok", "skipped", "failed") else "left")
+    for kind, counts in status.kinds.items():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in status.reasons.get(kind, {}).items())
+        numbers = (str(counts[outcome]) for outcome in OUTCOMES)
+        table.add_row(kind, *numbers, f"{status.live[kind].annotator} {status.live[kind].version}", reasons)
+    return table
+
+
+# ---- task lists, walks, nodes --------------------------------------------------------------------------------
+
+
+def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
+    """A table of such documents."""
+    names, types = (max(len(row[key]) for row in rows) for key in ("name", "type"))
+    counted = "items" in rows[0]
+    head = f"{'path':{names}}  cells  {'type':{types}}  probability"
+    yield head + ("    items" if counted else "")
+    for row in rows:
+        line = f"{row['name']:{names}}  {row['cells']:5}  {row['type']:{types}}  {row['probability']:11.6f}"
+        yield line + (f"  {row['items']:7}" if counted else "")
+    if counted:
+        yield f"{sum(row['probability'] > 0 for row in rows)} of {len(rows)} paths can be served"
+
+
+def sample_lines(document: Document) -> Iterator[str]:
+    """Such a document to be read."""
+    given = [f"{name} {document[name]}" for name in ("seed", "group", "snapshot")]
+    given += [f"{name} {value}" for name, value in document["switches"].items()]
+    chance = f"chance {document['chance']:.3g} in {document['paths']}"
+    yield f"grid task {document['index']}: {document['path']} ({document['type']}), {chance}"
+    yield f"drawn with {', '.join(given)}"
+    for number, column in enumerate(document["columns"], 1):
+        roles = [name for name in ("target", "hole") if column[name]]
+        yield f'column {number}: {column["kind"]}{"".join(f", {role}" for role in roles)}: "{column["phrase"]}"'
+    for number, row in enumerate(document["rows"], 1):
+        yield f"row {number} ({row['role']}): item {row['item_ix']}, {row['key']}"
+        yield from (f"  {_cell_line(cell)}" for cell in row["cells"])
+    yield f"holes: {', '.join(document['mask']['kinds'])}: {document['mask']['why']}"
+    for part in ("layout", "task", "content"):
+        words = document["words"][part]
+        yield f"{part}: {words['text'] or '-'}{'' if words['kept'] else ' (left out of the prompt)'}"
+    yield f"prompt: {document['words']['prompt']}"
+
+
+def _cell_line(cell: Document) -> str:
+    if "seed" not in cell:
+        return f"{cell['kind']}: variant {cell['variant']}, version {cell['version']}"
+    made_of = ", ".join(f"{kind} {version}" for kind, version in cell["recipe_of"].items())
+    return f"{cell['kind']}: computed on read from {made_of}, seed {cell['seed']}"
+
+
+def node_lines(document: Document) -> Iterator[str]:
+    """Such a document to be read."""
+    name = f"item {document['item_ix']} ({document['key']}), {document['kind']}"
+    if "recipe_of" in document:
+        yield f"{name}: computed on read, never stored, from:"
+        for parent in document["recipe_of"]:
+            yield from (f"  {line}" for line in node_lines(parent))
+        return
+    edge = document["edge"]
+    yield f"{name}, variant {document['variant']}: {edge['status']}{_reason(edge)}"
+    model = f", model {document['model']}" if document["model"] else ""
+    yield f"made by {document['annotator']} {document['version']}{model}, with {document['params'] or 'no parameters'}"
+    for parent in edge["parents"] or ():
+        shown = ", ".join(f"{key} {value}" for key, value in parent.items() if value is not None)
+        yield f"parent: {shown}"
+    if edge["part"]:
+        yield f"lies in {edge['part']}, byte {edge['offset']}, {edge['nbytes']} bytes, hash {edge['content_hash']}"
+
+
+def _reason(edge: Document) -> str:
+    return f" ({edge['reason']})" if edge["reason"] else ""
+
+
+# ---- weights ------------------------------------------------------------------------------------------
+
+
+def weights_table(rows: Sequence[Document]) -> Table:
+    """The listing to be read: one line for each checkpoint."""
+    shown = Table("annotator", "makes", "model", "licence", "GB", "memory GB", "here", box=None, pad_edge=False)
+    for row in rows:
+        name, makes = row["annotator"], ", ".join(row["makes"])
+        for weights in row["checkpoints"] or [{}]:
+            here = {True: "yes", False: "no"}.get(weights.get("cached"), "")
+            size, memory = (f"{value:g}" if value else "" for value in (weights.get("gigabytes"), row["memory_gb"]))
+            model = weights.get("model", "no weights")
+            shown.add_row(name, makes, model, weights.get("licence", ""), size, memory, here)
+            name = makes = ""
+    return shown

@@ -1,0 +1,27 @@
+"""What is raised for users. Imports nothing of ours."""
+
+from __future__ import annotations
+
+
+class GraphError(ValueError):
+    """A graph, or what was asked of it, is wrong; the message names the file, the value and the fix."""
+
+
+class CorruptNode(GraphError):
+    """Stored bytes differ from the hash their edge recorded."""
+
+
+class MissingNode(LookupError):
+    """The node was skipped, failed or never planned; the message says which and why."""
+
+
+class UnusableImage(ValueError):
+    """An image that cannot be used; `reason` is what its edge records."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+class MissingWeights(GraphError):
+    """A checkpoint is not on this machine; the message names the command that gets it."""

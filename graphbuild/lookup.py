@@ -1,0 +1,53 @@
+"""Classes by name: a short name, an entry point of an installed package, or `module:Class`. Nothing is imported until
+it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
+from typing import Any
+
+
+def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: Iterable[str] = ()) -> Any:
+    """What a name stands for. Entry points are read only for names that are not ours.
+
+    Args:
+        what: a noun for messages, such as `annotator`.
+        builtin: short name -> `module:attribute`.
+        group: of entry points.
+        also: further names to list in a message.
+
+    Raises:
+        ValueError: no such name, or it cannot be imported; the message lists what there is.
+    """
+    target = builtin.get(name) or (name if ":" in name else _from_entry_points(what, name, {*builtin, *also}, group))
+    try:
+        return resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{what} {name!r}: cannot load {target} ({error})") from error
+
+
+def find_class(
+    what: str, name: str, builtin: Mapping[str, str], group: str, base: type, *, also: Iterable[str] = ()
+) -> Any:
+    """The same, a subclass of `base`.
+
+    Raises:
+        ValueError: also where it is another thing.
+    """
+    found = find(what, name, builtin, group, also=also)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{what} {name!r}: {found!r} is not a subclass of {base.__module__}:{base.__qualname__}")
+    return found
+
+
+def _from_entry_points(what: str, name: str, known: set[str], group: str) -> str:
+    points = {point.name: point.value for point in entry_points(group=group)}
+    if name in points:
+        return points[name]
+    names = sorted(known | set(points))
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(names)}, or module:Class")

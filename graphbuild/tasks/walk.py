@@ -1,0 +1,162 @@
+"""Walks: grid tasks as ids, one or many, and what they were drawn from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import compress
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.hashing import canonical_json, digest_of
+from graphbuild.store.graph import Graph
+from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.counter_rng import Bits, Draws
+from graphbuild.tasks.instruction import Pick
+from graphbuild.tasks.paths import PathSet, TaskPath
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Grid task i as ids.
+
+    Attributes:
+        path: the task; `columns[k]` is the cell of the path that shown column k holds.
+        rows: `item_ix` of each row, the query row last.
+        variants: one per row and shown column; 0 for recipe kinds.
+        columns: the cell behind each shown column.
+        holes: shown columns of the query row that are to be generated.
+        seeds: one per row, for the recipe kinds in it.
+        text_variant: which variant of the text that `path.content` names belongs to the query row.
+    """
+
+    index: int
+    path: TaskPath
+    rows: tuple[int, ...]
+    variants: tuple[tuple[int, ...], ...]
+    columns: tuple[int, ...]
+    holes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    text_variant: int = 0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each shown column."""
+        return tuple(self.path.kinds[cell] for cell in self.columns)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Shown columns that the path declares as targets; the instruction speaks of these."""
+        return tuple(column for column, cell in enumerate(self.columns) if cell in self.path.targets)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Walks:
+    """Many walks as arrays, one row a walk, padded; `walks[i]` and iteration give each as a `Walk`.
+
+    Attributes:
+        paths: what `path` counts in.
+        count: number of rows of each walk.
+        rows, seeds: walks x rows.
+        variants: walks x rows x columns.
+        columns, holes: walks x columns.
+    """
+
+    paths: tuple[TaskPath, ...]
+    index: Bits
+    path: NDArray[np.int64]
+    count: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    variants: NDArray[np.int16]
+    columns: NDArray[np.int64]
+    holes: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
+    text_variant: NDArray[np.int16]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @overload
+    def __getitem__(self, at: int) -> Walk: ...
+    @overload
+    def __getitem__(self, at: slice) -> Walks: ...
+    def __getitem__(self, at: int | slice) -> Walk | Walks:
+        if isinstance(at, slice):
+            return Walks(self.paths, *(values[at] for values in self._arrays()))
+        at = range(len(self))[at]
+        return next(iter(self[at : at + 1]))
+
+    def __iter__(self) -> Iterator[Walk]:
+        columns = (values.tolist() for values in self._arrays())
+        for index, at, count, rows, variants, order, holes, seeds, text in zip(*columns, strict=True):
+            path = self.paths[at]
+            shown = len(path.cells)
+            yield Walk(
+                index,
+                path,
+                tuple(rows[:count]),
+                tuple([tuple(row[:shown]) for row in variants[:count]]),
+                tuple(order[:shown]),
+                tuple(compress(range(shown), holes)),
+                tuple(seeds[:count]),
+                text,
+            )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Walks]) -> Walks:
+        """One after the other."""
+        return cls(parts[0].paths, *map(np.concatenate, zip(*(part._arrays() for part in parts), strict=True)))
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [getattr(self, name) for name in _ARRAYS]
+
+
+_ARRAYS = tuple(field.name for field in fields(Walks) if field.name != "paths")
+
+
+class Frozen(NamedTuple):
+    """Walks written down for evaluation: they are the same whatever the library draws later.
+
+    Attributes:
+        header: snapshot, list, seed, group and switches they were drawn with.
+        records: one a walk, ids only.
+    """
+
+    header: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """What this set is called."""
+        return digest_of([self.header, self.records])
+
+    def write(self, file: str | os.PathLike[str]) -> None:
+        """JSON lines: the header with the digest, then the records."""
+        lines = [canonical_json(line) for line in ({**self.header, "digest": self.digest}, *self.records)]
+        with open(file, "w", encoding="utf-8") as out:
+            out.write("\n".join(lines) + "\n")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawing:
+    """What walks are drawn from and how; with it a walk becomes a grid task.
+
+    Attributes:
+        graph: pinned at one snapshot.
+        paths: the task list.
+        key: of the counter-based generator, a hash of list, group, switches and seed.
+    """
+
+    graph: Graph
+    paths: PathSet
+    seed: int
+    group: int
+    config: SamplerConfig
+    key: int
+
+    def pick(self, index: int) -> Pick:
+        """The draws that choose the words of walk `index`."""
+        return Draws(self.key, index, "words").below

@@ -1,0 +1,187 @@
+"""Short training runs on tiny models and a small graph, in this process or in one that kills itself.
+
+`python -m tests.support.training JSON` trains in a process of its own; the keys are the arguments of `main`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from graphbuild.data import GridBatch
+from graphbuild_train import checkpoint
+from graphbuild_train.bases import tiny
+from graphbuild_train.bases.flux_fill import FluxFill
+from graphbuild_train.config import TrainConfig, config_from
+from graphbuild_train.journal import Journal, quiet_libraries
+from graphbuild_train.trainer import Trainer, train
+from tests.support.annotators import build, complete
+
+PATHS = """
+content: {from: caption, of: image}
+paths:
+  - {name: canny-to-image, type: conditional generation, cells: [canny, image]}
+  - {name: image-to-canny, type: dense prediction, cells: [image, canny]}
+  - {name: noise-to-image, type: restoration, cells: [gaussian_noise, image]}
+"""
+ROOT = Path(__file__).resolve().parents[2]
+NEVER = {"checkpoint": 0, "validate": 0, "sample": 0}
+QUICK = {
+    "dtype": "float32", "resolution": 32, "steps": 5, "batch": 4, "micro_batch": 2, "watch": NEVER,
+    "sampler": {"split": "train", "validation": 0.2, "rows": [0.5, 0.5]},
+    "lora": {"layers": "attn_ff", "rank": 4, "alpha": 64}, "optimiser": {"learning_rate": 1e-3},
+}  # fmt: skip
+"""A recipe of a few seconds; it lacks the model and the paths."""
+
+
+class Ground:
+    """A graph of small photographs, a task list, and a tiny FLUX.1-Fill, in one folder."""
+
+    def __init__(self, folder: Path, photos: Path) -> None:
+        self.folder, self.graph = folder, folder / "graph"
+        complete(build(photos, self.graph, ["canny"], shard_size=4))
+        (folder / "tasks.yaml").write_text(PATHS)
+        self.model = tiny.save(folder / "fill")
+
+    def config(self, **changes: Any) -> TrainConfig:
+        """`QUICK` with changes."""
+        return config_from({**QUICK, "model": str(self.model), "paths": str(self.folder / "tasks.yaml"), **changes})
+
+    def trainer(self, name: str, **changes: Any) -> Trainer:
+        """A run in this process before its next step; what it says is in `said`."""
+        console = Console(file=io.StringIO(), width=200)
+        return Trainer(self.config(**changes), self.graph, self.folder / name, console=console)
+
+    def trained(self, name: str, **changes: Any) -> Trainer:
+        """A run in this process after its last step."""
+        trainer = self.trainer(name, **changes)
+        trainer.fit()
+        return trainer
+
+    def launch(self, name: str, *launcher: str, kill: str = "", **changes: Any) -> subprocess.CompletedProcess[str]:
+        """A run with its export in another process, or several with a launcher such as torchrun's.
+
+        Args:
+            kill: `step 12` or `save 10`: it kills itself after that step, or while that step's checkpoint is written.
+        """
+        document = {"config": asdict(self.config(**changes)), "graph": str(self.graph), "out": str(self.folder / name)}
+        command = [sys.executable, *launcher, "-m", "tests.support.training", json.dumps({**document, "kill": kill})]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def grounded(folder: Path, photos: Path) -> Iterator[Ground]:
+    """A `Ground`, and one thread as long as it is in use: the number of threads changes last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    quiet_libraries()
+    yield Ground(folder, photos)
+    torch.set_num_threads(threads)
+
+
+def said(trainer: Trainer) -> str:
+    """What a run told people."""
+    return trainer.journal.console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines that a run recorded."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def recorded(out: Path, name: str) -> list[Any]:
+    """One value of each step that was recorded."""
+    return [line[name] for line in metrics(out) if "loss" in line]
+
+
+def state(out: Path) -> dict[str, Tensor]:
+    """Every tensor of the newest checkpoint: LoRA, moments of Adam, moving average."""
+    saved = checkpoint.latest(out)
+    assert saved is not None
+    moments = {f"{at}.{name}": value for at, entry in saved.optimiser["state"].items() for name, value in entry.items()}
+    parts = {"lora": saved.lora, "ema": saved.ema, "adam": moments}
+    return {f"{part} {name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Of two states: of their LoRAs, averages and moments the largest relative error, each as one vector. (Element by
+    element Adam makes much of the last bits of gradients that are next to nothing.)"""
+    assert one.keys() == other.keys() and one
+    found = []
+    for start, end in (("lora", ""), ("ema", ""), ("adam", "exp_avg"), ("adam", "exp_avg_sq")):
+        if names := [name for name in one if name.startswith(start) and name.endswith(end)]:
+            a, b = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (one, other))
+            found.append(float((a - b).norm() / a.norm()))
+    return max(found)
+
+
+def seen(log: Path) -> list[list[Any]]:
+    """Seed and walk of every sample that was trained on, in order, by the processes that wrote there."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def log_samples(log: Path) -> Callable[..., Any]:
+    """Let all bases of this process write down what they encode; returns what puts an end to it."""
+    encode = FluxFill.encode
+
+    def logged(self: FluxFill, grid: GridBatch, seed: int) -> Any:
+        with log.open("a") as file:
+            file.writelines(f"{json.dumps([seed, index])}\n" for index in grid.index.tolist())
+        return encode(self, grid, seed)
+
+    FluxFill.encode = logged  # type: ignore[method-assign]
+    return lambda: setattr(FluxFill, "encode", encode)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_after(step: int) -> None:
+    record = Journal.step
+
+    def recorded(self: Journal, number: int, done: Any) -> None:
+        record(self, number, done)
+        if number == step:
+            _die()
+
+    setattr(Journal, "step", recorded)  # noqa: B010
+
+
+def _kill_while_saving(step: int) -> None:
+    save = safetensors.torch.save_file
+
+    def half(tensors: Any, file: Path) -> None:
+        save(tensors, file)
+        if file.parent.name == f".tmp-step-{step:08d}" and file.stem == "ema":
+            _die()
+
+    setattr(checkpoint, "save_file", half)  # noqa: B010
+
+
+def main(config: Mapping[str, Any], graph: str, out: str, kill: str) -> None:
+    """Train and export, and be killed on the way if asked."""
+    torch.set_num_threads(1)
+    when, _, step = kill.partition(" ")
+    if kill:
+        {"step": _kill_after, "save": _kill_while_saving}[when](int(step))
+    log_samples(Path(f"{out}.log"))
+    train(config_from(config), graph, Path(out), console=Console(file=io.StringIO()))
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,93 @@
+"""The model card: true, complete, readable by the Hub, and its example runs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import yaml
+from diffusers import FluxTransformer2DModel, VisualClozePipeline
+
+from graphbuild_train import LoraConfig, TrainConfig
+from graphbuild_train.config import MODELS
+from graphbuild_train.export.card import card_text, write_card
+from graphbuild_train.export.lora_file import Lora, recipe_of, save_diffusers
+from graphbuild_train.lora import adapter_config, add_lora, lora_state
+from tests.support.tiny_models import save_flux_fill
+from tests.train.test_lora import inputs, stir
+
+LICENCES = {"cc-by-4.0": 120, "": 3}
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    front: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return front
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("base", MODELS)
+def test_a_card_says_what_the_lora_is_made_of(base: Any) -> None:
+    """Guards against a published LoRA of which nobody knows the base, its licence, the data or the recipe."""
+    config = TrainConfig(base=base, lora=LoraConfig(rank=8, alpha=2), resolution=512, steps=900)
+    recipe = recipe_of(config, model=MODELS[base], snapshot="0123456789ab", hole_fill="black", steps=850)
+    text = card_text(recipe, name="me/grids", licences=LICENCES, datasets=["some/images"])
+    front = front_matter(text)
+    assert (front["base_model"], front["base_model_relation"]) == (MODELS[base], "adapter")
+    assert front["library_name"] == "diffusers" and front["datasets"] == ["some/images"]
+    assert {"lora", "graphbuild", config.objective} <= set(front["tags"])
+    said = ["`0123456789ab`", "rank 8, alpha 2", "850 of 64", "512 x 512", "cc-by-4.0: 120", "not stated: 3", "0.0001"]
+    assert [word for word in said if word not in text] == []
+    assert "{" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    name = re.search(r"from diffusers import (\w+)", text)
+    assert name and hasattr(diffusers, name[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "licence"),
+    [
+        (MODELS["flux_fill"], ("other", "flux-1-dev-non-commercial-license")),
+        (MODELS["sdxl"], ("openrail++", None)),
+        (MODELS["flux2_klein"], ("apache-2.0", None)),
+        ("someone/flux-fill-variant", ("other", "see-base-model")),
+    ],
+)
+def test_the_licence_is_the_bases(model: str, licence: tuple[str, str | None]) -> None:
+    """Guards against a LoRA of a non-commercial base that is published as free, or another base taken for the usual."""
+    recipe = recipe_of(TrainConfig(), model=model, snapshot="0", hole_fill="grey", steps=1)
+    front = front_matter(card_text(recipe, name="me/grids", licences={}))
+    assert (front["license"], front.get("license_name")) == licence
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """Guards against a card whose code does not load the file beside it, or calls the pipeline in a way it refuses."""
+    base = save_flux_fill(tmp_path / "base")
+    model = FluxTransformer2DModel.from_pretrained(base / "transformer", dtype=torch.bfloat16)
+    config = TrainConfig(model=str(base), resolution=32, lora=LoraConfig(rank=4, alpha=1))
+    add_lora(model, config.lora, ["attn.to_q", "ff.net.2"])
+    stir(model)
+    recipe = recipe_of(config, model=str(base), snapshot="0", hole_fill="black", steps=1)
+    adapter = adapter_config(model)
+    save_diffusers(Lora(part="transformer", state=lora_state(model), adapter=adapter, recipe=recipe), tmp_path / "out")
+    text = write_card(tmp_path / "out", recipe, name=str(tmp_path / "out"), licences=LICENCES).read_text()
+    assert "base_model" not in front_matter(text)  # a folder is no repository
+    assert "huggingface.co" not in text.split("##")[0]
+    load, call = blocks(text)
+    names: dict[str, Any] = {}
+    exec(load, names)
+    arguments = {key: v if v is None or "ids" in key else v.bfloat16() for key, v in inputs(model).items()}
+    with torch.no_grad():
+        loaded, trained = (m(**arguments, return_dict=False)[0] for m in (names["pipe"].transformer, model))
+    assert isinstance(names["pipe"], VisualClozePipeline) and names["pipe"].config.resolution == 32
+    torch.testing.assert_close(loaded, trained, atol=0.05, rtol=0.05)  # the pipeline keeps the LoRA in bfloat16
+    tree = ast.parse(call)
+    (made,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "pipe"]
+    inspect.signature(VisualClozePipeline.__call__).bind(None, **{word.arg or "": None for word in made.keywords})

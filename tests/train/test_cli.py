@@ -1,0 +1,264 @@
+"""The command line of the trainer: what a user types, from a graph to a picture, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import VisualClozePipeline
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.layouts import generate
+from graphbuild_train import cli
+from graphbuild_train.bases.flux_fill import FluxFill
+from tests.support.training import Ground, grounded, metrics, recorded
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with grounded(tmp_path_factory.mktemp("cli"), photos) as made:
+        yield made
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> Result:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def run(ground: Ground, *arguments: object) -> Result:
+    return done("run", "tiny", "--graph", ground.graph, *arguments)
+
+
+@pytest.fixture(scope="module")
+def out(ground: Ground) -> Path:
+    """The shipped recipe `tiny`, stopped after two steps and gone on with to the fourth."""
+    folder = ground.folder / "run"
+    larger = ("--set", "optimiser.learning_rate=0.05", "--set", "watch={tasks: 1, samples: 1, sample_steps: 1}")
+    run(ground, "--out", folder, "--steps", 2, *larger)
+    again = run(ground, "--out", folder, "--steps", 4, *larger)
+    assert again.stdout.split() == [str(folder / WEIGHTS)]
+    assert "going on after step 2" in again.stderr and "validation loss" in again.stderr
+    return folder
+
+
+# ---- from a graph to a picture --------------------------------------------------------------------------------------
+
+
+def test_the_tiny_recipe_goes_from_a_graph_to_a_lora_that_a_fresh_pipeline_loads(out: Path) -> None:
+    """Guards against the first thing that anybody tries."""
+    assert recorded(out, "step") == [1, 2, 3, 4]
+    assert {"README.md", WEIGHTS, "metrics.jsonl", "checkpoints", "samples", "tiny-model"} <= {
+        file.name for file in out.iterdir()
+    }
+    pipelines: Any = VisualClozePipeline
+    pipe = pipelines.from_pretrained(out / "tiny-model", resolution=32)
+    pipe.set_progress_bar_config(disable=True)
+    rows = [[Image.effect_noise((64, 64), 50).convert("RGB")] * 2, [Image.new("RGB", (64, 64), "red"), None]]
+    task = {"task_prompt": "edges to picture", "content_prompt": None, "image": rows}
+
+    def picture() -> bytes:
+        draws = torch.Generator().manual_seed(0)
+        (made,) = generate(pipe, task, generator=draws, num_inference_steps=2, upsampling_strength=0.0)
+        return made.tobytes()
+
+    without = picture()
+    assert picture() == without
+    pipe.load_lora_weights(out, weight_name=WEIGHTS)
+    assert picture() != without
+
+
+def test_libraries_do_not_drown_what_a_run_says(
+    ground: Ground, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against pages about CLIP's 77 tokens and bars of every file that is loaded."""
+    result = run(ground, "--out", tmp_path / "o", "--steps", 1, "--set", "watch.samples=1")
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert "it/s" not in "".join(capfd.readouterr()) and "truncated" not in result.output
+    assert len(lines) < 12 and lines[0].startswith("flux_fill ") and lines[1].startswith("LoRA: 15 layers")
+
+
+def test_a_dry_run_says_what_it_takes_and_trains_nothing(ground: Ground, tmp_path: Path) -> None:
+    """Guards against a question that costs a night."""
+    result = run(ground, "--out", tmp_path / "o", "--dry-run")
+    assert "largest pass, 2 x 4 cells: memory" in result.stderr and "conditional generation" in result.stderr
+    assert not (tmp_path / "o" / "checkpoints").exists() and not (tmp_path / "o" / "metrics.jsonl").exists()
+
+
+def test_a_first_argument_that_is_a_file_means_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against the short form that the documentation shows."""
+    monkeypatch.setattr(sys, "argv", ["graphbuild-train", "mine.yaml", "--graph", "g"])
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
+    assert sys.argv[1:] == ["run", "mine.yaml", "--graph", "g"]
+
+
+def test_validate_prints_the_newest_checkpoint_s_losses(ground: Ground, out: Path) -> None:
+    """Guards against a number that does not belong to the weights on the disk."""
+    rates = ("--set", "optimiser.learning_rate=0.05", "--set", "watch.tasks=1")
+    result = done("validate", "tiny", "--graph", ground.graph, "--out", out, *rates)
+    told = json.loads(result.stdout)
+    last = [line for line in metrics(out) if "validation" in line][-1]
+    assert told == {"step": 4, **last["validation"]} and len(told["by_level"]) == 8
+
+
+def test_a_lora_is_exported_for_comfyui(out: Path, tmp_path: Path) -> None:
+    """Guards against a form that the command line cannot reach."""
+    file = tmp_path / "new" / "comfy.safetensors"
+    assert done("export", out, "--format", "kohya", "--out", file).stdout.strip() == str(file)
+    assert all(name.startswith("lora_unet_") for name in load_file(file))
+    again = done("export", out / WEIGHTS, "--out", tmp_path / "again").stdout.strip()
+    assert load_file(again).keys() == load_file(out / WEIGHTS).keys()
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path: Path, photos: Path) -> Path:
+    """Two rows of one's own pictures, the second without its last; names are in the order of the columns."""
+    for row, names in (("1", ("a", "b")), ("2", ("a",))):  # the two rows begin with the same picture
+        (tmp_path / "rows" / row).mkdir(parents=True)
+        for number, name in enumerate(names):
+            shutil.copy(photos / f"p0{2 * number}.jpg", tmp_path / "rows" / row / f"{name}.jpg")
+    return tmp_path / "rows"
+
+
+def test_a_lora_makes_the_last_picture_of_own_rows(out: Path, rows: Path, tmp_path: Path) -> None:
+    """Guards against a LoRA that can be used with the pictures of a graph only."""
+    few = ("--set", "watch.sample_steps=2")
+    options = ("--rows", rows, "--kinds", "canny,image", "--out", tmp_path / "made", *few)
+    plain = done("sample", out, *options).stdout.split()
+    assert len(plain) == 1
+    with Image.open(plain[0]) as picture:
+        assert picture.size[0] >= 64
+        first = picture.tobytes()
+    (told,) = done("sample", out, *options, "--caption", "a red bicycle").stdout.split()
+    with Image.open(told) as picture:
+        assert picture.tobytes() != first
+
+
+def test_own_rows_are_shown_as_they_are(
+    out: Path, rows: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against columns that are shuffled, rows that change places, and words that get lost."""
+    asked: list[Any] = []
+
+    def sample(self: FluxFill, tasks: Sequence[GridTask], **_: Any) -> list[list[Any]]:
+        asked.extend((task.holes, task.pipeline_kwargs()) for task in tasks)  # their graph is gone afterwards
+        return [[] for _ in tasks]
+
+    monkeypatch.setattr(FluxFill, "sample", sample)
+    done("sample", out, "--rows", rows, "--kinds", "canny,image", "--caption", "a red bicycle", "--out", tmp_path)
+    ((holes, said),) = asked
+    first, second = (np.array(Image.open(photos / f"p0{number}.jpg").convert("RGB")) for number in (0, 2))
+    shown = [[None if cell is None else np.array(cell) for cell in row] for row in said["image"]]
+    assert shown[1][1] is None and holes == (1,)
+    assert all(cell is not None and wanted is not None and same_centre(cell, wanted) for cell, wanted in
+               ((shown[0][0], first), (shown[0][1], second), (shown[1][0], first)))  # fmt: skip
+    assert "a red bicycle" in said["content_prompt"]
+
+
+def same_centre(cell: Any, picture: Any) -> bool:
+    """Whether a cell is the centre of a picture."""
+    (height, width), (high, wide) = cell.shape[:2], picture.shape[:2]
+    top, left = (high - height) // 2, (wide - width) // 2
+    return bool((cell == picture[top : top + height, left : left + width]).all())
+
+
+def test_a_lora_answers_tasks_of_a_graph(ground: Ground, out: Path, tmp_path: Path) -> None:
+    """Guards against a file whose own recipe cannot be read back."""
+    few = ("--set", "watch.sample_steps=1", "--out", tmp_path / "made")
+    made = done("sample", out / WEIGHTS, "--graph", ground.graph, "--count", 2, *few).stdout.split()
+    assert [Path(file).name.split("-")[0] for file in made] == ["0000000", "0000001"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ("canny", "--kinds canny: allowed: two or more"),
+        ("canny,canny", "cells: ['canny', 'canny'] has a role twice"),
+        ("canny,depth,image", "pictures; wanted: 3"),
+        ("canny,imag", "unknown kind 'imag'"),
+        ("canny,caption", "cell 'caption' is a text"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(out: Path, rows: Path, kinds: str, words: str) -> None:
+    """Guards against a picture made from the wrong columns."""
+    refused(invoke("sample", out, "--rows", rows, "--kinds", kinds), words)
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refused(result: Result, words: str, code: int = 2) -> None:
+    """One line, no traceback."""
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("graphbuild-train: ") and words in line, line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "tinny", "--graph", "GRAPH"), "no recipe 'tinny'; there are "),
+        (("run", "none.yaml", "--graph", "GRAPH"), "no recipe 'none.yaml'"),
+        (("run", "tiny", "--graph", "nowhere"), "nowhere"),
+        (
+            ("run", "tiny", "--graph", "GRAPH", "--set", "lora.rnk=3"),
+            "tiny.yaml: lora: unknown key 'rnk'; valid: layers",
+        ),
+        (("run", "tiny", "--graph", "GRAPH", "--set", "batch"), "--set batch: allowed: field=value"),
+        (("run", "tiny", "--graph", "GRAPH", "--set", "cache_gb=1"), "cache_gb: 1.0; allowed only with walks"),
+        (("run", "tiny", "--graph", "GRAPH", "--set", "base=sdxl", "--set", "objective=onepic"), "flux_fill only"),
+        (("run", "tiny", "--graph", "GRAPH", "--set", "objective=onepic"), "allowed for base flux_fill"),
+        (("run", "tiny", "--graph", "GRAPH", "--set", "paths=graph201k"), "graph201k"),
+        (("run", "tiny", "--graph", "GRAPH", "--model", "nowhere"), "model: 'nowhere': "),
+        (("validate", "tiny", "--graph", "GRAPH", "--out", "new"), "new: no checkpoint"),
+        (("export", "nowhere.safetensors", "--out", "x"), "nowhere.safetensors"),
+        (("export", "nowhere", "--out", "x", "--format", "a1111"), "--format a1111; allowed: diffusers, kohya"),
+        (("sample", "nowhere"), "--rows FOLDER"),
+    ],
+)
+def test_wrong_usage_ends_with_one_line_and_code_2(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    """Guards against tracebacks, and against a typo that trains with a default."""
+    monkeypatch.chdir(tmp_path)
+    refused(invoke(*[str(ground.graph) if word == "GRAPH" else word for word in arguments]), words)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device; checkpoints are kept"),
+        (KeyboardInterrupt(), "stopped; the same command goes on"),
+        (FloatingPointError("step 3: loss nan"), "step 3: loss nan; checkpoints are kept"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_ends_with_code_1(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
+) -> None:
+    """Guards against a scheduler that takes a full disk for a run that is done, or for a wrong recipe."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("graphbuild_train.trainer.train", fail)
+    refused(invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path), words, code=1)

@@ -1,0 +1,65 @@
+"""Several processes make the steps of one: the same samples, noise, gradients; and a run may change their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphbuild.errors import GraphError
+from tests.support.training import Ground, difference, grounded, log_samples, recorded, seen, state
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+OPTIONS: dict[str, Any] = {
+    "batch": 8,
+    "micro_batch": 2,
+    "optimiser": {"learning_rate": 1e-3, "ema": 0.9, "clip": 0.005},
+}
+
+
+@pytest.fixture(scope="module")
+def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with grounded(tmp_path_factory.mktemp("ddp"), photos) as made:
+        yield made
+
+
+def test_two_processes_equal_one_and_hand_over_to_it(ground: Ground) -> None:
+    """Guards against the same noise on every process, a gradient that grows with their number, a norm or an average
+    that each computes for itself, and a resume that skips or repeats samples when their number changes."""
+    stop = log_samples(ground.folder / "one.log")
+    one = ground.trained("one", **OPTIONS).out
+    stop()
+    done = ground.launch("two", *TWO, **OPTIONS)
+    two = ground.folder / "two"
+    assert done.returncode == 0, done.stderr
+    assert (two / "pytorch_lora_weights.safetensors").exists()
+    assert difference(state(one), state(two)) < 1e-6
+    for name in ("loss", "norm"):
+        assert recorded(two, name) == pytest.approx(recorded(one, name), rel=1e-6)
+    assert min(recorded(one, "norm")) > 0.005  # else nothing was clipped
+    order, shared = seen(ground.folder / "one.log"), seen(ground.folder / "two.log")
+    assert sorted(shared) == order and len({index for _, index in order}) == 5 * 8
+
+    longer = {**OPTIONS, "steps": 8}
+    stop = log_samples(ground.folder / "two.log")
+    assert ground.trained("two", **longer).restored is not None
+    ground.trained("one", **longer)
+    stop()
+    assert [index for _, index in seen(ground.folder / "two.log")[40:]] == [*range(40, 64)] * 2
+    assert difference(state(one), state(two)) < 1e-6
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a batch that is silently smaller than what was asked for."""
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
+    with pytest.raises(GraphError, match="batch: 8; allowed for 3 processes with micro_batch 2: a multiple of 6"):
+        ground.trainer("odd", **OPTIONS)
+
+
+def test_one_process_speaks_and_writes(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against every step in the journal as often as there are processes."""
+    monkeypatch.setattr("accelerate.Accelerator.is_main_process", False)
+    trainer = ground.trained("second", steps=1)
+    assert trainer.journal.console.quiet and not trainer.out.exists()

@@ -1,0 +1,282 @@
+"""LoRA files: diffusers reads back exactly what was trained, its kohya importer too, and VisualCloze's file is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from diffusers import (
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLPipeline,
+    VisualClozePipeline,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from graphbuild_train import TrainConfig
+from graphbuild_train.bases.flux2_klein import Flux2Klein
+from graphbuild_train.bases.flux_fill import FluxFill
+from graphbuild_train.bases.sdxl import Sdxl
+from graphbuild_train.config import LoraConfig
+from graphbuild_train.export.bfl_names import bfl_name
+from graphbuild_train.export.lora_file import (
+    Lora,
+    read_diffusers,
+    read_visualcloze,
+    recipe_of,
+    save_diffusers,
+    save_kohya,
+)
+from graphbuild_train.lora import adapter_config, add_lora, lora_state
+from tests.support.bfl import Bfl, Update
+from tests.support.tiny_models import components
+from tests.train.test_lora import flux, inputs, layers_of, output, sdxl, stir
+
+RECIPE = recipe_of(
+    TrainConfig(), model="some/model", snapshot="0123456789ab", hole_fill="black", steps=500, revision="abc"
+)
+
+
+def trained(model: nn.Module, config: LoraConfig | peft.LoraConfig, layers: list[str]) -> Lora:
+    """The model's update with values, as a file would hold it."""
+    if isinstance(config, LoraConfig):
+        add_lora(model, config, layers)
+    else:
+        model.add_adapter(config)
+    stir(model)
+    part: Any = "unet" if "down_blocks" in dict(model.named_children()) else "transformer"
+    return Lora(part=part, state=lora_state(model), adapter=adapter_config(model), recipe=RECIPE)
+
+
+def flux_pipe(model: nn.Module) -> Any:
+    rest = ("scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return FluxPipeline(transformer=model, **dict.fromkeys(rest))
+
+
+def sdxl_pipe(model: nn.Module) -> Any:
+    rest = ("scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return StableDiffusionXLPipeline(unet=model, **dict.fromkeys(rest), add_watermarker=False)
+
+
+VARIANTS: dict[str, LoraConfig | peft.LoraConfig] = {
+    "plain": LoraConfig(rank=4),
+    "alpha": LoraConfig(rank=8, alpha=2),
+    "bias": LoraConfig(rank=4, bias=True),
+    "capped": LoraConfig(rank=16, alpha=4, bias=True),
+    "stabilised": peft.LoraConfig(r=8, lora_alpha=3, use_rslora=True, target_modules=["attn.to_q", "proj_out"]),
+    "mixed": peft.LoraConfig(
+        r=8, lora_alpha=4, rank_pattern={"attn.to_k": 2}, alpha_pattern={"attn.to_q": 16},
+        target_modules=["attn.to_q", "attn.to_k", "proj_mlp"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_fresh_flux_pipeline_does_what_was_trained(variant: str, tmp_path: Path) -> None:
+    """Guards against a scale, a rank or a bias that gets lost on the way: diffusers takes them from the header."""
+    model, fresh = flux(), flux()
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    lora = trained(model, VARIANTS[variant], layers_of(FluxFill, model, "all"))
+    assert not torch.equal(output(model), output(fresh))
+    pipe = flux_pipe(fresh)
+    pipe.load_lora_weights(save_diffusers(lora, tmp_path))
+    assert torch.equal(output(fresh), output(model))
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(output(fresh), output(model), atol=1e-5, rtol=0)
+    assert set(fresh.state_dict()) == set(before)
+
+
+def test_visualcloze_and_sdxl_pipelines_read_it_too(tmp_path: Path) -> None:
+    """Guards against a file that only the plain FLUX pipeline reads, and a wrong name of the module."""
+    parts = components(in_channels=384, guidance=True)
+    model, fresh = (FluxTransformer2DModel.from_config(parts["transformer"].config).eval() for _ in range(2))
+    fresh.load_state_dict(model.state_dict())
+    lora = trained(model, LoraConfig(rank=4, alpha=1), layers_of(FluxFill, model, "attn_ff"))
+    pipe = VisualClozePipeline(**{**parts, "transformer": fresh}, resolution=32)
+    pipe.load_lora_weights(save_diffusers(lora, tmp_path / "fill"))
+    assert torch.equal(output(fresh), output(model))
+
+    unet, fresh_unet = sdxl(), sdxl()
+    lora = trained(unet, LoraConfig(rank=4, alpha=1), layers_of(Sdxl, unet, "all"))
+    sdxl_pipe(fresh_unet).load_lora_weights(save_diffusers(lora, tmp_path / "sdxl"))
+    assert torch.equal(output(fresh_unet), output(unet))
+
+
+def test_the_file_is_the_pipelines_own_with_the_recipe(tmp_path: Path) -> None:
+    """Guards against a form of ours that drifts from diffusers', base weights in the file, and a lost recipe."""
+    model = flux()
+    lora = trained(model, LoraConfig(rank=16, alpha=4, bias=True), layers_of(FluxFill, model, "all"))
+    file = save_diffusers(lora, tmp_path / "ours")
+    FluxPipeline.save_lora_weights(
+        tmp_path / "theirs",
+        transformer_lora_layers=dict(lora.state),
+        transformer_lora_adapter_metadata=dict(lora.adapter),
+    )
+    theirs = tmp_path / "theirs" / file.name
+    ours, own = load_file(file), load_file(theirs)
+    assert ours.keys() == own.keys() and all(torch.equal(ours[name], own[name]) for name in own)
+    assert all(name.startswith("transformer.") and ".lora_" in name for name in ours)
+    with safe_open(file, "pt") as opened, safe_open(theirs, "pt") as reference:
+        header, wanted = opened.metadata(), reference.metadata()
+    assert json.loads(header["lora_adapter_metadata"]) == json.loads(wanted["lora_adapter_metadata"])
+    said = json.loads(header["graphbuild"])
+    facts = ("objective", "shift", "hole_fill", "base_model", "snapshot", "source_revision", "steps_done")
+    assert [said[key] for key in facts] == [
+        "visualcloze_fill", "dynamic", "black", "some/model", "0123456789ab", "abc", 500,
+    ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == [file.name]
+
+
+def test_a_file_is_read_back(tmp_path: Path) -> None:
+    """Guards against an export of an export that says less than the first."""
+    model = flux()
+    lora = trained(model, LoraConfig(rank=16, alpha=4, bias=True), layers_of(FluxFill, model, "all"))
+    save_diffusers(lora, tmp_path)
+    again = read_diffusers(tmp_path)
+    assert (again.part, again.recipe) == (lora.part, json.loads(json.dumps(dict(RECIPE))))
+    assert again.adapter == lora.adapter and again.state.keys() == lora.state.keys()
+    assert {again.scale(layer) for layer in again.layers} == {0.25}
+    stable = trained(flux(), VARIANTS["stabilised"], [])
+    save_diffusers(stable, tmp_path)
+    assert {read_diffusers(tmp_path).scale(layer) for layer in stable.layers} == {3 / 8**0.5}
+    file = save_kohya(trained(sdxl(), LoraConfig(rank=2), ["attn1.to_q"]), tmp_path / "kohya.safetensors")
+    with pytest.raises(ValueError, match=r"kohya\.safetensors.*lora_down"):
+        read_diffusers(file)
+
+
+@pytest.mark.parametrize("layers", ["attn", "attn_ff"])
+@pytest.mark.parametrize("config", [LoraConfig(rank=4), LoraConfig(rank=6, alpha=3)], ids=["plain", "alpha"])
+def test_diffusers_imports_the_kohya_form(layers: str, config: LoraConfig, tmp_path: Path) -> None:
+    """Guards against names, an alpha or a fusion that other programs read differently."""
+    file = tmp_path / "kohya.safetensors"
+    for make, base, pipe in ((lambda: flux(num_single_layers=0), FluxFill, flux_pipe), (sdxl, Sdxl, sdxl_pipe)):
+        model, fresh = make(), make()
+        lora = trained(model, config, layers_of(base, model, layers))
+        pipe(fresh).load_lora_weights(save_kohya(lora, file))
+        torch.testing.assert_close(output(fresh), output(model), atol=1e-6, rtol=0)
+        alphas = [tensor for name, tensor in load_file(file).items() if name.endswith(".alpha")]
+        downs = [tensor for name, tensor in load_file(file).items() if name.endswith(".lora_down.weight")]
+        assert [float(alpha) for alpha in alphas] == [len(down) * config.scale_alpha / config.rank for down in downs]
+
+
+@pytest.mark.parametrize("layers", [["attn.to_q", "attn.to_k", "attn.to_v"], ["attn.to_v", "proj_mlp"], ["proj_mlp"]])
+def test_diffusers_imports_fused_single_blocks(layers: list[str], tmp_path: Path) -> None:
+    """Guards against parts of a single block's fused layer in the wrong rows. Its importer knows only the true width,
+    so this compares what the update adds, layer by layer."""
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(num_layers=0, num_single_layers=1)
+    names = [f"single_transformer_blocks.0.{layer}" for layer in layers]
+    drawn, state = torch.Generator().manual_seed(0), {}
+    for at, name in enumerate(names):
+        width = model.get_submodule(name).out_features
+        state[f"{name}.lora_A.weight"] = torch.randn(at + 2, 3072, generator=drawn)
+        state[f"{name}.lora_B.weight"] = torch.randn(width, at + 2, generator=drawn)
+    adapter = {"r": 2, "lora_alpha": 1, "alpha_pattern": {f"^{names[-1]}": 3}, "target_modules": names}
+    lora = Lora(part="transformer", state=state, adapter=adapter)
+    read = FluxPipeline.lora_state_dict(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    x = torch.randn(3072, generator=drawn)
+    for part, width in (("attn.to_q", 3072), ("attn.to_k", 3072), ("attn.to_v", 3072), ("proj_mlp", 12288)):
+        name = f"single_transformer_blocks.0.{part}"
+        down, up = (read[f"transformer.{name}.lora_{side}.weight"] for side in "AB")
+        wanted = torch.zeros(width)
+        if part in layers:
+            wanted = lora.scale(name) * (state[f"{name}.lora_B.weight"] @ (state[f"{name}.lora_A.weight"] @ x))
+        torch.testing.assert_close(up @ (down @ x), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_every_layer_has_the_published_name(tmp_path: Path) -> None:
+    """Guards against a layer that ComfyUI passes over or applies elsewhere, the swapped halves of the last modulation
+    above all: the published model with the file's updates does what was trained."""
+    model = flux()
+    lora = trained(model, LoraConfig(rank=4, alpha=2), layers_of(FluxFill, model, "all"))
+    saved = load_file(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    updates: dict[str, Update] = {}
+    for layer in lora.layers:
+        name = bfl_name(layer)[0]
+        key = f"lora_unet_{name.replace('.', '_')}"
+        down, up = saved[f"{key}.lora_down.weight"], saved[f"{key}.lora_up.weight"]
+        updates[name] = (down, up, 0.0, float(saved[f"{key}.alpha"]) / len(down))
+    assert len(saved) == 3 * len(updates)
+    torch.testing.assert_close(Bfl(flux(), updates)(inputs(model)), output(model), atol=2e-5, rtol=1e-5)
+
+
+def test_flux2_has_a_kohya_form(tmp_path: Path) -> None:
+    """Guards against names of FLUX.1 for FLUX.2, of which ComfyUI reads the diffusers form in part only."""
+    torch.manual_seed(0)
+    model = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    named = {bfl_name(layer)[0] for layer in layers_of(Flux2Klein, model, "all")}
+    assert named >= {"double_stream_modulation_img.lin", "final_layer.adaLN_modulation.1", "time_in.in_layer"}
+    lora = trained(model, LoraConfig(rank=4, alpha=2), layers_of(Flux2Klein, model, "attn_ff"))
+    read = Flux2KleinPipeline.lora_state_dict(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    assert len(read) == len(lora.state)
+    for layer in lora.layers:
+        delta = read[f"transformer.{layer}.lora_B.weight"] @ read[f"transformer.{layer}.lora_A.weight"]
+        a, b = (lora.state[f"{layer}.lora_{side}.weight"] for side in "AB")
+        torch.testing.assert_close(delta, b @ a / 2)
+
+
+def test_the_kohya_form_refuses_what_it_cannot_say(tmp_path: Path) -> None:
+    """Guards against a LoRA that silently works differently elsewhere."""
+    lora = trained(flux(), LoraConfig(rank=4, bias=True), ["attn.to_q"])
+    with pytest.raises(ValueError, match=r"attn\.to_q\.lora_B\.bias.*no biases"):
+        save_kohya(lora, tmp_path / "kohya.safetensors")
+    odd = Lora(part="transformer", state={"blocks.0.x.lora_A.weight": torch.ones(1, 1)}, adapter={})
+    with pytest.raises(ValueError, match=r"blocks\.0\.x: no linear layer of FLUX"):
+        save_kohya(odd, tmp_path / "kohya.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def visualcloze_file(model: FluxTransformer2DModel, path: Path, rank: int) -> dict[str, Update]:
+    """An update of all fused linear layers, the rank capped, saved as VisualCloze's trainer does, and its values."""
+    drawn, saved = torch.Generator().manual_seed(3), {}
+    plain = Bfl(model, {})
+    for name in [key.removesuffix(".weight") for key in plain.weights if key.endswith(".weight")]:
+        rows, columns = plain.weights[f"{name}.weight"].shape
+        for end, shape in (("A.weight", (min(rank, rows, columns), columns)), ("B.bias", (rows,))):
+            saved[f"{name}.lora_{end}"] = torch.randn(shape, generator=drawn) * 0.1
+        saved[f"{name}.lora_B.weight"] = torch.randn(rows, min(rank, rows, columns), generator=drawn) * 0.1
+    torch.save(saved, path)
+    ends = ("A.weight", "B.weight", "B.bias")
+    return {
+        name: (*(saved[f"{name}.lora_{end}"] for end in ends), 1.0) for name in {k.split(".lora")[0] for k in saved}
+    }  # type: ignore[misc]
+
+
+def test_visualcloze_loras_are_imported(tmp_path: Path) -> None:
+    """Guards against rows of fused layers that go to the wrong part: the published model with the LoRA beside its
+    fused layers, computed plainly, is what diffusers must give with the converted file."""
+    model = flux()
+    torch.testing.assert_close(Bfl(model, {})(inputs(model)), output(model), atol=1e-5, rtol=1e-5)
+    updates = visualcloze_file(model, tmp_path / "lora.pth", rank=16)
+    wanted = Bfl(model, updates)(inputs(model))
+    lora = read_visualcloze(tmp_path / "lora.pth")
+    assert lora.adapter["rank_pattern"] == {"^proj_out": 8} and lora.adapter["lora_bias"]
+    pipe = flux_pipe(model)
+    pipe.load_lora_weights(save_diffusers(lora, tmp_path / "converted"))
+    assert (output(flux()) - wanted).abs().max() > 0.1
+    torch.testing.assert_close(output(model), wanted, atol=5e-5, rtol=1e-5)
+
+
+def test_other_files_are_no_visualcloze_lora(tmp_path: Path) -> None:
+    """Guards against a checkpoint of something else that is half read, and against pickled code that is run."""
+    torch.save({"double_blocks.0.img_attn.qkv.weight": torch.ones(1)}, tmp_path / "base.pth")
+    with pytest.raises(ValueError, match=r"base\.pth.*qkv\.weight.*lora_A"):
+        read_visualcloze(tmp_path / "base.pth")
+    torch.save({"blocks.0.q.lora_A.weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"blocks\.0\.q: no linear layer"):
+        read_visualcloze(tmp_path / "other.pth")
+    torch.save({"double_blocks.0.img_attn.qkv.lora_A.weight": Path("x")}, tmp_path / "code.pth")
+    with pytest.raises(Exception, match="weights_only"):
+        read_visualcloze(tmp_path / "code.pth")

@@ -1,0 +1,104 @@
+"""The recipes that ship: they load, what they name exists, and they say what the papers and the released code say."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from graphbuild.errors import GraphError
+from graphbuild.tasks.masks import masks
+from graphbuild.tasks.paths import load
+from graphbuild_train.bases import BASES
+from graphbuild_train.config import LoraConfig, TrainConfig
+from graphbuild_train.objective import objective_of
+from graphbuild_train.recipes import configured, read_recipe, recipe_file, recipe_names
+
+FOLDER = recipe_file("tiny").parent
+
+
+def recipe(name: str) -> TrainConfig:
+    return configured(read_recipe(recipe_file(name)), [])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_what_it_names_exists(name: str) -> None:
+    """Guards against a recipe that is first read on somebody's GPU."""
+    config = recipe(name)
+    listed = load(config.paths)
+    assert config.base in BASES and objective_of(config.objective, config.shift)
+    assert all(masks(path, config.sampler) for path in listed.paths)
+    assert recipe_file(name).read_text().startswith("# ")
+
+
+def test_the_lists_beside_the_recipes_are_used() -> None:
+    """Guards against a list that nobody draws from, and a recipe that takes a list for a recipe."""
+    used = {Path(recipe(name).paths) for name in recipe_names()}
+    assert set((FOLDER / "paths").glob("*.yaml")) <= used and len(recipe_names()) == 10
+
+
+def test_visualcloze_fill_is_the_default() -> None:
+    """Guards against a recipe that drifts from the defaults it says it spells out."""
+    config, default = recipe("visualcloze_fill"), TrainConfig()
+    different = {f.name for f in fields(TrainConfig) if getattr(config, f.name) != getattr(default, f.name)}
+    assert different == {"model", "shift"}
+    assert config.model == default.checkpoint_model
+    assert config.shift == objective_of("visualcloze_fill").shift
+
+
+def test_the_released_recipe_says_what_the_released_code_does() -> None:
+    """Guards against a comparison with VisualCloze that is none."""
+    config = recipe("visualcloze_fill_released")
+    assert (config.shift, config.guidance, config.paths) == ("none", 1.0, "graph200k_released")
+    assert (config.sampler.mask, config.sampler.rows, config.sampler.layout) == ("code", (0.3, 0.4, 0.3), "random")
+    assert (config.cells.cell_fit, config.cells.hole_fill) == ("stretch_square", "grey")
+    assert config.lora == LoraConfig(layers="all", rank=256, bias=True) and config.lora.scale_alpha == 256
+    assert (config.batch, config.micro_batch, config.steps, config.optimiser.clip) == (16, 2, 20_000, 2.0)
+    assert (config.optimiser.learning_rate, config.optimiser.weight_decay, config.optimiser.ema) == (1e-4, 0, 0)
+
+
+def test_the_paper_s_recipe_differs_where_the_paper_does() -> None:
+    config = recipe("visualcloze_fill_paper")
+    assert (config.shift, config.sampler.mask, config.paths, config.batch) == ("dynamic", "paper", "graph200k", 64)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("onepic")])
+def test_one_pic_generates_its_target_only(name: str) -> None:
+    """Guards against a third of the steps spent on making conditions, and against a LoRA of another size."""
+    config = recipe(name)
+    for path in load(config.paths).paths:
+        assert masks(path, config.sampler) == [(frozenset(path.targets), 1.0)]
+    assert config.lora == LoraConfig(layers="attn", rank=32, alpha=4) and config.optimiser.learning_rate == 1e-3
+    assert (config.objective, config.shift) == ("onepic", None)
+
+
+def test_a_recipe_finds_the_list_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against recipes that work from one folder only."""
+    (tmp_path / "mine.yaml").write_text("paths: list.yaml\nbase: sdxl\n")
+    assert read_recipe(tmp_path / "mine.yaml")["paths"] == "list.yaml"
+    (tmp_path / "list.yaml").write_text("paths: [{name: a, cells: [canny, image]}]")
+    assert read_recipe(tmp_path / "mine.yaml")["paths"] == str(tmp_path / "list.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(recipe_file("mine.yaml"))["paths"] == str(tmp_path / "list.yaml")
+
+
+def test_overrides_go_into_groups_and_leave_the_recipe_alone() -> None:
+    """Guards against a field that is dropped with its neighbours, or kept for the next run."""
+    said = {"lora": {"rank": 8}}
+    config = configured(said, ["lora.alpha=4", "optimiser.ema=0.9", "steps=7"])
+    assert (config.lora.rank, config.lora.alpha, config.optimiser.ema, config.steps) == (8, 4, 0.9, 7)
+    assert said == {"lora": {"rank": 8}}
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "expected"), ("steps: 1\nsteps: 2", "key 'steps' used twice")])
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    """Guards against the last of two settings, in silence."""
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_recipe(tmp_path / "bad.yaml")
+
+
+def test_an_unknown_name_lists_the_recipes() -> None:
+    with pytest.raises(GraphError, match=r"no recipe 'x'; there are onepic_colorization, .*, tiny, visualcloze_fill"):
+        recipe_file("x")
