@@ -39,7 +39,7 @@ def find_class(
     """
     found = find(what, name, builtin, group, also=also)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{what} {name!r}: {found!r} is not a subclass of {base.__module__}:{base.__qualname__}")
+        raise ValueError(f"{what} {name!r}: {found!r} is not a subclass of {base.__name__}")
     return found
 
 

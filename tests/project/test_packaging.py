@@ -49,7 +49,7 @@ def test_the_wheel_holds_both_packages_and_their_data_and_nothing_else(wheel: Pa
     expected |= {f"graphbuild/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "pipelines").rglob("*.yaml")}
     found = {file.relative_to(wheel).as_posix() for file in wheel.rglob("*") if file.is_file()}
     assert {name for name in found if ".dist-info/" not in name} == expected
-    assert {"graphbuild/py.typed", "graphbuild_train/py.typed", "graphbuild/paths/graph200k.yaml"} <= expected
+    assert {"graphbuild/py.typed", "graphbuild_train/py.typed", "graphbuild/tasks/paths/graph200k.yaml"} <= expected
 
 
 @pytest.mark.slow

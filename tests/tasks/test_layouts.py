@@ -61,9 +61,9 @@ def task_of(rows: list[list[Pixels]], holes: tuple[int, ...], resolution: int, *
         seeds=(0,) * len(rows),
     )
     pictures = {(at, kind): picture for at, row in enumerate(rows) for kind, picture in zip(cells, row, strict=True)}
-    graph, config = Pictures(pictures), SamplerConfig(keep=Keep(task=0))  # evaluation says everything
-    sampler = SimpleNamespace(graph=graph, pick=lambda index: pick, layout="random", config=config)
-    return sampler.task(walk, resolution, cells=CellConfig(**options))
+    graph, config = Pictures(pictures), SamplerConfig(keep=Keep(task=0), layout="random")  # evaluation says everything
+    drawing: Any = SimpleNamespace(graph=graph, pick=lambda index: pick, config=config)
+    return GridTask(walk, drawing, resolution, cells=CellConfig(**options))
 
 
 def picture(rng: np.random.Generator, width: int, height: int) -> Pixels:
@@ -102,12 +102,6 @@ def boxes_node(*boxes: tuple[str, list[int]]) -> Node:
 def test_a_wrong_switch_is_an_error(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CellConfig(**values)
-
-
-def test_switches_come_from_the_sampler() -> None:
-    """A sampler that says how cells are made is obeyed; one that does not gives the defaults."""
-    assert CellConfig.of(SimpleNamespace(cell_fit="aspect", other=1)) == CellConfig(cell_fit="aspect")
-    assert CellConfig.of(object()) == CellConfig()
 
 
 def test_cell_fits() -> None:

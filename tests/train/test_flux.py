@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch
 from graphbuild.data import GridBatch, collate
 from graphbuild.data.sample import GridSample, TaskSource
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import SamplerConfig
+from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.instruction import KEEP_ALL
 from graphbuild.tasks.layouts import mend
 from graphbuild.tasks.paths import Content, PathSet, TaskPath
@@ -42,16 +42,9 @@ PATHS = PathSet(
 )
 
 
-class Shared(SamplerConfig):
-    """All rows of a grid have the shape of the query."""
-
-    cell_fit: ClassVar[str] = "aspect"
-
-
-class Own(Shared):
-    """Every row has a shape of its own."""
-
-    row_sizes: ClassVar[str] = "own"
+SQUARES = CellConfig()
+SHARED = CellConfig(cell_fit="aspect")
+OWN = CellConfig(cell_fit="aspect", row_sizes="own")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,13 +102,13 @@ def each(request: pytest.FixtureRequest, fill: FluxFill, dev: FluxDev, monkeypat
 both_of_dev = pytest.mark.parametrize("each", ["visualcloze_dev", "onediffusion"], indirect=True)
 
 
-def sampler_of(graph: Graph, config: type[SamplerConfig] = SamplerConfig, group: int = 1) -> PathSampler:
+def sampler_of(graph: Graph, group: int = 1) -> PathSampler:
     """A sampler that leaves no words out, as at inference."""
-    return PathSampler(graph, PATHS, config=config(keep=KEEP_ALL), seed=1, group=group)
+    return PathSampler(graph, PATHS, config=SamplerConfig(keep=KEEP_ALL), seed=1, group=group)
 
 
-def grid(sampler: PathSampler, *indices: int, resolution: int = 32) -> GridBatch:
-    source = TaskSource(sampler, resolution, 0, None)
+def grid(sampler: PathSampler, *indices: int, resolution: int = 32, cells: CellConfig = SQUARES) -> GridBatch:
+    source = TaskSource(sampler, resolution, 0, None, cells)
     return collate([GridSample(source, index) for index in indices])
 
 
@@ -147,24 +140,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
 # ---- FLUX.1-Fill is diffusers' VisualClozePipeline -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [SamplerConfig, Shared, Own])
-def test_the_model_gets_what_the_pipeline_gives_it(
-    graph: Graph, fill: FluxFill, config: type[SamplerConfig], calls: Any
-) -> None:
+@pytest.mark.parametrize("cells", [SQUARES, SHARED, OWN], ids=["squares", "shared", "own"])
+def test_the_model_gets_what_the_pipeline_gives_it(graph: Graph, fill: FluxFill, cells: CellConfig, calls: Any) -> None:
     """Latents with holes, mask, positions, words, guidance and time in every bit, for any grid, shape and hole: else a
     LoRA is trained for another model than the one it is used in."""
-    sampler, seen, shapes = sampler_of(graph, config), calls(fill), set()
+    sampler, seen, shapes = sampler_of(graph), calls(fill), set()
     stage = mend(fill.pipe.generation_pipe)
     stage.set_progress_bar_config(disable=True)
     for index in range(9):
-        task = sampler.task(index, 48)
+        task = sampler.task(index, 48, cells=cells)
         stage.image_processor.resolution = 48
         del seen[:]
         draws = generator(SEED, index, "vae")
         stage(
             **task.pipeline_kwargs(), generator=draws, guidance_scale=1.0, num_inference_steps=1, output_type="latent"
         )
-        batch = fill.encode(grid(sampler, index, resolution=48), SEED)
+        batch = fill.encode(grid(sampler, index, resolution=48, cells=cells), SEED)
         theirs = seen[0]
         velocity = fill.predict(theirs["hidden_states"][..., :64], torch.ones(batch.generated.shape), batch)
         ours = seen[1]
@@ -256,7 +247,7 @@ def test_sampling_does_not_see_the_target(each: FluxDev) -> None:
     made = []
     for given in (rows, other, changed):
         task = task_of(given, (2,), 32)
-        task.sampler.graph.digest = ""
+        task.drawing.graph.digest = ""
         made += each.sample([task], steps=2, guidance=2.0, seed=SEED)
     assert made[0] == made[1] != made[2]
 
@@ -273,24 +264,25 @@ def pictures(tokens: torch.Tensor, batch: LatentBatch) -> list[np.ndarray[Any, A
     return [((unit[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for unit in units]
 
 
-@pytest.mark.parametrize("config", [SamplerConfig, Shared, Own])
+@pytest.mark.parametrize("cells", [SQUARES, SHARED, OWN], ids=["squares", "shared", "own"])
 def test_cells_come_out_where_they_went_in(
-    graph: Graph, each: Any, config: type[SamplerConfig], monkeypatch: pytest.MonkeyPatch
+    graph: Graph, each: Any, cells: CellConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against rows, cells or pixels of a token in another order, and a mask on other tokens than the holes."""
     stand_in = SimpleNamespace(**{**each.pipe.components, "vae": PixelVae()})
     monkeypatch.setattr(each, "pipe", stand_in)
-    sampler = sampler_of(graph, config)
+    sampler = sampler_of(graph)
     for index in range(8):
-        task, batch = sampler.task(index, 48), each.encode(grid(sampler, index, resolution=48), SEED)
-        cells = each.encode(grid_of(task), SEED)
+        task = sampler.task(index, 48, cells=cells)
+        batch = each.encode(grid(sampler, index, resolution=48, cells=cells), SEED)
+        alone = each.encode(grid_of(task), SEED)
         if isinstance(each, FluxFill):
             truth, shown = ([np.concatenate(row, 1) for row in task.cells(filled=filled)] for filled in (True, False))
             assert batch.extra is not None and same(pictures(batch.extra[..., :768], batch), shown)
         else:
             truth, shown = (list(chain(*task.cells(filled=filled))) for filled in (True, False))
-        assert same(pictures(batch.z, batch), truth) and same(pictures(cells.z, cells), shown)
-        assert torch.equal(cells.ids, batch.ids) and torch.equal(cells.generated, batch.generated)
+        assert same(pictures(batch.z, batch), truth) and same(pictures(alone.z, alone), shown)
+        assert torch.equal(alone.ids, batch.ids) and torch.equal(alone.generated, batch.generated)
         painted = batch.z.masked_fill(batch.generated[..., None], (-1 - 0.25) * 2)
         assert same(pictures(painted, batch), shown)  # holes are black there
 
@@ -394,8 +386,8 @@ def test_lora_targets_and_files(graph: Graph, models: Path, tmp_path: Path) -> N
 def test_what_cannot_be_encoded_is_said(graph: Graph, fill: FluxFill) -> None:
     with pytest.raises(ValueError, match="resolution: cells of 40 x 40 pixels; allowed: multiples of 16"):
         fill.encode(grid(sampler_of(graph), 0, resolution=40), SEED)
-    sampler = sampler_of(graph, Shared, group=8)
-    sizes = [grid(sampler, index, resolution=64).boxes for index in range(8)]
+    sampler = sampler_of(graph, group=8)
+    sizes = [grid(sampler, index, resolution=64, cells=SHARED).boxes for index in range(8)]
     others = [at for at, boxes in enumerate(sizes) if not torch.equal(boxes, sizes[0])]
     with pytest.raises(ValueError, match="allowed: micro_batch 1, or cell_fit crop_square"):
-        fill.encode(grid(sampler, 0, others[0], resolution=64), SEED)
+        fill.encode(grid(sampler, 0, others[0], resolution=64, cells=SHARED), SEED)

@@ -254,7 +254,7 @@ def test_presets_grow(base: Flux2Klein) -> None:
     assert both == {name for name in every if "transformer_blocks." in name}
 
 
-def test_a_base_in_half_precision(model: Path, task: GridTask, grid: GridBatch) -> None:
+def test_a_base_in_half_precision(model: Path, sampler: PathSampler, task: GridTask, grid: GridBatch) -> None:
     """Guards against dtypes that do not meet at a door."""
     base = load_base("flux2_klein", str(model), KLEIN)
     batch = base.encode(grid, seed=0)
