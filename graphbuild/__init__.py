@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graphbuild.contracts import RunReport
     from graphbuild.engine.run import run
     from graphbuild.errors import CorruptNode, GraphError, MissingNode, UnusableImage
-    from graphbuild.images.codecs import Node
+    from graphbuild.images.node import Node
     from graphbuild.kinds.registry import KINDS, Kind
     from graphbuild.models.checkpoint import Checkpoint
     from graphbuild.sources import resolve as source
@@ -41,7 +41,7 @@ _HOME = {
     **{name: f"graphbuild.sources.base:{name}" for name in ("Entry", "Source", "SourceItem", "Unusable", "location")},
     **{name: f"graphbuild.errors:{name}" for name in ("CorruptNode", "GraphError", "MissingNode", "UnusableImage")},
     "RunReport": "graphbuild.contracts:RunReport",
-    "Node": "graphbuild.images.codecs:Node",
+    "Node": "graphbuild.images.node:Node",
     **{name: f"graphbuild.kinds.registry:{name}" for name in ("KINDS", "Kind")},
     "PathSampler": "graphbuild.tasks.sampler:PathSampler",
     "Walk": "graphbuild.tasks.walk:Walk",

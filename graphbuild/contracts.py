@@ -202,7 +202,7 @@ class WalkDocument(Document):
     path: str
     type: str
     rows: list[int] = Field(description="item_ix of each row, the query row last")
-    seeds: list[int] = Field(description="seed of the recipe cells of each row")
+    seeds: list[int] = Field(description="seed of the computed cells of each row")
     cells: list[list[CellDocument]]
     holes: list[int] = Field(description="columns of the query row that are to be generated")
     resolution: int

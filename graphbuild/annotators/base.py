@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from graphbuild.contracts import Item
-from graphbuild.images.codecs import Node, Value
+from graphbuild.images.codecs import Value
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.models.checkpoint import Checkpoint
 

@@ -29,7 +29,8 @@ from graphbuild.annotators.base import (
 from graphbuild.contracts import Item
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, seed_of
-from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind, kind_of
 
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

@@ -139,16 +139,16 @@ def sample_lines(document: Document) -> Iterator[str]:
 def _cell_line(cell: Document) -> str:
     if "seed" not in cell:
         return f"{cell['kind']}: variant {cell['variant']}, version {cell['version']}"
-    made_of = ", ".join(f"{kind} {version}" for kind, version in cell["recipe_of"].items())
+    made_of = ", ".join(f"{kind} {version}" for kind, version in cell["computed_from"].items())
     return f"{cell['kind']}: computed on read from {made_of}, seed {cell['seed']}"
 
 
 def node_lines(document: Document) -> Iterator[str]:
     """Such a document to be read."""
     name = f"item {document['item_ix']} ({document['key']}), {document['kind']}"
-    if "recipe_of" in document:
+    if "computed_from" in document:
         yield f"{name}: computed on read, never stored, from:"
-        for parent in document["recipe_of"]:
+        for parent in document["computed_from"]:
             yield from (f"  {line}" for line in node_lines(parent))
         return
     edge = document["edge"]

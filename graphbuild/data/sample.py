@@ -18,7 +18,7 @@ import xxhash
 
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.images.codecs import Pixels
-from graphbuild.store.computed import parents_of
+from graphbuild.kinds.registry import parents_of
 from graphbuild.store.offsets import identity
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask

@@ -16,7 +16,8 @@ from graphbuild.engine.records import AnnotateUnit, Producer, UnitReport
 from graphbuild.engine.spool import CONDEMN_AFTER, Key, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, seed_of
-from graphbuild.images.codecs import CODECS, Node
+from graphbuild.images.codecs import CODECS
+from graphbuild.images.node import Node
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import read_node

@@ -41,95 +41,6 @@ class Encoded:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Node:
-    """One stored value with the edge that made it.
-
-    Attributes:
-        kind: its kind, `item_ix` and `variant`: its place; `version`: the lineage key of its producer.
-        bytes: exactly what is stored.
-        format: `jpeg, png, text, json` or another lower-case Pillow name.
-        codec: how `bytes` hold the value.
-        attrs: facts its annotator recorded, such as a palette.
-        edge: the whole edge row as a dict; empty for a node that is not committed yet.
-    """
-
-    item_ix: int
-    kind: str
-    variant: int
-    version: str
-    bytes: bytes
-    format: str
-    codec: str
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    edge: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def computed(cls, item_ix: int, kind: str, pixels: Pixels) -> Node:
-        """A recipe node: pixels (H x W x 3 RGB uint8) without stored bytes."""
-        node = cls(item_ix, kind, 0, "", b"", "pixels", "source")
-        node.__dict__["_picture"] = pixels
-        return node
-
-    def array(self) -> Pixels:
-        """The picture, H x W x 3 RGB uint8 (EXIF applied, alpha over white, first frame); a pose or boxes are drawn.
-
-        Raises:
-            ValueError: text, and JSON of other kinds, have no picture.
-        """
-        if "_picture" not in self.__dict__:  # no cached_property: until Python 3.12 it has one lock for all nodes
-            picture = self.decoded()
-            picture = picture if picture.ndim == 3 else _grey_to_rgb(picture)
-            picture.flags.writeable = False
-            self.__dict__["_picture"] = picture
-        return self.__dict__["_picture"]  # type: ignore[no-any-return]
-
-    def decoded(self, room: Pixels | None = None) -> Pixels:
-        """The same, but H x W where red, green and blue are equal, and decoded anew if `array` was not called.
-
-        Args:
-            room: H x W x 3 uint8; is filled and returned if the picture has its size and can be decoded in place.
-
-        Raises:
-            ValueError: as `array`.
-        """
-        if (picture := self.__dict__.get("_picture")) is not None:
-            return picture  # type: ignore[no-any-return]
-        return room if room is not None and self._is_upright_jpeg and jpeg.fill(room, self.bytes) else self._opened()
-
-    def jpeg_size(self) -> tuple[int, int] | None:
-        """Width and height of a JPEG that EXIF does not turn, from its header; None for everything else."""
-        return jpeg.size(self.bytes) if self._is_upright_jpeg else None
-
-    def at_eighths(self, eighths: int) -> Pixels | None:
-        """Such a JPEG at `eighths` / 8 of its size, sides rounded up: H x W x 3 RGB uint8, H x W of a `jpeg_gray`; None
-        for a damaged or unusual one."""
-        return jpeg.decode(self.bytes, "GRAY" if self.codec == "jpeg_gray" else "RGB", eighths)
-
-    @property
-    def _is_upright_jpeg(self) -> bool:
-        return self.format == "jpeg" and (self.codec != "source" or jpeg.is_upright(self.bytes))
-
-    def _opened(self) -> Pixels:
-        values = self.values()
-        if (draw := CODECS[self.codec].draw) is not None:
-            values = draw(values)
-        if not isinstance(values, np.ndarray):
-            raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
-        if self.codec == "labels":
-            return np.take(np.asarray(self.attrs["palette"], np.uint8), values, axis=0)
-        return values
-
-    def values(self) -> Any:
-        """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
-        return CODECS[self.codec].values(self.bytes, self.format)
-
-    @property
-    def text(self) -> str:
-        """The stored text or JSON document."""
-        return self.bytes.decode()
-
-
 @dataclass(frozen=True, slots=True)
 class Codec:
     """`encode(value) -> Encoded`, its inverse `values(bytes, format)`, and how values that are not pixels are drawn."""
@@ -137,12 +48,6 @@ class Codec:
     encode: Callable[[Any], Encoded]
     values: Callable[[bytes, str], Any]
     draw: Callable[[Any], Pixels] | None = None
-
-
-def _grey_to_rgb(grey: Pixels) -> Pixels:
-    import cv2
-
-    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
 
 
 def check_image(data: bytes, *, grey: bool = False) -> tuple[Encoded, Pixels]:

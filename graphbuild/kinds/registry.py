@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from graphbuild.kinds import computed
 from graphbuild.kinds.phrases import PHRASES
+
+if TYPE_CHECKING:
+    from graphbuild.images.codecs import Pixels
+    from graphbuild.images.node import Node
+
+    Compute = Callable[[Mapping[str, Node], int], Pixels]
 
 Group = Literal["image", "condition", "style", "edit", "text", "degradation"]
 
@@ -19,12 +27,15 @@ class Kind:
     Attributes:
         name: the word used in code, columns, folders and paths, snake case.
         group: one of `image, condition, style, edit, text, degradation`.
-        codec: how it is stored (a name in `graphbuild.images.codecs`); None for a recipe kind, which is
-            computed on read and never stored.
-        parents: for a recipe kind, the stored kinds it is computed from.
+        codec: how it is stored (a name in `graphbuild.images.codecs`); None for a computed kind.
         description: one line for people.
         phrases: noun phrases that stand for this picture inside an instruction, such as
             "a Canny edge map"; text kinds have none.
+        computed: makes the picture of a computed kind, H x W x 3 RGB uint8, from a mapping of parent kind -> node and
+            a seed (0 <= seed < 2**63, the only source of randomness); None for a stored kind.
+        parents: the stored kinds that a computed kind is made from.
+        version: of a computed kind; bumped when the same parents and seed give other pixels.
+        seeded: whether the picture of a computed kind depends on the seed.
     """
 
     name: str
@@ -32,28 +43,34 @@ class Kind:
     codec: str | None
     description: str
     phrases: tuple[str, ...] = ()
+    computed: Compute | None = field(default=None, compare=False, repr=False)
     parents: tuple[str, ...] = ()
+    version: int = 1
+    seeded: bool = False
 
     @property
-    def is_recipe(self) -> bool:
-        """True if the kind is computed on read from `parents` and never stored."""
-        return self.codec is None
+    def is_computed(self) -> bool:
+        """True if the kind is made on read from `parents` and never stored."""
+        return self.computed is not None
 
 
 def _stored(name: str, group: Group, codec: str, description: str) -> Kind:
     return Kind(name=name, group=group, codec=codec, description=description, phrases=PHRASES.get(name, ()))
 
 
-def _recipe(name: str, group: Group, parents: tuple[str, ...], description: str) -> Kind:
-    phrases = PHRASES.get(name, ())
-    return Kind(name=name, group=group, codec=None, description=description, phrases=phrases, parents=parents)
+def _cut_out(name: str, compute: Compute, description: str) -> Kind:
+    return Kind(
+        name=name, group="condition", codec=None, description=description, phrases=PHRASES.get(name, ()),
+        computed=compute, parents=("image", "foreground_mask"),
+    )  # fmt: skip
 
 
-def _degradation(name: str, description: str) -> Kind:
-    return _recipe(name, "degradation", ("image",), description)
+def _degradation(name: str, description: str, *, version: int = 1) -> Kind:
+    return Kind(
+        name=name, group="degradation", codec=None, description=description, phrases=PHRASES.get(name, ()),
+        computed=partial(computed.degraded, name), parents=("image",), version=version, seeded=True,
+    )  # fmt: skip
 
-
-_CUT_OUT = ("image", "foreground_mask")
 
 _DECLARED: tuple[Kind, ...] = (
     _stored("image", "image", "source", "the picture of the item, which everything else describes"),
@@ -72,8 +89,8 @@ _DECLARED: tuple[Kind, ...] = (
     _stored("mask", "condition", "labels", "masks of named objects, one colour each"),
     _stored("boxes", "condition", "boxes", "bounding boxes of named objects"),
     _stored("foreground_mask", "condition", "png1", "main subject white, the rest black"),
-    _recipe("foreground", "condition", _CUT_OUT, "the image where the foreground mask is white, black elsewhere"),
-    _recipe("background", "condition", _CUT_OUT, "the image where the foreground mask is black, black elsewhere"),
+    _cut_out("foreground", computed.foreground, "the image where the foreground mask is white, black elsewhere"),
+    _cut_out("background", computed.background, "the image where the foreground mask is black, black elsewhere"),
     _stored("style_reference", "style", "source", "a picture in the style that a stylised image takes on"),
     _stored("style_content", "style", "jpeg", "the image in a new style, content and layout kept"),
     _stored("style_semantic", "style", "jpeg", "the subject of the image in a new style, layout free"),
@@ -123,7 +140,7 @@ def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
         own: kinds known beside `KINDS`.
 
     Raises:
-        ValueError: no such kind, or a recipe kind of something else than its declared parents; the message
+        ValueError: no such kind, or a computed kind of something else than its declared parents; the message
             lists the known ones.
     """
     if isinstance(kind, Kind):
@@ -133,6 +150,12 @@ def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
     if base not in known or any(owner not in known for owner in owners):
         raise ValueError(f"unknown kind {name!r}; known kinds: {', '.join(sorted(known))}")
     kind = known[base]
-    if owners and kind.is_recipe:  # it would be computed from `image` and not from what the name says
+    if owners and kind.is_computed:  # it would be computed from `image` and not from what the name says
         raise ValueError(f"kind {name!r}: {base!r} is computed from {', '.join(kind.parents)} only; use {base!r}")
     return replace(kind, name=name) if owners else kind
+
+
+def parents_of(kind: str) -> tuple[str, ...]:
+    """The stored kinds that must exist for a kind to exist: the parents of a computed kind, or itself."""
+    declared = KINDS.get(kind)
+    return declared.parents if declared is not None and declared.is_computed else (kind,)

@@ -20,9 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from graphbuild.contracts import FEATURES, FORMAT, ITEMS, SNAPSHOT, GraphDocument, LineageDocument, Live, Shard
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.hashing import canonical_json, checksum, digest_of
-from graphbuild.images.codecs import Node
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
-from graphbuild.store.computed import recipe_node
 from graphbuild.store.edges import EdgeRows, cached_presence
 from graphbuild.store.files import AlreadyPublished, Files, Workspace
 from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
@@ -169,16 +168,16 @@ class Graph:
     # ---- nodes -----------------------------------------------------------------------------------------------
 
     def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0) -> Node:
-        """One node: a stored one, its bytes checked against the hash its edge recorded, or a recipe kind computed
-        from its stored parents and `seed`.
+        """One node: a stored one, its bytes checked against the hash its edge recorded, or a computed kind made from
+        its stored parents and `seed`.
 
         Raises:
             MissingNode: it was skipped, failed, or is not committed.
             CorruptNode: the stored bytes changed.
         """
-        if kind not in self.head and kind in KINDS and KINDS[kind].is_recipe:
+        if kind not in self.head and kind in KINDS and (compute := KINDS[kind].computed) is not None:
             parents = {parent: self.read(item_ix, parent) for parent in KINDS[kind].parents}
-            return recipe_node(kind, parents, seed)
+            return Node.computed(item_ix, kind, compute(parents, seed))
         if (offsets := self._offsets.get((kind, version))) is not None:
             edge = LazyEdge(partial(self._edge, item_ix, kind, variant, version))
             if (node := offsets.read(self.fs, item_ix, variant, edge)) is not None:

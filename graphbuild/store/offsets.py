@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from graphbuild.contracts import EDGES
 from graphbuild.errors import MissingNode
-from graphbuild.images.codecs import Node
-from graphbuild.kinds.registry import kind_of
-from graphbuild.store.computed import parents_of
+from graphbuild.images.node import Node
+from graphbuild.kinds.registry import kind_of, parents_of
 from graphbuild.store.edges import cache_folder, forget_old
 from graphbuild.store.files import Files
 from graphbuild.store.parts import Commit, read_table
@@ -108,27 +107,24 @@ class Offsets:
 
 
 def identity(offsets_of: Callable[[str], Offsets], item_ix: int, kind: str, variant: int, *, seed: int) -> str:
-    """A text that changes whenever the picture of a node could: of a recipe kind from its parents and `seed`.
+    """A text that changes whenever the picture of a node could: of a computed kind from its parents and `seed`.
 
     Raises:
         MissingNode: it is not stored.
     """
     if (parents := parents_of(kind)) != (kind,):
         of = "+".join(identity(offsets_of, item_ix, parent, 0, seed=seed) for parent in parents)
-        return f"{kind}.{recipe_version(kind, seed)}({of})"
+        return f"{kind}.{computed_version(kind, seed)}({of})"
     offsets = offsets_of(kind)
     if (spot := offsets.spot(item_ix, variant)) is None:
         raise MissingNode(f"item {item_ix} has no {kind} variant {variant}")
     return f"{kind}.{offsets.version}.{spot.hash.hex()}.{offsets.attrs(spot).hex()}"
 
 
-def recipe_version(kind: str, seed: int) -> str:
-    """What a recipe kind's picture depends on besides its parents."""
-    if kind_of(kind).group != "degradation":
-        return ""
-    from graphbuild.images import degradations
-
-    return f"{degradations.VERSION}.{seed}"
+def computed_version(kind: str, seed: int) -> str:
+    """What a computed kind's picture depends on besides its parents."""
+    declared = kind_of(kind)
+    return f"{declared.version}.{seed}" if declared.seeded else f"{declared.version}"
 
 
 def cached_offsets(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphbuild.images.codecs import Node, Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.node import Node
 
 Size = tuple[int, int]
 """Width and height in pixels."""

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graphbuild.errors import GraphError, MissingNode
-from graphbuild.kinds.registry import kind_of
-from graphbuild.store.computed import parents_of
+from graphbuild.kinds.registry import kind_of, parents_of
 from graphbuild.store.graph import Graph, read_lineage
 from graphbuild.store.parts import read_table
 from graphbuild.tasks.config import SamplerConfig
@@ -105,7 +104,7 @@ def _cell(graph: Graph, kind: str, variant: int, seed: int) -> Document:
     if kind in graph.head:
         return {"kind": kind, "variant": variant, "version": graph.head[kind].version}
     made_of = {parent: graph.live(parent).version for parent in parents_of(kind)}
-    return {"kind": kind, "variant": variant, "recipe_of": made_of, "seed": seed}
+    return {"kind": kind, "variant": variant, "computed_from": made_of, "seed": seed}
 
 
 def _mask(config: SamplerConfig, walk: Walk) -> Document:
@@ -134,7 +133,7 @@ def _words(task: GridTask) -> Document:
 
 
 def node(graph: Graph, item: str, kind: str, variant: int = 0) -> Document:
-    """The edge of a node, where it lies and what made it; of a recipe kind the nodes it is computed from.
+    """The edge of a node, where it lies and what made it; of a computed kind the nodes it is computed from.
 
     Args:
         item: its number, or its key.
@@ -144,10 +143,10 @@ def node(graph: Graph, item: str, kind: str, variant: int = 0) -> Document:
     """
     item_ix = _item(graph, item)
     place = {"item_ix": item_ix, "key": key_of(graph, item_ix), "kind": kind}
-    if kind not in graph.head and kind_of(kind).is_recipe:
+    if kind not in graph.head and kind_of(kind).is_computed:
         if variant:
             raise MissingNode(f"item {item_ix} has no {kind} variant {variant}; it is computed and has no variants")
-        return {**place, "recipe_of": [node(graph, str(item_ix), parent) for parent in parents_of(kind)]}
+        return {**place, "computed_from": [node(graph, str(item_ix), parent) for parent in parents_of(kind)]}
     rows = graph.rows(item_ix, kind)
     at = rows.find(item_ix, kind, variant)
     if at is None:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
-from graphbuild.images.codecs import Node, Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.node import Node
 from graphbuild.store.files import Workspace
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from graphbuild.contracts import CellDocument, WalkDocument
 from graphbuild.errors import MissingNode
-from graphbuild.images.codecs import Node, Pixels
-from graphbuild.store.computed import degraded
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.node import Node
 from graphbuild.tasks import layouts
 from graphbuild.tasks.cells import DIVISOR, Frame, Size
 from graphbuild.tasks.config import CellConfig
@@ -293,10 +293,11 @@ class GridTask:
         item_ix, kind, seed = self.walk.rows[row], self._kinds[column], self.walk.seeds[row]
         if self.cell_config.degrade_at == "512" or not self._degraded(column):
             return self.drawing.graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
+        from graphbuild.images import degradations
+
         image = self._image(row)
-        return degraded(
-            item_ix, kind, image if self.cell_config.degrade_at == "source" else self._frames[row].cell(image), seed
-        )
+        shown = image if self.cell_config.degrade_at == "source" else self._frames[row].cell(image)
+        return Node.computed(item_ix, kind, degradations.apply(kind, shown, seed))
 
     def _image(self, row: int) -> Pixels:
         """What is degraded in a row."""
@@ -304,7 +305,7 @@ class GridTask:
 
     def _degraded(self, column: int) -> bool:
         kind = self._declared[column]
-        return kind.group == "degradation" and kind.is_recipe
+        return kind.group == "degradation" and kind.is_computed
 
     @cached_property
     def _labels(self) -> list[list[tuple[str, Colour]]]:

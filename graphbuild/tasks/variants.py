@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.errors import GraphError
-from graphbuild.store.computed import parents_of
+from graphbuild.kinds.registry import parents_of
 from graphbuild.store.edges import NodeParents, cached_crossings, cached_node_parents
 from graphbuild.store.graph import Graph
 from graphbuild.store.leakage import Pairs
@@ -106,7 +106,7 @@ _NO_PARENTS: NodeParents = np.empty((0, 5), np.int64)
 
 @dataclass(frozen=True)
 class Role:
-    """A stored node that a row of a path needs: a cell's, or a recipe's parent, which is always variant 0."""
+    """A stored node that a row of a path needs: a cell's, or a parent of a computed cell, which is always variant 0."""
 
     kind: str
     name: str = ""
@@ -115,7 +115,7 @@ class Role:
 
 def cell_roles(path: TaskPath) -> dict[int, Role]:
     """The role of each cell that is a stored node."""
-    pinned = _recipe_parents(path)
+    pinned = _computed_parents(path)
     return {
         cell: Role(kind, path.cells[cell].partition(":")[2], kind in pinned)
         for cell, kind in enumerate(path.kinds)
@@ -124,12 +124,12 @@ def cell_roles(path: TaskPath) -> dict[int, Role]:
 
 
 def roles_of(path: TaskPath) -> list[Role]:
-    """What a row of a path needs: its stored cells, and the parents of its recipe cells."""
+    """What a row of a path needs: its stored cells, and the parents of its computed cells."""
     roles = list(cell_roles(path).values())
-    return roles + [Role(kind, pinned=True) for kind in sorted(_recipe_parents(path) - {role.kind for role in roles})]
+    return roles + [Role(kind, pinned=True) for kind in sorted(_computed_parents(path) - {role.kind for role in roles})]
 
 
-def _recipe_parents(path: TaskPath) -> set[str]:
+def _computed_parents(path: TaskPath) -> set[str]:
     return {parent for kind in path.kinds for parent in parents_of(kind) if parent != kind}
 
 

@@ -26,10 +26,10 @@ class Walk:
     Attributes:
         path: the task; `columns[k]` is the cell of the path that shown column k holds.
         rows: `item_ix` of each row, the query row last.
-        variants: one per row and shown column; 0 for recipe kinds.
+        variants: one per row and shown column; 0 for computed kinds.
         columns: the cell behind each shown column.
         holes: shown columns of the query row that are to be generated.
-        seeds: one per row, for the recipe kinds in it.
+        seeds: one per row, for the computed kinds in it.
         text_variant: which variant of the text that `path.content` names belongs to the query row.
     """
 

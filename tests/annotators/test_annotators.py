@@ -20,7 +20,8 @@ from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.source_caption import SourceCaption
 from graphbuild.contracts import Item
-from graphbuild.images.codecs import CODECS, Node, check_image
+from graphbuild.images.codecs import CODECS, check_image
+from graphbuild.images.node import Node
 from tests.support.annotators import Ordered
 
 CASES = ("00004-of-00022-7170", "00005-of-00022-4396", "00017-of-00022-8377", "00018-of-00022-4948")

@@ -21,7 +21,7 @@ from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.source_caption import SourceCaption
 from graphbuild.annotators.testing import AnnotatorCheckError, check_annotator
 from graphbuild.errors import GraphError
-from graphbuild.images.codecs import Node
+from graphbuild.images.node import Node
 from tests.support.annotators import OfStyles, Random, Styles
 
 

@@ -23,7 +23,8 @@ from graphbuild.annotators.marigold_normals import MarigoldNormals, normal_colou
 from graphbuild.annotators.oneformer import ADE20K, Oneformer, SemanticNetwork
 from graphbuild.annotators.testing import check_annotator
 from graphbuild.contracts import Item
-from graphbuild.images.codecs import Node, Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.node import Node
 from graphbuild.models.resizing import in_stacks, map_at, picture_at, working_size
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.grid import labels_of

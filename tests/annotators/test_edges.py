@@ -22,7 +22,8 @@ from graphbuild.annotators.pidinet import Pidinet
 from graphbuild.annotators.testing import check_annotator
 from graphbuild.contracts import Item
 from graphbuild.errors import GraphError
-from graphbuild.images.codecs import Node, decode_image
+from graphbuild.images.codecs import decode_image
+from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
 from tests.support.annotators import Styles, build, complete
 from tests.support.tiny_checkpoints_edges import tiny_hed, tiny_mlsd, tiny_pidinet

@@ -17,7 +17,8 @@ from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parame
 from graphbuild.annotators.depth_edit import DepthEdit
 from graphbuild.annotators.fill_edit import FillEdit, fading, laid_over
 from graphbuild.contracts import Item
-from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import kind_of
 from graphbuild.models.diffusion import drawing_size
 from graphbuild.store.graph import Graph

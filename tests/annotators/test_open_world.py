@@ -16,7 +16,8 @@ from graphbuild.annotators.base import Derived, Request, Skip, params_of
 from graphbuild.annotators.open_world import OpenWorld, objects_in
 from graphbuild.annotators.vlm import UnreadableAnswer
 from graphbuild.contracts import Item
-from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.grid import labels_of
 from tests.support.annotators import build, complete

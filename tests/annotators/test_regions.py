@@ -21,7 +21,8 @@ from graphbuild.annotators.sam2 import Sam2, Sam2Network, masks_from_boxes
 from graphbuild.annotators.vitpose import PoseNetworks, Vitpose, openpose
 from graphbuild.contracts import Item
 from graphbuild.data import GridTasks
-from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.node import Node
 from graphbuild.images.rendering import KEYPOINTS, draw_pose
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.sampler import PathSampler

@@ -21,7 +21,8 @@ from graphbuild.annotators.redux_style import ReduxStyle, averaged
 from graphbuild.annotators.style_picker import StylePicker
 from graphbuild.contracts import Item
 from graphbuild.errors import MissingWeights
-from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import kind_of
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete

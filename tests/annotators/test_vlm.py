@@ -20,7 +20,8 @@ from graphbuild.annotators.vlm_caption import VlmCaption
 from graphbuild.annotators.vlm_edits import VlmBackground, VlmEdits
 from graphbuild.contracts import Item
 from graphbuild.errors import MissingWeights
-from graphbuild.images.codecs import Node, Pixels
+from graphbuild.images.codecs import Pixels
+from graphbuild.images.node import Node
 from graphbuild.models.vlm import Question
 from graphbuild.models.vlm_local import LocalVlm, load_vlm
 from graphbuild.store.graph import Graph

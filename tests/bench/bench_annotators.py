@@ -42,7 +42,8 @@ from graphbuild.engine import worker as job
 from graphbuild.engine.micro_batches import Loaded
 from graphbuild.engine.run import run
 from graphbuild.hashing import seed_of
-from graphbuild.images.codecs import CODECS, Node
+from graphbuild.images.codecs import CODECS
+from graphbuild.images.node import Node
 from graphbuild.sources import resolve as source
 from graphbuild.store.graph import Graph
 from tests.support.everything import tiny_annotators, write_pairs

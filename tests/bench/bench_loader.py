@@ -51,7 +51,8 @@ from graphbuild.data import GridTasks, collate
 from graphbuild.data.sample import keep_freed_memory
 from graphbuild.engine.commit import publish_unit
 from graphbuild.hashing import checksum, version_of
-from graphbuild.images.codecs import CODECS, Node
+from graphbuild.images.codecs import CODECS
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import kind_of
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import Graph, change_head

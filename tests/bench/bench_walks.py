@@ -39,7 +39,7 @@ class Presence:
 
     def __init__(self, items: int, gaps: float) -> None:
         self.num_items, self.digest = items, f"bench-{items}-{gaps}"
-        self.head = {name: None for name, kind in KINDS.items() if not kind.is_recipe}
+        self.head = {name: None for name, kind in KINDS.items() if not kind.is_computed}
         self._gaps, self._rng = gaps, np.random.default_rng(0)
 
     def presence(self, kind: str) -> NDArray[np.bool_]:

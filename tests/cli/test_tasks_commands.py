@@ -210,7 +210,7 @@ def test_phrases_are_those_in_the_prompt(graph: Path) -> None:
 
 
 def test_a_node_is_explained(graph: Path) -> None:
-    """Its edge, parents and place; by number or by key; a recipe by what it is computed from."""
+    """Its edge, parents and place; by number or by key; a computed one by what it is computed from."""
     opened = Graph.open(graph)
     node = opened.read(6, "canny")
     found = json.loads(cli("explain", graph, 6, "canny", "--json").stdout)
@@ -220,8 +220,8 @@ def test_a_node_is_explained(graph: Path) -> None:
     assert json.loads(cli("explain", graph, found["key"], "canny", "--json").stdout) == found
     lines = cli("explain", graph, 6, "canny").stdout
     assert found["edge"]["part"] in lines and "canny" in lines and "parent: " in lines
-    recipe = json.loads(cli("explain", graph, 6, "foreground", "--json").stdout)
-    assert [parent["kind"] for parent in recipe["recipe_of"]] == ["image", "foreground_mask"]
+    computed = json.loads(cli("explain", graph, 6, "foreground", "--json").stdout)
+    assert [parent["kind"] for parent in computed["computed_from"]] == ["image", "foreground_mask"]
     assert "computed on read" in cli("explain", graph, 6, "foreground").stdout
 
 

@@ -24,7 +24,7 @@ from graphbuild.data import GridTaskList, GridTasks, collate, position
 from graphbuild.data.prefetch import loaded
 from graphbuild.data.sample import CellCache, GridSample
 from graphbuild.errors import CorruptNode, GraphError
-from graphbuild.images.codecs import Node
+from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.paths import PathSet, TaskPath

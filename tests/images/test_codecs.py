@@ -20,7 +20,8 @@ from PIL import Image
 
 from graphbuild.contracts import MAX_PIXELS
 from graphbuild.errors import MissingNode, UnusableImage
-from graphbuild.images.codecs import CODECS, Encoded, Node, check_image, decode_image
+from graphbuild.images.codecs import CODECS, Encoded, check_image, decode_image
+from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete
 
@@ -388,3 +389,9 @@ def test_a_picture_cannot_be_written_to() -> None:
     node = Node(0, "depth", 0, "v0", encoded.data, encoded.format, "png8")
     with pytest.raises(ValueError, match="read-only"):
         node.array()[0, 0] = 1
+
+
+def test_a_node_can_be_printed() -> None:
+    """Guards against megabytes of bytes on the screen of whoever looks at a node."""
+    node = Node(0, "image", 0, "v0", bytes(10**6), "jpeg", "source", edge={"detail": "x" * 10**6})
+    assert len(repr(node)) < 200

@@ -37,14 +37,14 @@ def named(group: str) -> list[str]:
 
 def test_stored_kinds_have_the_codecs_of_the_design() -> None:
     expected = {name: codec for codec, names in CODECS.items() for name in names.split()}
-    assert {kind.name: kind.codec for kind in KINDS.values() if not kind.is_recipe} == expected
+    assert {kind.name: kind.codec for kind in KINDS.values() if not kind.is_computed} == expected
 
 
-def test_recipe_kinds_and_their_parents() -> None:
-    recipes = {kind.name: kind.parents for kind in KINDS.values() if kind.is_recipe}
+def test_computed_kinds_and_their_parents() -> None:
+    computed = {kind.name: kind.parents for kind in KINDS.values() if kind.is_computed}
     cut_outs = dict.fromkeys(("foreground", "background"), ("image", "foreground_mask"))
-    assert recipes == cut_outs | dict.fromkeys(DEGRADATIONS.split(), ("image",))
-    assert all(KINDS[parent].codec for parents in recipes.values() for parent in parents), "a recipe kind is chained"
+    assert computed == cut_outs | dict.fromkeys(DEGRADATIONS.split(), ("image",))
+    assert all(KINDS[parent].codec for parents in computed.values() for parent in parents), "a computed kind is chained"
 
 
 def test_groups() -> None:
@@ -104,6 +104,6 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
         kind_of(name)
 
 
-def test_a_recipe_kind_of_another_picture_is_refused() -> None:
+def test_a_computed_kind_of_another_picture_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'edit_local.blur'.*computed from image only"):
         kind_of("edit_local.blur")

@@ -1,4 +1,4 @@
-"""Recipe kinds: pictures that are computed when they are read."""
+"""Computed kinds: pictures that are computed when they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     import skimage
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("recipes") / "photos"
+    folder = tmp_path_factory.mktemp("computed") / "photos"
     folder.mkdir()
     for name in ("p00.jpg", "p01.png"):
         shutil.copy2(photos / name, folder)
@@ -80,14 +80,14 @@ def test_large_pictures_are_fitted_before_they_are_degraded(graph: Graph) -> Non
     assert np.array_equal(graph.read(2, "pixelate", seed=9).array(), degradations.apply("pixelate", fitted, 9))
 
 
-def test_recipes_see_the_upright_picture(graph: Graph) -> None:
+def test_computed_kinds_see_the_upright_picture(graph: Graph) -> None:
     """A photograph turned by its EXIF tag is degraded and cut out as it is shown."""
     picture = graph.read(3, "image").array()
     assert graph.read(3, "gray").array().shape == graph.read(3, "foreground").array().shape == picture.shape
     assert np.array_equal(graph.read(3, "rotate_180").array(), picture[::-1, ::-1])
 
 
-def test_a_recipe_needs_its_parents(photos: Path, tmp_path: Path) -> None:
+def test_a_computed_kind_needs_its_parents(photos: Path, tmp_path: Path) -> None:
     """Without a mask there is no foreground: an error that says so, never a black picture."""
     report = build(photos, tmp_path / "g", [TwoKinds()], limit=6)
     graph = Graph.open(tmp_path / "g")
@@ -103,7 +103,7 @@ def test_a_recipe_needs_its_parents(photos: Path, tmp_path: Path) -> None:
         graph.read(6, "blur")
 
 
-def test_a_recipe_of_an_absent_kind_names_it(photos: Path, tmp_path: Path) -> None:
+def test_a_computed_kind_of_an_absent_kind_names_it(photos: Path, tmp_path: Path) -> None:
     """The user has to learn which annotator to run."""
     build(photos, tmp_path / "g", [], limit=2)
     graph = Graph.open(tmp_path / "g")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from graphbuild.images.codecs import CODECS, Node, Pixels
+from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.tasks.cells import cover, fit_size, square, stretch
 from graphbuild.tasks.config import CellConfig, Decode, SamplerConfig

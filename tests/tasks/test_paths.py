@@ -199,7 +199,7 @@ BAD = {
     "target elsewhere": (entry(", target: depth"), r"path 'a': target: 'depth' is not a cell; allowed: canny, image"),
     "target twice": (entry(", target: [image, image]"), r"path 'a': targets: \(1, 1\); allowed: ascending"),
     "no target": (entry(", target: []"), r"path 'a': target: \[\]; allowed: a list"),
-    "two recipes": (
+    "two computed": (
         "paths: [{name: a, cells: ['blur:a', 'blur:b', image]}]",
         r"path 'a': cells: 'blur' comes twice; it is computed",
     ),

@@ -110,7 +110,7 @@ def test_two_roles_of_a_kind_show_two_variants(tmp_path: Path) -> None:
         drawn(graph, "image:a", "image:b")
 
 
-def test_a_recipe_takes_the_first_mask_and_what_belongs_to_it(tmp_path: Path) -> None:
+def test_a_computed_cell_takes_the_first_mask_and_what_belongs_to_it(tmp_path: Path) -> None:
     """`foreground` is cut with mask 0: the style that the mask was made from is style 0."""
     kinds = {
         "style_content": same(COUNT, 3, "image"),

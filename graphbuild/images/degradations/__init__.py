@@ -5,6 +5,8 @@ the same size; `rotate_90` and `rotate_270` swap the sides. The parameters are t
 2504.07960). Lengths in pixels hold for a long side of 512 and follow the picture's size, so that a degradation looks
 alike on a thumbnail and on a photo from a camera.
 
+A change that gives other pixels for the same (pixels, seed) bumps `version` of that kind in `kinds/registry.py`.
+
 All chance comes from one PCG64 generator made of the seed: no global state, the same pixels for any thread count.
 """
 
@@ -27,10 +29,7 @@ from graphbuild.images.degradations.resolution import mosaic, pixelate, sr_x2, s
 from graphbuild.images.degradations.sharpness import blur, defocus, gaussian_blur, oversharpen
 from graphbuild.images.degradations.tones import quantization
 
-__all__ = ["DEGRADATIONS", "NAMES", "VERSION", "apply", "fit"]
-
-VERSION: int = 1
-"""Bumped when any degradation gives other pixels for the same (pixels, seed)."""
+__all__ = ["DEGRADATIONS", "NAMES", "apply", "fit"]
 
 DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
     {

@@ -83,7 +83,7 @@ class TaskPath:
         if len(set(self.cells)) != len(self.cells):
             raise ValueError(f"cells: {list(self.cells)} has a role twice; name them apart, as in 'image:other'")
         if twice := sorted(
-            {kind for kind in self.kinds if self.kinds.count(kind) > 1 and self.declared(kind).is_recipe}
+            {kind for kind in self.kinds if self.kinds.count(kind) > 1 and self.declared(kind).is_computed}
         ):
             raise ValueError(f"cells: {twice[0]!r} comes twice; it is computed, so both would be the same picture")
         if not self.targets or list(self.targets) != sorted({*self.targets} & {*range(len(self.cells))}):
