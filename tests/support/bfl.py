@@ -38,8 +38,8 @@ class Bfl:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
         axes = zip(self.config.axes_dims_rope, ids.double().unbind(-1), strict=True)
-        angles = torch.cat([at[:, None] * 10000.0 ** -(torch.arange(0, n, 2) / n) for n, at in axes], -1)
-        turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+        angles = torch.cat([at[:, None] * 10000.0 ** -(torch.arange(0, n, 2).double() / n) for n, at in axes], -1)
+        turn = torch.polar(torch.ones_like(angles), angles).to(q.dtype.to_complex())
         q, k = (torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2) for x in (q, k))
         return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
@@ -91,8 +91,9 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def waves(at: Tensor) -> Tensor:
-    angles = 1000 * at[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    """In float32 for any dtype, as published."""
+    angles = 1000 * at.float()[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
+    return torch.cat([angles.cos(), angles.sin()], -1).to(at)
 
 
 def published(model: FluxTransformer2DModel) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -72,11 +73,19 @@ def inputs(model: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def output(model: nn.Module) -> Tensor:
-    """What the model makes of `inputs`."""
+def output(model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What the model, or a copy of it in another dtype, makes of `inputs`."""
+    own = model if dtype == torch.float32 else deepcopy(model).to(dtype)
     with torch.no_grad():
-        made: Tensor = model(**inputs(model), return_dict=False)[0]
+        made: Tensor = own(**cast(inputs(model), dtype), return_dict=False)[0]
     return made
+
+
+def cast(arguments: Any, dtype: torch.dtype) -> Any:
+    """The same arguments, their floats in another dtype."""
+    if isinstance(arguments, dict):
+        return {name: cast(value, dtype) for name, value in arguments.items()}
+    return arguments.to(dtype) if isinstance(arguments, Tensor) and arguments.is_floating_point() else arguments
 
 
 def layers_of(base: type[Base], model: nn.Module, layers: Any) -> list[str]:
