@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from graphbuild_train.bases import tiny
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.config import TrainConfig, config_from
 from graphbuild_train.journal import Journal, quiet_libraries
+from graphbuild_train.objective import Noisy, Objective
 from graphbuild_train.trainer import Trainer, train
 from tests.support.annotators import build, complete
+from tests.support.numerics import assert_close
 
 PATHS = """
 content: {from: caption, of: image}
@@ -39,6 +42,8 @@ paths:
   - {name: noise-to-image, type: restoration, cells: [gaussian_noise, image]}
 """
 ROOT = Path(__file__).resolve().parents[2]
+ROUNDINGS = 5 * 4 * 64
+"""Of a LoRA after five steps: each adds gradients of four samples of about 64 tokens."""
 NEVER = {"checkpoint": 0, "validate": 0, "sample": 0}
 QUICK = {
     "dtype": "float32", "resolution": 32, "steps": 5, "batch": 4, "micro_batch": 2, "watch": NEVER,
@@ -117,16 +122,37 @@ def state(out: Path) -> dict[str, Tensor]:
     return {f"{part} {name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
-def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Of two states: of their LoRAs, averages and moments the largest relative error, each as one vector. (Element by
-    element Adam makes much of the last bits of gradients that are next to nothing.)"""
-    assert one.keys() == other.keys() and one
-    found = []
-    for start, end in (("lora", ""), ("ema", ""), ("adam", "exp_avg"), ("adam", "exp_avg_sq")):
-        if names := [name for name in one if name.startswith(start) and name.endswith(end)]:
-            a, b = (torch.cat([tensors[name].double().flatten() for name in names]) for tensors in (one, other))
-            found.append(float((a - b).norm() / a.norm()))
-    return max(found)
+def parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA, averages and both moments of a state, each as one vector. (Element by element Adam makes much of the
+    last bits of gradients that are next to nothing.)"""
+    ends = {"lora": ("lora", ""), "ema": ("ema", ""), "mean": ("adam", "exp_avg"), "square": ("adam", "exp_avg_sq")}
+    named = {
+        part: [name for name in sorted(state) if name.startswith(start) and name.endswith(end)]
+        for part, (start, end) in ends.items()
+    }
+    return {part: torch.cat([state[name].flatten() for name in names]) for part, names in named.items() if names}
+
+
+def assert_same_steps(found: Path, wanted: Path, mutant: Path) -> None:
+    """Assert that two runs made the same steps up to rounding, and that a run with a known mistake did not."""
+    assert state(found).keys() == state(wanted).keys()
+    runs = [parts(state(out)) for out in (found, wanted, mutant)]
+    for part in runs[1]:
+        ours, theirs, wrong = (run[part] for run in runs)
+        assert_close(ours, theirs, terms=ROUNDINGS, mutant=wrong)
+
+
+@contextmanager
+def uneven_passes() -> Iterator[None]:
+    """A mistake: in this process every second pass of a step counts 1 % more than the one before."""
+    loss_of, passes = Objective.loss_of, count()
+
+    def uneven(self: Objective, predicted: Tensor, noisy: Noisy) -> Tensor:
+        return loss_of(self, predicted, noisy) * (1.01 if next(passes) % 2 else 1)
+
+    Objective.loss_of = uneven  # type: ignore[method-assign]
+    yield
+    Objective.loss_of = loss_of  # type: ignore[method-assign]
 
 
 def seen(log: Path) -> list[list[Any]]:

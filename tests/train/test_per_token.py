@@ -10,8 +10,13 @@ import pytest
 import torch
 
 from graphbuild_train.bases import flux, per_token
+from tests.support.numerics import assert_close, error, rounding
 from tests.support.tiny_models import components
 
+pytestmark = pytest.mark.numeric
+
+FORWARD = 1000
+"""Roundings of a forward pass of the small model: about ten layers with sums of about a hundred terms."""
 LENGTHS = [3, 5, 2]
 TIMES = torch.tensor([[0.9, 0.8], [0.0, 0.1], [0.9, 0.3], [0.4, 0.8]])
 """Of the text and three parts, for two samples."""
@@ -64,20 +69,20 @@ def forward(model: Any, lengths: list[int], times: torch.Tensor | None, order: S
 def test_equal_times_are_the_stock_model(stock: Any, model: Any, lengths: list[int]) -> None:
     expected = forward(stock, lengths, None)
     assert torch.equal(forward(model, lengths, None), expected)  # without parts nothing has changed
-    made = forward(model, lengths, torch.full((1 + len(lengths), 2), 0.7))
-    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    made, late = (forward(model, lengths, torch.full((1 + len(lengths), 2), time)) for time in (0.7, 0.701))
+    assert_close(made, expected, terms=FORWARD, mutant=late)
 
 
 def test_every_part_has_its_own_time(model: Any) -> None:
     """Parts may come in any order with their times; another time for one part, sample or the text is felt."""
     made, turned = forward(model, LENGTHS, TIMES), forward(model, LENGTHS, TIMES, order=[2, 0, 1])
     split = torch.split(made, LENGTHS, 1)
-    torch.testing.assert_close(turned, torch.cat([split[2], split[0], split[1]], 1), atol=1e-5, rtol=0)
+    assert_close(turned, torch.cat([split[2], split[0], split[1]], 1), terms=FORWARD, mutant=made)
     for part in range(4):
         other = TIMES.clone()
         other[part, 1] = 0.55
         changed = forward(model, LENGTHS, other)
-        assert torch.equal(changed[0], made[0]) and (changed[1] - made[1]).abs().max() > 1e-4
+        assert torch.equal(changed[0], made[0]) and error(changed[1], made[1]) > rounding(FORWARD)
 
 
 def test_blocks_are_found_by_name(model: Any) -> None:
@@ -92,11 +97,13 @@ def test_checkpointing_and_tracing_change_nothing(model: Any) -> None:
     """Guards against times that are lost when blocks are run again, and blocks that cannot be compiled whole."""
     made, gradients = forward(model, LENGTHS, TIMES), []
     model.requires_grad_(True)
-    for way in ("enable", "disable"):
+    late = TIMES + 0.001
+    for way, times in (("enable", TIMES), ("disable", TIMES), ("disable", late)):
         getattr(model, f"{way}_gradient_checkpointing")()
         model.zero_grad()
-        forward(model, LENGTHS, TIMES).square().sum().backward()
+        forward(model, LENGTHS, times).square().sum().backward()
         gradients.append(model.transformer_blocks[0].norm1.linear.weight.grad.clone())
-    torch.testing.assert_close(gradients[0], gradients[1])
+    assert_close(gradients[0], gradients[1], terms=2 * FORWARD, mutant=gradients[2])
+    wrong = forward(model, LENGTHS, late)
     model.compile_repeated_blocks(fullgraph=True, backend="eager")
-    torch.testing.assert_close(forward(model, LENGTHS, TIMES), made)
+    assert_close(forward(model, LENGTHS, TIMES), made, terms=FORWARD, mutant=wrong)
