@@ -390,3 +390,13 @@ def test_looks_alike_at_every_size(name: str) -> None:
         for pixels in (small, large)
     ]
     assert abs(lost[0] - lost[1]) < 5
+
+
+@pytest.mark.parametrize(("ground", "subject"), [(245, 60), (250, 200), (8, 120), (3, 30)])
+def test_contrast_goes_where_its_name_says(ground: int, subject: int) -> None:
+    """Guards against a tone curve that flattens a product photo on white, or stretches a night shot."""
+    pixels = np.full((64, 96, 3), ground, np.uint8)
+    pixels[20:40, 30:60] = np.linspace(subject, ground, 30).astype(np.uint8)[None, :, None]
+    for seed in range(200):
+        assert apply("contrast_strengthen", pixels, seed).std() > pixels.std(), seed
+        assert apply("contrast_weaken", pixels, seed).std() < pixels.std(), seed

@@ -37,6 +37,8 @@ _STRENGTHEN_FACTOR = (1.4, 1.7, 2.1, 2.6, 4.0)
 _STRENGTHEN_EXPONENT = (2.0, 4.0, 6.0, 8.0, 10.0)
 _WEAKEN_FACTOR = (0.75, 0.6, 0.45, 0.3, 0.2)
 _WEAKEN_EXPONENT = (1.0, 0.9, 0.8, 0.6, 0.4)
+_LEAST_CHANGE = 0.05
+"""Of the contrast, as a share: a curve that changes it less, or the other way, is not used."""
 
 
 def brighten(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -68,7 +70,8 @@ def low_light(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def contrast_strengthen(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """More contrast about the mean, by a factor (1.4 ... 4) or a curve (exponent 2 ... 10), at five severities.
 
-    uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `contrast_strengthen`.
+    uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `contrast_strengthen`, but for photos
+    that the drawn curve would flatten (bright ones): they get the factor of that severity.
     """
     return _recontrasted(pixels, _STRENGTHEN_FACTOR, _STRENGTHEN_EXPONENT, rng)
 
@@ -76,7 +79,8 @@ def contrast_strengthen(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def contrast_weaken(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Less contrast about the mean, by a factor (0.75 ... 0.2) or a curve (exponent 1 ... 0.4), at five severities.
 
-    uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `contrast_weaken`.
+    uint8 0..255, H x W x 3 RGB or H x W grey -> same shape. Source: VisualCloze `contrast_weaken`, but for photos
+    whose contrast the drawn curve would raise (dark ones): they get the factor of that severity.
     """
     return _recontrasted(pixels, _WEAKEN_FACTOR, _WEAKEN_EXPONENT, rng)
 
@@ -110,11 +114,19 @@ def _recontrasted(
     pixels: Pixels, factors: tuple[float, ...], exponents: tuple[float, ...], rng: np.random.Generator
 ) -> Pixels:
     level = draw_level(rng)
+    centre, before = _luma_moments(pixels)
     if draw_one(rng, (False, True)):
-        return apply_curve(pixels, _sigmoids(pixels, exponents[level]))
-    luma = pixels if pixels.ndim == 2 else as_pixels(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-    centre = float(luma.mean())
+        toned = apply_curve(pixels, _sigmoids(pixels, exponents[level]))
+        ratio = _luma_moments(toned)[1] / max(before, 1e-6)
+        if ratio >= 1 + _LEAST_CHANGE if factors[level] > 1 else ratio <= 1 - _LEAST_CHANGE:
+            return toned
     return apply_curve(pixels, centre + factors[level] * (levels() - centre))
+
+
+def _luma_moments(pixels: Pixels) -> tuple[float, float]:
+    """Mean and standard deviation of the luma: brightness and contrast, in levels."""
+    luma = pixels if pixels.ndim == 2 else as_pixels(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+    return float(luma.mean()), float(luma.std())
 
 
 def _sigmoids(pixels: Pixels, exponent: float) -> _Curve:
