@@ -10,27 +10,17 @@ from functools import cached_property
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import CommitDocument, CommitRef, GraphDocument, LineageDocument, Live, SourceDocument, Unit
-from graphbuild.engine.ingest import IngestUnit
 from graphbuild.engine.new_items import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
 from graphbuild.engine.preflight import missing_parts, non_commercial, too_large, without_gpu
-from graphbuild.engine.records import AnnotateUnit, Producer
-from graphbuild.engine.unit import Work
+from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
+from graphbuild.engine.rows import rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source, source_params
-from graphbuild.store.files import Files, Workspace
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Head, newest_commits, read_document, read_head, read_lineage
 from graphbuild.store.parts import Commit, read_commit
-
-
-@dataclass(frozen=True)
-class PlannedUnit:
-    """A unit that has to run, why, and how many rows it plans."""
-
-    task: AnnotateUnit | IngestUnit
-    why: str
-    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +40,7 @@ class Plan:
 
     def reasons(self) -> dict[tuple[str, str], int]:
         """(annotator, why) -> units, in dependency order."""
-        return dict(Counter((unit.task.producer.name, unit.why) for unit in self.units))
+        return dict(Counter((unit.work.producer.name, unit.why) for unit in self.units))
 
     def makes(self) -> dict[str, Live]:
         """Kind -> the version this plan builds of it."""
@@ -98,8 +88,8 @@ def make_plan(
     else:
         shards = planner.committed(shards)
     planner.plan_annotators(annotators, shards)
-    tasks = (unit.task for unit in planner.units)
-    at_work = list({task.producer.version: task.annotator for task in tasks if isinstance(task, AnnotateUnit)}.values())
+    works = (unit.work for unit in planner.units)
+    at_work = list({work.producer.version: work.annotator for work in works if isinstance(work, AnnotateUnit)}.values())
     refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
     return Plan(
         document=document,
@@ -162,7 +152,7 @@ class _Planner:
             why = self._why_source(item, commit)
             if why is None:
                 continue
-            task = IngestUnit(
+            work = IngestUnit(
                 source=source,
                 producer=producer,
                 unit=Unit(annotator=producer.name, version=producer.version, shard=item.shard),
@@ -171,7 +161,7 @@ class _Planner:
                 replaces=item.replaces,
                 retry=self.retry,
             )
-            self._add(task, why, item.num_items)
+            self._add(work, why, item.num_items)
 
     def _why_source(self, item: ShardItems, commit: Commit | None) -> str | None:
         if commit is None:
@@ -202,16 +192,16 @@ class _Planner:
         missing = self._why_missing(producer)
         for item in shards:
             commit = commits.get(item.shard.index)
-            task = AnnotateUnit(
+            work = AnnotateUnit(
                 annotator=annotator,
                 producer=_never_fewer_variants(producer, commit),
                 unit=Unit(annotator=producer.name, version=producer.version, shard=item.shard),
                 revision=commit.ref.revision + 1 if commit else 0,
                 retry=self.retry,
             )
-            why = missing if commit is None else self._why_again(task, commit)
+            why = missing if commit is None else self._why_again(work, commit)
             if why is not None:
-                self._add(task, why, item.num_items)
+                self._add(work, why, item.num_items)
 
     def _why_missing(self, producer: Producer) -> str:
         old = {self.head[kind] for kind in producer.variants if kind in self.head}
@@ -223,20 +213,20 @@ class _Planner:
             return f"replaces {live.annotator}"
         return "annotator changed: " + _difference(read_lineage(self.files, live.version), producer.lineage)
 
-    def _why_again(self, task: AnnotateUnit, commit: Commit) -> str | None:
-        more = [k for k, count in task.producer.variants.items() if count > commit.document.variants.get(k, 0)]
+    def _why_again(self, work: AnnotateUnit, commit: Commit) -> str | None:
+        more = [k for k, count in work.producer.variants.items() if count > commit.document.variants.get(k, 0)]
         if more:
             return f"more variants of {', '.join(more)}"
         if reason := self._retry_reason(commit.document):
             return reason
-        shard = task.unit.shard.index
-        parents = task.producer.parents.values()
+        shard = work.unit.shard.index
+        parents = work.producer.parents.values()
         if any((live.annotator, live.version, shard) in self._planned for live in parents):
             return "parent changes"
         newest = {self._ref(live, shard) for live in parents}
         # The parents' commits moved on: only then are rows looked at.
         if newest != set(commit.document.parents) and None not in newest:
-            pending = Work(task, self.files, Workspace(self.files, ""), 0.0).pending
+            pending = len(rows_of(work, self.files).todo)
             return f"parent changed ({pending} rows)" if pending else None
         return None
 
@@ -273,9 +263,9 @@ class _Planner:
 
     # ---- what is committed -----------------------------------------------------------------------------------
 
-    def _add(self, task: AnnotateUnit | IngestUnit, why: str, items: int) -> None:
-        self._planned.add((task.unit.annotator, task.unit.version, task.unit.shard.index))
-        self.units.append(PlannedUnit(task, why, items * sum(task.producer.variants.values())))
+    def _add(self, work: AnyUnit, why: str, items: int) -> None:
+        self._planned.add((work.unit.annotator, work.unit.version, work.unit.shard.index))
+        self.units.append(PlannedUnit(work, why, items * sum(work.producer.variants.values())))
 
     def _unit_commits(self, annotator: str, version: str) -> dict[int, Commit]:
         """Shard -> the newest commit; every footer is read once."""

@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from graphbuild.contracts import AnnotatorReport
-from graphbuild.engine.records import UnitReport
-from graphbuild.engine.worker import Job
+from graphbuild.engine.records import Job, UnitReport
 from graphbuild.hashing import canonical_json
 from graphbuild.store.files import Files
 

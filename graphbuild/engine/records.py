@@ -1,4 +1,4 @@
-"""What a worker receives for one unit, and what it reports back."""
+"""The records that travel: between plan, schedule, executors and workers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphbuild.annotators.base import Annotator
-from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome, Status, Unit
+from graphbuild.annotators.base import Annotator, Resources
+from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome, Shard, Status, Unit
+from graphbuild.sources.base import Entry, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateUnit:
-    """What a worker receives for one unit. `deaths` counts workers that died on it: after the first, rows run alone."""
+    """One unit of an annotator. `deaths` counts workers that died on it: after the first, rows run alone."""
 
     annotator: Annotator
     producer: Producer
@@ -33,6 +34,43 @@ class AnnotateUnit:
     revision: int
     retry: bool = False
     deaths: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestUnit:
+    """One unit of a source. `entries` are the items of the shard in order, or None if its items part is published;
+    `replaces` names the keys whose files changed and were accepted as new items."""
+
+    source: Source
+    producer: Producer
+    unit: Unit
+    revision: int
+    entries: tuple[Entry, ...] | None
+    replaces: frozenset[str] = frozenset()
+    retry: bool = False
+    deaths: int = 0
+
+
+AnyUnit = AnnotateUnit | IngestUnit
+
+
+@dataclass(frozen=True)
+class PlannedUnit:
+    """A unit that has to run, why, and how many rows it plans."""
+
+    work: AnyUnit
+    why: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Units of one shard for one worker; `pool` says whose worker may take it, `resources` what that one needs."""
+
+    pool: str
+    shard: Shard
+    units: tuple[AnyUnit, ...]
+    resources: Resources = Resources()
 
 
 @dataclass(kw_only=True)

@@ -21,10 +21,10 @@ from graphbuild.contracts import RunReport
 from graphbuild.engine.executors.inline import run_inline
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
-from graphbuild.engine.records import UnitReport
+from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.spool import remove_finished
-from graphbuild.engine.worker import Job, Worker
+from graphbuild.engine.worker import Worker
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source

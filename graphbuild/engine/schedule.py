@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from graphbuild.annotators.base import Resources
-from graphbuild.engine.ingest import IngestUnit
 from graphbuild.engine.plan import Plan
-from graphbuild.engine.records import AnnotateUnit, UnitReport
+from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, UnitReport
 from graphbuild.engine.unit import BROKEN_ROWS
-from graphbuild.engine.worker import Job
 
 UNIT_TRIES = 3
 MAX_DEATHS = 20
@@ -31,7 +29,7 @@ class Schedule:
         self.errors: list[str] = []
         self.replan = False
         self._waiting: deque[Job] = deque(make_jobs(plan))
-        self._open: set[UnitKey] = {unit_key(task) for job in self._waiting for task in job.tasks}
+        self._open: set[UnitKey] = {unit_key(work) for job in self._waiting for work in job.units}
         self._lost: set[UnitKey] = set()
         self._tries: Counter[UnitKey] = Counter()
         self._stopped: set[tuple[str, str]] = set()
@@ -54,7 +52,7 @@ class Schedule:
             job = self._without_lost(self._waiting.popleft())
             if job is None:
                 continue
-            if (pool is None or job.pool == pool) and not any(self._blocked(task) for task in job.tasks):
+            if (pool is None or job.pool == pool) and not any(self._blocked(work) for work in job.units):
                 return job
             self._waiting.append(job)
         return None
@@ -64,21 +62,21 @@ class Schedule:
 
     def waiting_pools(self) -> Counter[str]:
         """Pool -> jobs that could start now."""
-        return Counter(job.pool for job in self._waiting if not any(self._blocked(task) for task in job.tasks))
+        return Counter(job.pool for job in self._waiting if not any(self._blocked(work) for work in job.units))
 
     def finish(self, job: Job, reports: Sequence[UnitReport]) -> None:
         by_unit = {str(report.unit): report for report in reports}
-        for task in job.tasks:
-            self._settle(job, task, by_unit[str(task.unit)])
+        for work in job.units:
+            self._settle(job, work, by_unit[str(work.unit)])
 
     def died(self, job: Job, why: str, *, counts: bool = True) -> None:
         """The worker died: its units go back, one to a job; if it was not the node that died, rows run alone."""
-        for task in job.tasks:
-            again = replace(task, deaths=task.deaths + counts)
+        for work in job.units:
+            again = replace(work, deaths=work.deaths + counts)
             if again.deaths > MAX_DEATHS:
-                self._lose(task, f"{task.unit}: {again.deaths} workers died on it; the last: {why}")
+                self._lose(work, f"{work.unit}: {again.deaths} workers died on it; the last: {why}")
             else:
-                self._waiting.append(replace(job, tasks=(again,)))
+                self._waiting.append(replace(job, units=(again,)))
 
     def abort(self, why: str) -> None:
         """Nothing more can be done in this run."""
@@ -87,56 +85,56 @@ class Schedule:
         self._open.clear()
         self._waiting.clear()
 
-    def _settle(self, job: Job, task: AnnotateUnit | IngestUnit, report: UnitReport) -> None:
+    def _settle(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
         if report.status == "failed":
-            self._retry_or_lose(job, task, report)
+            self._retry_or_lose(job, work, report)
             return
         self.replan |= report.status == "replan"
         self.reports.append(report)
-        self._open.discard(unit_key(task))
-        self._count(task, report)
+        self._open.discard(unit_key(work))
+        self._count(work, report)
 
-    def _retry_or_lose(self, job: Job, task: AnnotateUnit | IngestUnit, report: UnitReport) -> None:
-        self._tries[unit_key(task)] += 1
+    def _retry_or_lose(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
+        self._tries[unit_key(work)] += 1
         if report.broken:
-            self._stop(task)
-        if report.final or self._tries[unit_key(task)] >= UNIT_TRIES:
-            self._lose(task, report.error or "")
+            self._stop(work)
+        if report.final or self._tries[unit_key(work)] >= UNIT_TRIES:
+            self._lose(work, report.error or "")
         else:
-            self._waiting.append(replace(job, tasks=(task,)))
+            self._waiting.append(replace(job, units=(work,)))
 
-    def _count(self, task: AnnotateUnit | IngestUnit, report: UnitReport) -> None:
+    def _count(self, work: AnyUnit, report: UnitReport) -> None:
         """Stop an annotator of which more than half of at least BROKEN_ROWS finished rows failed."""
-        producer = (task.producer.name, task.producer.version)
+        producer = (work.producer.name, work.producer.version)
         self._rows[producer, True] += report.computed_failed
         self._rows[producer, False] += report.computed
         rows, all_bad = self._rows[producer, False], self._rows[producer, True]
         if rows >= BROKEN_ROWS and all_bad * 2 > rows and producer not in self._stopped:
             self.errors.append(f"{producer[0]} stopped: {all_bad} of {rows} rows failed")
-            self._stop(task)
+            self._stop(work)
 
-    def _stop(self, task: AnnotateUnit | IngestUnit) -> None:
-        self._stopped.add((task.producer.name, task.producer.version))
+    def _stop(self, work: AnyUnit) -> None:
+        self._stopped.add((work.producer.name, work.producer.version))
 
-    def _lose(self, task: AnnotateUnit | IngestUnit, why: str) -> None:
-        self._open.discard(unit_key(task))
-        self._lost.add(unit_key(task))
+    def _lose(self, work: AnyUnit, why: str) -> None:
+        self._open.discard(unit_key(work))
+        self._lost.add(unit_key(work))
         self.errors.append(why)
 
     def _without_lost(self, job: Job) -> Job | None:
         """The job less the units whose annotator stopped or whose parents will not come."""
         kept = []
-        for task in job.tasks:
-            stopped = (task.producer.name, task.producer.version) in self._stopped
-            if stopped or any(key in self._lost for key in parent_keys(task)):
-                self._open.discard(unit_key(task))
-                self._lost.add(unit_key(task))
+        for work in job.units:
+            stopped = (work.producer.name, work.producer.version) in self._stopped
+            if stopped or any(key in self._lost for key in parent_keys(work)):
+                self._open.discard(unit_key(work))
+                self._lost.add(unit_key(work))
             else:
-                kept.append(task)
-        return replace(job, tasks=tuple(kept)) if kept else None
+                kept.append(work)
+        return replace(job, units=tuple(kept)) if kept else None
 
-    def _blocked(self, task: AnnotateUnit | IngestUnit) -> bool:
-        return any(key in self._open for key in parent_keys(task))
+    def _blocked(self, work: AnyUnit) -> bool:
+        return any(key in self._open for key in parent_keys(work))
 
 
 def make_jobs(plan: Plan) -> list[Job]:
@@ -145,30 +143,30 @@ def make_jobs(plan: Plan) -> list[Job]:
     for producer in plan.producers:
         parents = (depth.get((live.annotator, live.version), 0) for live in producer.parents.values())
         depth[producer.name, producer.version] = max((d + 1 for d in parents), default=0)
-    groups: dict[tuple[int, int, str], list[AnnotateUnit | IngestUnit]] = {}
+    groups: dict[tuple[int, int, str], list[AnyUnit]] = {}
     for unit in plan.units:
-        task = unit.task
-        key = (task.unit.shard.index, depth[task.producer.name, task.producer.version], _pool(task))
-        groups.setdefault(key, []).append(task)
-    return [_job(pool, tasks) for (_, _, pool), tasks in sorted(groups.items())]
+        work = unit.work
+        key = (work.unit.shard.index, depth[work.producer.name, work.producer.version], _pool(work))
+        groups.setdefault(key, []).append(work)
+    return [_job(pool, works) for (_, _, pool), works in sorted(groups.items())]
 
 
-def _job(pool: str, tasks: list[AnnotateUnit | IngestUnit]) -> Job:
-    own = [task.annotator.resources for task in tasks if isinstance(task, AnnotateUnit)]
-    return Job(pool=pool, shard=tasks[0].unit.shard, tasks=tuple(tasks), resources=own[0] if pool != SHARED else _ONE)
+def _job(pool: str, works: list[AnyUnit]) -> Job:
+    own = [work.annotator.resources for work in works if isinstance(work, AnnotateUnit)]
+    return Job(pool=pool, shard=works[0].unit.shard, units=tuple(works), resources=own[0] if pool != SHARED else _ONE)
 
 
-def _pool(task: AnnotateUnit | IngestUnit) -> str:
+def _pool(work: AnyUnit) -> str:
     """Annotators that ask for one CPU and nothing else share one pool; each other has workers of its own, which keep
     its model."""
-    if isinstance(task, IngestUnit) or replace(task.annotator.resources, batch_size=1) == _ONE:
+    if isinstance(work, IngestUnit) or replace(work.annotator.resources, batch_size=1) == _ONE:
         return SHARED
-    return f"{task.producer.name}@{task.producer.version}"
+    return f"{work.producer.name}@{work.producer.version}"
 
 
-def unit_key(task: AnnotateUnit | IngestUnit) -> UnitKey:
-    return (task.unit.annotator, task.unit.version, task.unit.shard.index)
+def unit_key(work: AnyUnit) -> UnitKey:
+    return (work.unit.annotator, work.unit.version, work.unit.shard.index)
 
 
-def parent_keys(task: AnnotateUnit | IngestUnit) -> list[UnitKey]:
-    return [(live.annotator, live.version, task.unit.shard.index) for live in task.producer.parents.values()]
+def parent_keys(work: AnyUnit) -> list[UnitKey]:
+    return [(live.annotator, live.version, work.unit.shard.index) for live in work.producer.parents.values()]

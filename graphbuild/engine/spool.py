@@ -9,14 +9,13 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from graphbuild.contracts import SPOOL, Outcome, Unit
+from graphbuild.engine.rows import Key
 from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.parts import edges_name, outcomes
 
 SPOOL_BYTES = 256 << 20
 CONDEMN_AFTER = 3
-
-Key = tuple[int, str, int]
 
 
 class Spool:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graphbuild.annotators.base import Derived, Each, Request, Skip, makes_of, needs_of
-from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Unit
+from graphbuild.contracts import Item, Outcome
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.micro_batches import Loaded, annotate, out_of_memory
-from graphbuild.engine.records import AnnotateUnit, Producer, UnitReport
-from graphbuild.engine.spool import CONDEMN_AFTER, Key, Spool
+from graphbuild.engine.records import AnnotateUnit, UnitReport
+from graphbuild.engine.rows import Key, rows_of, scrub, unit_document
+from graphbuild.engine.spool import CONDEMN_AFTER, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, seed_of
 from graphbuild.images.codecs import CODECS
 from graphbuild.images.node import Node
-from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import read_node
-from graphbuild.store.parts import items_name, newest_commit, read_table
 
 BROKEN_ROWS = 100
 CAREFUL_FLUSH_SECONDS = 1.0
@@ -53,25 +51,27 @@ Nodes = dict[tuple[str, int, int], Node]
 """Parents already read for the current chunk: (kind, item_ix, variant) -> node, shared by the units of a shard."""
 
 
-class Work:
+class Annotating:
     """One unit under way: `advance` over chunks of items, then `commit`."""
 
-    def __init__(self, task: AnnotateUnit, files: Files, workspace: Workspace, flush_s: float) -> None:
-        self.task, self.files, self.workspace = task, files, workspace
-        self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if task.deaths else flush_s
-        self.report = UnitReport(unit=task.unit, revision=task.revision)
+    def __init__(self, work: AnnotateUnit, files: Files, workspace: Workspace, flush_s: float) -> None:
+        self.work, self.files, self.workspace = work, files, workspace
+        self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if work.deaths else flush_s
+        self.report = UnitReport(unit=work.unit, revision=work.revision)
         self.tally = Tally()
-        self._annotator = task.annotator
+        self._annotator = work.annotator
         self._makes = makes_of(self._annotator)
-        self._codecs = {name: CODECS[task.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
-        self.parents = parent_rows(files, task.producer, task.unit)
-        self.items = items_of(files, task.unit)
-        self.previous = previous_rows(files, task.unit)
-        planned = list(self._planned())
-        self.kept = kept_rows(self.previous.outcomes() if self.previous else [], planned, task.retry)
-        self._todo = {row.key: row for row in planned if row.key not in self.kept}
+        self._codecs = {name: CODECS[work.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
+        found = rows_of(work, files)
+        self.items, self.parents, self.previous, self.kept, self._todo = (
+            found.items,
+            found.parents,
+            found.previous,
+            found.kept,
+            found.todo,
+        )
         self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
-        self.spool = Spool(files, workspace, task.unit, task.revision, list(self._todo.values()))
+        self.spool = Spool(files, workspace, work.unit, work.revision, list(self._todo.values()))
         self._resume()
 
     def _resume(self) -> None:
@@ -79,50 +79,9 @@ class Work:
             # A failure that is not committed may have been mended since.
             if row.key in self._todo and not row.retriable:
                 self.rows[row.key] = row
-        for key in self.spool.condemned(self.task.deaths > 0):
+        for key in self.spool.condemned(self.work.deaths > 0):
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
             self.rows |= {row: self._failed(row, "killed_worker", _DEADLY) for row in rows if row in self._todo}
-
-    # ---- planning --------------------------------------------------------------------------------------------
-
-    def _planned(self) -> Iterator[Outcome]:
-        """Every planned row: `ok` (to be made), or already settled by the state of its parents."""
-        producer = self.task.producer
-        for item in self.items:
-            for variant in range(max(producer.variants.values())):
-                parents, reason = self._bind(item, variant)
-                seed = seed_of(producer.version, item.item_id, variant)
-                for kind in producer.variants:
-                    yield Outcome(
-                        item_ix=item.item_ix,
-                        item_id=item.item_id,
-                        kind=kind,
-                        variant=variant,
-                        status="skipped" if reason else "ok",
-                        reason=reason,
-                        parents=parents,
-                        seed=seed,
-                    )
-
-    def _bind(self, item: Item, variant: int) -> tuple[tuple[Parent, ...], str | None]:
-        """The parents of one request, and why it cannot be made if one of them is missing."""
-        parents, reason = [], None
-        for need in needs_of(self._annotator).values():
-            kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
-            rows = self.parents[kind]
-            row = rows.find(item.item_ix, kind, of_variant)
-            status = "missing" if row is None else rows.value(row, "status")
-            if status != "ok":
-                reason = "parent_failed" if "parent_failed" in (reason, f"parent_{status}") else "parent_skipped"
-            hashed = None if row is None else rows.value(row, "content_hash")
-            version = rows.commit.document.unit.version
-            parents.append(Parent(item.item_ix, kind, of_variant, version, hashed))  # type: ignore[arg-type]
-        return tuple(parents), reason
-
-    @property
-    def pending(self) -> int:
-        """Rows to make or to settle anew; 0 means the last revision still holds."""
-        return len(self._todo)
 
     # ---- annotating ------------------------------------------------------------------------------------------
 
@@ -131,19 +90,19 @@ class Work:
         requests = [request for item in items for request in self._requests(item, nodes)]
         while requests:
             loaded = load()
-            size = 1 if self.task.deaths > 0 else loaded.batch_size
+            size = 1 if self.work.deaths > 0 else loaded.batch_size
             batch, requests = requests[:size], requests[size:]
-            if self.task.deaths > 0:
+            if self.work.deaths > 0:
                 self.spool.alone((batch[0].item.item_ix, next(iter(self._makes.values())).name, batch[0].variant))
             self._finish(self._annotate(batch, loaded))
             self.spool.add([], self.flush_s)
 
     def _requests(self, item: Item, nodes: Nodes) -> Iterator[Request]:
-        for variant in range(max(self.task.producer.variants.values())):
+        for variant in range(max(self.work.producer.variants.values())):
             keys = [(item.item_ix, kind.name, variant) for kind in self._makes.values()]
             if all(key in self.rows or key not in self._todo for key in keys):
                 continue
-            seed = seed_of(self.task.producer.version, item.item_id, variant)
+            seed = seed_of(self.work.producer.version, item.item_id, variant)
             yield Request(item, self._inputs(item, variant, nodes), variant, seed)
 
     def _inputs(self, item: Item, variant: int, nodes: Nodes) -> Mapping[str, Node]:
@@ -219,7 +178,7 @@ class Work:
         if self.tally.broken:
             last = next(row for row in reversed(rows) if row.status == "failed")
             raise AnnotatorBroken(
-                f"{self.task.producer.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
+                f"{self.work.producer.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
                 f"{last.reason}: {last.detail}"
             )
 
@@ -229,7 +188,7 @@ class Work:
         """Publish the unit, unless no outcome changed."""
         rows = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
         refs = (rows.commit.ref for rows in self.parents.values())
-        document = unit_document(self.task.producer, self.task.unit, self.task.revision, refs)
+        document = unit_document(self.work.producer, self.work.unit, self.work.revision, refs)
         committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.previous, document=document)
         self.spool.close()
         self.report.reused = len(self.kept)
@@ -242,75 +201,3 @@ def _facts(attrs: Mapping[str, Any], result: Derived) -> dict[str, Any]:
     every = {**attrs, **(result.attrs or {})}
     score = None if result.score is None else float(result.score)
     return {"attrs": canonical_json(every) if every else None, "score": json.loads(canonical_json(score))}
-
-
-def unit_document(
-    producer: Producer, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
-) -> CommitDocument:
-    """What the commit of a unit will say, before its rows are known."""
-    return CommitDocument(
-        unit=unit,
-        revision=revision,
-        use=producer.use,
-        config=producer.config,
-        lineage=producer.lineage,
-        variants=producer.variants,
-        parents=sorted(set(parents), key=lambda ref: (ref.annotator, ref.version)),
-        items=items,
-        parts=[],
-        counts={},
-        reasons={},
-        rows_digest="",
-    )
-
-
-def parent_rows(files: Files, producer: Producer, unit: Unit) -> dict[str, EdgeRows]:
-    """The newest edge rows of every needed kind in this shard."""
-    rows = {}
-    for kind, live in producer.parents.items():
-        parent = Unit(annotator=live.annotator, version=live.version, shard=unit.shard)
-        found = previous_rows(files, parent)
-        if found is None:
-            raise GraphError(f"{unit}: its parent {kind} is not committed")
-        rows[kind] = found
-    return rows
-
-
-def previous_rows(files: Files, unit: Unit) -> EdgeRows | None:
-    """The edge rows of a unit's newest revision, if it has one."""
-    commit = newest_commit(files, unit)
-    return None if commit is None else EdgeRows(files, commit)
-
-
-def items_of(files: Files, unit: Unit) -> list[Item]:
-    """What annotators may know of the items of a shard."""
-    table = read_table(files, items_name(unit.shard), list(Item._fields))
-    return [Item(**row) for row in table.to_pylist()]
-
-
-def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bool) -> dict[Key, Outcome]:
-    """Rows of the last revision that still hold: same parents with the same hashes, and no retry asked for."""
-    wanted = {row.key: row for row in planned}
-    kept = {}
-    for row in previous:
-        if row.key in wanted and row.parents == wanted[row.key].parents and not (retry and row.retriable):
-            row.item_id = wanted[row.key].item_id
-            kept[row.key] = row
-    return kept
-
-
-_SCRUB = (
-    (re.compile(r"\b\w+://\S+"), "<url>"),
-    (re.compile(r"0x[0-9a-fA-F]+"), "<address>"),
-    (re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"), "<host>"),
-    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?\S*|\b\d\d:\d\d:\d\d\b"), "<time>"),
-    (re.compile(r"(?<![\w.])~?(/[^\s'\":,;)]+)+|\b[A-Za-z]:\\\S+"), "<path>"),
-)
-
-
-def scrub(message: str) -> str:
-    """An error message without paths, addresses, times and hosts, one line of at most 300 characters: equal
-    failures give equal bytes."""
-    for pattern, word in _SCRUB:
-        message = pattern.sub(word, message)
-    return " ".join(message.split())[:300]

@@ -200,7 +200,7 @@ def test_added_photos(own_photos: Path, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(added.iterdir())):
         shutil.move(path, own_photos / f"{'a' if number % 2 else 'z'}{path.name}")
     plan = make_plan(Files(tmp_path / "g"), source("folder", path=str(own_photos)), [Canny()])
-    assert {unit.task.unit.shard.start >= 18 for unit in plan.units} == {True}
+    assert {unit.work.unit.shard.start >= 18 for unit in plan.units} == {True}
     assert set(plan.reasons()) == {("source:folder", "new items"), ("canny", "missing")}
     complete(build(own_photos, tmp_path / "g", ["canny", "lsd"]))
     after = _identity(tmp_path / "g")

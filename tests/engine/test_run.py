@@ -16,7 +16,7 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.engine import schedule
 from graphbuild.engine.executors import ray as ray_pool
 from graphbuild.engine.plan import Plan, make_plan
-from graphbuild.engine.worker import Job
+from graphbuild.engine.records import Job
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources import resolve as source

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graphbuild.annotators.base import params_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.contracts import LineageDocument
-from graphbuild.engine.unit import scrub
+from graphbuild.engine.rows import scrub
 from graphbuild.hashing import canonical_json, checksum, digest_of, item_id_of, seed_of, version_of
 from tests.support.annotators import Styles
 

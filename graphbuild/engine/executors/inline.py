@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphbuild.engine.records import UnitReport
+from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
-from graphbuild.engine.worker import Job, Progress, Worker
+from graphbuild.engine.worker import Progress, Worker
 
 
 def run_inline(

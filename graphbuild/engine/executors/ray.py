@@ -18,9 +18,9 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from graphbuild.annotators.base import Resources
-from graphbuild.engine.records import UnitReport
+from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
-from graphbuild.engine.worker import Job, Progress, Worker
+from graphbuild.engine.worker import Progress, Worker
 from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory
 
@@ -67,7 +67,7 @@ class _Handle:
     @property
     def worn(self) -> bool:
         """It has had the units it may have, with those it was given; a fresh process takes its place."""
-        return self.units_left - sum(len(job.tasks) for job in self.jobs.values()) <= 0
+        return self.units_left - sum(len(job.units) for job in self.jobs.values()) <= 0
 
 
 def run_ray(
@@ -181,7 +181,7 @@ class _Driver:
         if lacking := [name for name, amount in asked.items() if amount > self._total.get(name, 0.0)]:
             has = ", ".join(f"{self._total.get(name, 0.0):g} {name}" for name in lacking)
             raise GraphError(
-                f"{job.tasks[0].producer.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, "
+                f"{job.units[0].producer.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, "
                 f"the cluster has {has}; say less in its resources: in the pipeline, or choose a smaller model"
             )
         options = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "memory": asked["memory"]}
@@ -215,10 +215,10 @@ class _Driver:
             return
         except RayError as error:
             job = handle.jobs.pop(ref)
-            self.schedule.abort(f"{job.tasks[0].unit}: {error}")
+            self.schedule.abort(f"{job.units[0].unit}: {error}")
             return
         job = handle.jobs.pop(ref)
-        handle.units_left -= len(job.tasks)
+        handle.units_left -= len(job.units)
         self.schedule.finish(job, reports)
         self.finished(job, reports)
 

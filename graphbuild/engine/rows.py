@@ -1,0 +1,156 @@
+"""The rows of a unit: what is planned, what still holds, what is to be done. Serves plan, annotators and sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphbuild.annotators.base import Annotator, Each, needs_of
+from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Unit
+from graphbuild.engine.records import AnnotateUnit, Producer
+from graphbuild.errors import GraphError
+from graphbuild.hashing import seed_of
+from graphbuild.store.edges import EdgeRows
+from graphbuild.store.files import Files
+from graphbuild.store.parts import items_name, newest_commit, read_table
+
+Key = tuple[int, str, int]
+"""(item_ix, kind, variant) of one row."""
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """The rows of one unit of an annotator against what is committed. `todo` holds every row to make, and those that
+    the state of their parents settles: these are not `ok`."""
+
+    items: list[Item]
+    parents: dict[str, EdgeRows]
+    previous: EdgeRows | None
+    kept: dict[Key, Outcome]
+    todo: dict[Key, Outcome]
+
+
+def rows_of(work: AnnotateUnit, files: Files) -> UnitRows:
+    """Compare the rows a unit plans with its last revision.
+
+    Raises:
+        GraphError: a parent is not committed.
+    """
+    parents, items = parent_rows(files, work.producer, work.unit), items_of(files, work.unit)
+    previous = previous_rows(files, work.unit)
+    planned = list(_planned(work.annotator, work.producer, items, parents))
+    kept = kept_rows(previous.outcomes() if previous else [], planned, work.retry)
+    todo = {row.key: row for row in planned if row.key not in kept}
+    return UnitRows(items, parents, previous, kept, todo)
+
+
+def _planned(
+    annotator: Annotator, producer: Producer, items: Sequence[Item], parents: Mapping[str, EdgeRows]
+) -> Iterator[Outcome]:
+    """Every planned row: `ok` (to be made), or already settled by the state of its parents."""
+    for item in items:
+        for variant in range(max(producer.variants.values())):
+            bound, reason = _bind(annotator, item, variant, parents)
+            seed = seed_of(producer.version, item.item_id, variant)
+            for kind in producer.variants:
+                yield Outcome(
+                    item_ix=item.item_ix,
+                    item_id=item.item_id,
+                    kind=kind,
+                    variant=variant,
+                    status="skipped" if reason else "ok",
+                    reason=reason,
+                    parents=bound,
+                    seed=seed,
+                )
+
+
+def _bind(
+    annotator: Annotator, item: Item, variant: int, parents: Mapping[str, EdgeRows]
+) -> tuple[tuple[Parent, ...], str | None]:
+    """The parents of one request, and why it cannot be made if one of them is missing."""
+    bound, reason = [], None
+    for need in needs_of(annotator).values():
+        kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
+        rows = parents[kind]
+        row = rows.find(item.item_ix, kind, of_variant)
+        status = "missing" if row is None else rows.value(row, "status")
+        if status != "ok":
+            reason = "parent_failed" if "parent_failed" in (reason, f"parent_{status}") else "parent_skipped"
+        hashed = None if row is None else rows.value(row, "content_hash")
+        version = rows.commit.document.unit.version
+        bound.append(Parent(item.item_ix, kind, of_variant, version, hashed))  # type: ignore[arg-type]
+    return tuple(bound), reason
+
+
+def parent_rows(files: Files, producer: Producer, unit: Unit) -> dict[str, EdgeRows]:
+    """The newest edge rows of every needed kind in this shard."""
+    rows = {}
+    for kind, live in producer.parents.items():
+        parent = Unit(annotator=live.annotator, version=live.version, shard=unit.shard)
+        found = previous_rows(files, parent)
+        if found is None:
+            raise GraphError(f"{unit}: its parent {kind} is not committed")
+        rows[kind] = found
+    return rows
+
+
+def previous_rows(files: Files, unit: Unit) -> EdgeRows | None:
+    """The edge rows of a unit's newest revision, if it has one."""
+    commit = newest_commit(files, unit)
+    return None if commit is None else EdgeRows(files, commit)
+
+
+def items_of(files: Files, unit: Unit) -> list[Item]:
+    """What annotators may know of the items of a shard."""
+    table = read_table(files, items_name(unit.shard), list(Item._fields))
+    return [Item(**row) for row in table.to_pylist()]
+
+
+def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bool) -> dict[Key, Outcome]:
+    """Rows of the last revision that still hold: same parents with the same hashes, and no retry asked for."""
+    wanted = {row.key: row for row in planned}
+    kept = {}
+    for row in previous:
+        if row.key in wanted and row.parents == wanted[row.key].parents and not (retry and row.retriable):
+            row.item_id = wanted[row.key].item_id
+            kept[row.key] = row
+    return kept
+
+
+def unit_document(
+    producer: Producer, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
+) -> CommitDocument:
+    """What the commit of a unit will say, before its rows are known."""
+    return CommitDocument(
+        unit=unit,
+        revision=revision,
+        use=producer.use,
+        config=producer.config,
+        lineage=producer.lineage,
+        variants=producer.variants,
+        parents=sorted(set(parents), key=lambda ref: (ref.annotator, ref.version)),
+        items=items,
+        parts=[],
+        counts={},
+        reasons={},
+        rows_digest="",
+    )
+
+
+_SCRUB = (
+    (re.compile(r"\b\w+://\S+"), "<url>"),
+    (re.compile(r"0x[0-9a-fA-F]+"), "<address>"),
+    (re.compile(r"\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b"), "<host>"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?\S*|\b\d\d:\d\d:\d\d\b"), "<time>"),
+    (re.compile(r"(?<![\w.])~?(/[^\s'\":,;)]+)+|\b[A-Za-z]:\\\S+"), "<path>"),
+)
+
+
+def scrub(message: str) -> str:
+    """An error message without paths, addresses, times and hosts, one line of at most 300 characters: equal
+    failures give equal bytes."""
+    for pattern, word in _SCRUB:
+        message = pattern.sub(word, message)
+    return " ".join(message.split())[:300]
