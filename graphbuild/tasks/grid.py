@@ -304,8 +304,9 @@ class GridTask:
         return self.drawing.graph.read(self.walk.rows[row], "image").array()
 
     def _degraded(self, column: int) -> bool:
+        """Whether a degradation is computed for this column, and not stored."""
         kind = self._declared[column]
-        return kind.group == "degradation" and kind.is_computed
+        return kind.group == "degradation" and kind.is_computed and kind.name not in self.drawing.graph.head
 
     @cached_property
     def _labels(self) -> list[list[tuple[str, Colour]]]:

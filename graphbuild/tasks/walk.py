@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.contracts import Live
 from graphbuild.hashing import canonical_json, digest_of
-from graphbuild.store.graph import Graph
+from graphbuild.images.node import Node
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, Draws
 from graphbuild.tasks.instruction import Pick
@@ -140,17 +141,33 @@ class Frozen(NamedTuple):
             out.write("\n".join(lines) + "\n")
 
 
+class NodeReader(Protocol):
+    """What a grid task reads: a `Graph`, or `graphbuild.tasks.pictures.PictureRows`.
+
+    Attributes:
+        digest: changes whenever a node could.
+        head: stored kinds and who made them; other kinds are computed when they are read.
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def head(self) -> Mapping[str, Live]: ...
+    def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0) -> Node:
+        """One node; raises MissingNode where there is none."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
     """What walks are drawn from and how; with it a walk becomes a grid task.
 
     Attributes:
-        graph: pinned at one snapshot.
+        graph: where nodes are read; a `Graph` is pinned at one snapshot.
         paths: the task list.
         key: of the counter-based generator, a hash of list, group, switches and seed.
     """
 
-    graph: Graph
+    graph: NodeReader
     paths: PathSet
     seed: int
     group: int
