@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, parameter
-from graphbuild.annotators.redux_style import MODEL, REDUX, ReduxDepth, load_redux_depth, redux_depth_checkpoints
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
 from graphbuild.models.diffusion import LIBRARIES
+from graphbuild.models.redux_depth import MODEL, REDUX, ReduxDepth, load_redux_depth, redux_depth_checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ class DepthEdit(Annotator):
         return [Derived({"edit_global": self._edited(request, model)}) for request in batch]
 
     def _edited(self, request: Request, model: ReduxDepth) -> Pixels:
-        picture, words = request.inputs["image"].array(), request.inputs["background_text"].text
+        picture, depth = (request.inputs[kind].array() for kind in ("image", "depth"))
         return model.drawn(
-            request, picture, words, steps=self.steps, guidance=self.guidance, resolution=self.resolution
-        )
+            depth, picture, request.inputs["background_text"].text, seed=request.seed, steps=self.steps,
+            guidance=self.guidance, resolution=self.resolution, size=picture.shape[:2],
+        )  # fmt: skip

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.hed import HUB, at_resolution, fill, network_class
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.controlnet_aux import HUB, at_resolution, fill, network_class
 from graphbuild.models.device import frozen
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Mlsd(Condition):
         return frozen(network, device, "float32")
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:
-        found = at_resolution(batch, self.resolution, lambda stack: self._segments(stack, model))
-        sizes = [request.inputs["image"].array().shape[:2] for request in batch]
-        return [self._draw(segments, *size) for segments, size in zip(found, sizes, strict=True)]
+        pictures = [request.inputs["image"].array() for request in batch]
+        found = at_resolution(pictures, self.resolution, lambda stack: self._segments(stack, model))
+        return [self._draw(lines, *picture.shape[:2]) for lines, picture in zip(found, pictures, strict=True)]
 
     def _segments(self, stack: torch.Tensor, network: Any) -> list[NDArray[np.float32]]:
         """Ends of the segments in each picture, n x 4 (x, y, x, y), as fractions of its width and height."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from graphbuild.annotators.base import Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.sam2 import MODEL as SAM2
-from graphbuild.annotators.sam2 import Sam2Network, load_sam2, masks_from_boxes, sam2_checkpoint
 from graphbuild.annotators.vlm import VlmAnnotator, fitted
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import distinct_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
+from graphbuild.models.sam2 import MODEL as SAM2
+from graphbuild.models.sam2 import Sam2Network, load_sam2, masks_from_boxes, sam2_checkpoint
 from graphbuild.models.vlm import Question, Vlm
 
 PROMPT = (

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
-from graphbuild.annotators.hed import HUB, fill, network_class, soft_edges
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.controlnet_aux import HUB, fill, network_class, soft_edges
 from graphbuild.models.device import frozen
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ class Pidinet(Condition):
         return frozen(network, device, "float32")
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
-        return soft_edges(batch, self.resolution, lambda stack: _probabilities(stack, model))
+        pictures = [request.inputs["image"].array() for request in batch]
+        maps = soft_edges(pictures, self.resolution, lambda stack: _probabilities(stack, model))
+        return [Derived({"hed": (edges * 255).round().astype(np.uint8)}, score=float(edges.mean())) for edges in maps]
 
 
 def _probabilities(stack: torch.Tensor, network: Any) -> torch.Tensor:

@@ -123,6 +123,7 @@ def test_a_picture_that_has_the_size_already(name: str, tiny: dict[str, Any]) ->
     assert result.shape[:2] == (side, side)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", KINDS)
 def test_half_precision_is_about_the_same(name: str, tiny: dict[str, Any]) -> None:
     """Guards against inputs left in float32, and against a dtype that is stored but not used."""
@@ -362,13 +363,14 @@ def test_the_library_gives_normals_in_that_frame() -> None:
     assert np.abs(np.stack([z, y, 255 - x], 2) - normal_colours(normals)).max() <= 1
 
 
+@pytest.mark.numeric
 def test_noise_is_the_seed_s(tiny: dict[str, Any]) -> None:
     """Guards against noise that depends on the place in a batch: each picture's is its own request's."""
     annotator, picture = tiny["marigold_normals"], photo(64, 64)
     pipeline = annotator.load("cpu")
     batch = [request(picture, seed) for seed in (5, 6, 5)]
     five, six, again = (one.nodes["normal"] for one in annotator.annotate(batch, pipeline))
-    assert np.array_equal(five, again) and (np.abs(five.astype(int) - six) > 20).mean() > 0.1
+    assert np.abs(five.astype(int) - again).max() <= 1 and (np.abs(five.astype(int) - six) > 20).mean() > 0.1
     (alone,) = annotator.annotate(batch[1:2], pipeline)
     assert np.abs(alone.nodes["normal"].astype(int) - six).max() <= 1
 

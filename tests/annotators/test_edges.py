@@ -15,7 +15,7 @@ from skimage.data import astronaut
 from skimage.morphology import skeletonize
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, params_of
-from graphbuild.annotators.hed import HUB, Hed, network_class
+from graphbuild.annotators.hed import Hed
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.mlsd import Mlsd
 from graphbuild.annotators.pidinet import Pidinet
@@ -24,6 +24,7 @@ from graphbuild.contracts import Item
 from graphbuild.errors import GraphError
 from graphbuild.images.codecs import decode_image
 from graphbuild.images.node import Node
+from graphbuild.models.controlnet_aux import HUB, network_class
 from graphbuild.store.graph import Graph
 from tests.support.annotators import Styles, build, complete
 from tests.support.tiny_checkpoints_edges import tiny_hed, tiny_mlsd, tiny_pidinet
@@ -83,6 +84,7 @@ def test_strips_stay_affordable(name: str, shape: tuple[int, int], tiny: dict[st
     assert made is None or made.shape == shape
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("shape", [(64, 64), (64, 128)])
 def test_hed_is_the_one_of_controlnet(shape: tuple[int, int], tiny: dict[str, Any]) -> None:
     """Guards against swapped channels, a scaled input, or side outputs fused in another way than Graph200K's."""
@@ -106,6 +108,7 @@ def test_precision_is_a_parameter_and_compilation_is_not(tiny: dict[str, Any]) -
         assert params_of(replace(mlsd, **change)) != params_of(mlsd)
 
 
+@pytest.mark.numeric
 def test_hed_in_half_precision(tiny: dict[str, Any]) -> None:
     """Guards against an input that stays in single precision beside a network in half."""
     picture = astronaut()[:64, 180:244]
@@ -201,6 +204,7 @@ def test_mlsd_finds_the_sides_of_rooms_and_houses(photo: str, data_folder: Calla
     assert lines.sum() < others.sum() * 1.5
 
 
+@pytest.mark.numeric
 @pytest.mark.data
 def test_mlsd_is_the_one_of_controlnet(data_folder: Callable[[str], Path]) -> None:
     """Guards against other segments than the published decoding gives, in the same picture."""

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, params_of
 from graphbuild.annotators.canny import Canny
-from graphbuild.annotators.sam2 import Sam2, Sam2Network, masks_from_boxes
+from graphbuild.annotators.sam2 import Sam2
 from graphbuild.annotators.vitpose import PoseNetworks, Vitpose, openpose
 from graphbuild.contracts import Item
 from graphbuild.data import GridTasks
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.images.rendering import KEYPOINTS, draw_pose
+from graphbuild.models.sam2 import Sam2Network, masks_from_boxes
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete
@@ -344,11 +345,12 @@ def test_half_precision_works(tiny: dict[str, Condition], dtype: Any) -> None:
         assert isinstance(result, Derived)
 
 
+@pytest.mark.numeric
 def test_masks_of_boxes_with_a_network(tiny: dict[str, Condition], loaded: dict[str, Any]) -> None:
     picture, boxes = photo(101, 67), [[5.0, 5.0, 60.0, 50.0], [0.0, 0.0, 101.0, 67.0]]
     masks = masks_from_boxes(loaded["sam2"], picture, boxes)
     assert masks.shape == (2, 67, 101) and masks.any()
-    assert np.array_equal(masks[1:], masks_from_boxes(loaded["sam2"], picture, boxes[1:]))
+    assert (masks[1:] != masks_from_boxes(loaded["sam2"], picture, boxes[1:])).mean() < 0.001
 
 
 def test_the_version_is_of_what_changes_pixels(tiny: dict[str, Condition]) -> None:

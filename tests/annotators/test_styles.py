@@ -17,13 +17,14 @@ import pytest
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, needs_of, params_of
 from graphbuild.annotators.instant_style import InstantStyle
-from graphbuild.annotators.redux_style import ReduxStyle, averaged
+from graphbuild.annotators.redux_style import ReduxStyle
 from graphbuild.annotators.style_picker import StylePicker
 from graphbuild.contracts import Item
 from graphbuild.errors import MissingWeights
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import kind_of
+from graphbuild.models.redux_depth import averaged
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete
 from tests.support.tiny_checkpoints_diffusion import tiny_instant_style, tiny_redux_style, tiny_style_picker

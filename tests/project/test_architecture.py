@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from graphbuild.annotators import BUILTIN
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     path.relative_to(folder.parent): path
@@ -140,6 +142,17 @@ def module_of(dotted: str, modules: Mapping[str, Path]) -> str:
     parts = dotted.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((name for name in names if name in modules), "")
+
+
+def test_the_folder_of_annotators_holds_one_file_each() -> None:
+    """What several of them need is a base class, or belongs to the models."""
+    bases = {"base", "testing", "vlm"}
+    files = {name.stem: parsed(path) for name, path in FILES.items() if name.parent == Path("graphbuild/annotators")}
+    annotators = {target.partition(":")[0].rpartition(".")[2] for target in BUILTIN.values()}
+    assert files.keys() - {"__init__"} == annotators | bases
+    for name in annotators:
+        read = {dotted.split(".")[2] for dotted in imports(files[name]) if dotted.startswith("graphbuild.annotators.")}
+        assert read <= bases, name
 
 
 def test_few_rooms() -> None:

@@ -6,7 +6,8 @@ Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41, 201
 and the number of threads. That a bound is tight enough is shown by a mutant, a result with a known mistake in it, which
 must exceed the bound.
 
-Bit equality (`torch.equal`) is for two sides that run the same operations in the same order.
+Bit equality (`torch.equal`) is for two sides that run the same operations in the same order. `pytest.approx` is for
+limits that are not about rounding: printed digits, statistics of draws, grey levels, measured sizes.
 """
 
 from __future__ import annotations

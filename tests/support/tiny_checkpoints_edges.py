@@ -10,7 +10,7 @@ def tiny_hed(folder: Path) -> dict[str, Any]:
     """HED at 64 pixels. Its 15 million weights are overlapping views of short rows of random numbers: 1 MB, not 60."""
     import torch
 
-    from graphbuild.annotators.hed import network_class
+    from graphbuild.models.controlnet_aux import network_class
 
     generator = torch.Generator().manual_seed(1)
     network = network_class("hed", "ControlNetHED_Apache2")()
@@ -31,7 +31,7 @@ def tiny_pidinet(folder: Path) -> dict[str, Any]:
     """PiDiNet at 64 pixels, saved like the published one: as trained in parallel, beside its epoch."""
     import torch
 
-    from graphbuild.annotators.hed import network_class
+    from graphbuild.models.controlnet_aux import network_class
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -46,7 +46,7 @@ def tiny_mlsd(folder: Path) -> dict[str, Any]:
     """The small M-LSD at 64 pixels, with displacements long enough to draw."""
     import torch
 
-    from graphbuild.annotators.hed import network_class
+    from graphbuild.models.controlnet_aux import network_class
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
