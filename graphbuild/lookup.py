@@ -43,11 +43,16 @@ def find_class(
     return found
 
 
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """` (did you mean 'canny'?)`, or nothing if no name is like it."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def _from_entry_points(what: str, name: str, known: set[str], group: str) -> str:
     points = {point.name: point.value for point in entry_points(group=group)}
     if name in points:
         return points[name]
     names = sorted(known | set(points))
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(names)}, or module:Class")
+    listed = f"known: {', '.join(names)}, or module:Class"
+    raise ValueError(f"unknown {what} {name!r}{suggestion(name, names)}; {listed}")

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphbuild.annotators import DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
 from graphbuild.contracts import RunReport
 from graphbuild.errors import GraphError
+from graphbuild.lookup import suggestion
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
 from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.paths.reader import refuse_repeated_keys
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from graphbuild.strict_yaml import Strict, build, reading
 
 
-class PipelineDocument(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class PipelineDocument(Strict):
     """The file: `source: {use: ..., <field>: ...}`, `annotators: [name, {use: ..., <field>: ...}]`, `paths: name`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: dict[str, Any] | str
-    annotators: list[dict[str, Any] | str] = Field(default_factory=list)
+    source: str | dict[str, Any]
+    annotators: tuple[str | dict[str, Any], ...] = ()
     paths: str = "graph200k"
 
 
@@ -50,7 +44,8 @@ def load_pipeline(name_or_file: str | os.PathLike[str], **location: Any) -> Pipe
     Raises:
         GraphError: no such pipeline, an unknown key, or a bad value; the message names file, key and what is valid.
     """
-    with _reading(pipeline_file(name_or_file)) as document:
+    with reading(pipeline_file(name_or_file)) as said:
+        document = build(PipelineDocument, said)
         use, config = _entry(document.source)
         return Pipeline(
             source=resolve_source(use, **{**config, **location}),
@@ -65,23 +60,8 @@ def load_annotators(name_or_file: str | os.PathLike[str]) -> tuple[Annotator, ..
     Raises:
         GraphError: as `load_pipeline`.
     """
-    with _reading(pipeline_file(name_or_file)) as document:
-        return _resolved(document)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[PipelineDocument]:
-    """The checked document of a file; errors inside name the file."""
-    try:
-        text = path.read_text()
-        refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
-        yield PipelineDocument.model_validate(yaml.load(text, Loader=_LOADER))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise GraphError(f"{path}: {where}: {first['msg']}; it may have source, annotators, paths") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise GraphError(f"{path}: {error}") from error
+    with reading(pipeline_file(name_or_file)) as said:
+        return _resolved(build(PipelineDocument, said))
 
 
 def _resolved(document: PipelineDocument) -> tuple[Annotator, ...]:
@@ -143,7 +123,8 @@ def pipeline_file(name_or_file: str | os.PathLike[str]) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise GraphError(f"no pipeline {text!r}; there are {', '.join(pipeline_names())}, or the name of a .yaml file")
+    known = f"there are {', '.join(pipeline_names())}, or the name of a .yaml file"
+    raise GraphError(f"no pipeline {text!r}{suggestion(text, pipeline_names())}; {known}")
 
 
 def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list[Annotator]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from graphbuild.annotators.base import Annotator, Resources
+from graphbuild.annotators.base import Annotator
 from graphbuild.lookup import find_class
+from graphbuild.strict_yaml import checked
 
 BUILTIN: Mapping[str, str] = {
     "canny": "graphbuild.annotators.canny:Canny",
@@ -65,30 +64,17 @@ def resolve(use: str, config: Mapping[str, Any] | None = None) -> Annotator:
     """An annotator from its name (`canny`), a kind it is the default for (`lines`), or `module:Class`.
 
     Raises:
-        ValueError: no such annotator, an unknown parameter, or a value of the wrong type; the message lists what is
-            valid.
+        ValueError: no such annotator, an unknown parameter, or a value of the wrong type or range; the message lists
+            what is valid.
     """
     cls = load_class(use)
-    config = dict(config or {})
-    valid = [f.name for f in fields(cls)]
-    if unknown := sorted(set(config) - set(valid)):
-        raise ValueError(f"annotator {use!r} has no parameter {unknown[0]!r}; it has: {', '.join(valid) or 'none'}")
-    if isinstance(given := config.get("resources"), Mapping):
-        config["resources"] = _resources(use, cls.resources, given)
+    values = dict(config or {})
     try:
-        checked = TypeAdapter(cls).validate_python(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"annotator {use!r}: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
-    return checked
-
-
-def _resources(use: str, default: Resources, given: Mapping[str, Any]) -> Resources:
-    """The annotator's own resources with what a pipeline says instead."""
-    valid = [f.name for f in fields(Resources)]
-    if unknown := sorted(set(given) - set(valid)):
-        raise ValueError(f"annotator {use!r}: resources has no {unknown[0]!r}; it has: {', '.join(valid)}")
-    return replace(default, **given)
+        if isinstance(asked := values.get("resources"), Mapping):
+            values["resources"] = replace(cls.resources, **asked)  # what it leaves out stays the annotator's own
+        return cls(**checked(cls, values))
+    except ValueError as error:
+        raise ValueError(f"annotator {use!r}: {error}") from error
 
 
 def load_class(use: str) -> type[Annotator]:

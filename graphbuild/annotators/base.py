@@ -5,15 +5,27 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from graphbuild.contracts import Item
 from graphbuild.images.codecs import Value
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.strict_yaml import Strict, checked
+
+Side = Annotated[int, Field(ge=16, le=4096)]
+"""A parameter: the size in pixels at which a network works."""
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""A parameter: denoising steps."""
+Guidance = Annotated[float, Field(ge=0, le=100)]
+"""A parameter: guidance scale."""
+Variants = Annotated[int, Field(ge=1, le=1000)]
+"""A parameter: how many variants are made of one item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +40,8 @@ def each(kind: str) -> Each:
     return Each(kind)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
+@dataclass(frozen=True, kw_only=True)
+class Resources(Strict):
     """What one actor of an annotator asks of the cluster, and how many requests it takes at once.
 
     Attributes:
@@ -41,11 +53,11 @@ class Resources:
         recycle: units after which an actor is replaced by a fresh process, against libraries that leak; 0 never.
     """
 
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory_gb: float = 0.0
-    batch_size: int = 1
-    recycle: int = 0
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    recycle: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,9 @@ def parameter(default: Any, *, output: bool = True, added: bool = False) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator(ABC):
-    """Subclass, name what it `needs` and `makes`, and write `annotate`. The fields are the configuration.
+    """Subclass, name what it `needs` and `makes`, and write `annotate`. The fields are the configuration; they are
+    checked by their types when it is made. `Annotated[float, pydantic.Field(gt=0)]` declares a range, which is not part
+    of the version.
 
     Class variables:
         needs: kinds read; a plain name is its variant 0, `each(kind)` every variant.
@@ -99,6 +113,9 @@ class Annotator(ABC):
 
     Args:
         resources: what one actor needs. Never part of the version.
+
+    Raises:
+        ValueError: a value of the wrong type or range; the message names field, value and what is allowed.
     """
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image",)
@@ -107,6 +124,11 @@ class Annotator(ABC):
     deterministic: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = ()
     resources: Resources = Resources()
+
+    def __post_init__(self) -> None:
+        if isinstance(asked := self.resources, Mapping):
+            object.__setattr__(self, "resources", replace(type(self).resources, **asked))
+        checked(type(self), {f.name: getattr(self, f.name) for f in fields(self) if f.init})
 
     @abstractmethod
     def annotate(self, batch: Sequence[Request], model: Any) -> Sequence[Derived | Skip | Exception]:

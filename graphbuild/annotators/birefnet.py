@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
+from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, Skip, parameter
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import TRANSFORMERS, Checkpoint
 from graphbuild.models.device import Dtype, frozen, torch_dtype
 from graphbuild.models.resizing import in_stacks, map_at, picture_at
+from graphbuild.strict_yaml import Share
 
 MODEL = "ZhengPeng7/BiRefNet"
 AUTO_CLASS = "AutoModelForImageSegmentation"
@@ -50,8 +51,8 @@ class Birefnet(Condition):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
     trust_remote_code: bool = parameter(False, output=False)
-    resolution: int = 1024
-    threshold: float = 0.5
+    resolution: Side = 1024
+    threshold: Share = 0.5
     dtype: Dtype = "float32"
     resources: Resources = Resources(memory_gb=12, batch_size=4)
 

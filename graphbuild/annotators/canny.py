@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from graphbuild.annotators.base import Condition, Derived, Request
 
@@ -19,8 +21,8 @@ class Canny(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("canny",)
-    low: float = 100.0
-    high: float = 200.0
+    low: Annotated[float, Field(ge=0, le=2040)] = 100.0
+    high: Annotated[float, Field(ge=0, le=2040)] = 200.0
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
         import cv2

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
+from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, parameter
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
@@ -54,7 +54,7 @@ class DepthAnything(Condition):
     makes: ClassVar[tuple[str, ...]] = ("depth",)
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
-    resolution: int = 518
+    resolution: Side = 518
     dtype: Dtype = "float32"
     compile: bool = parameter(False, output=False)
     resources: Resources = Resources(memory_gb=10, batch_size=8)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, parameter
+from pydantic import Field
+
+from graphbuild.annotators.base import Annotator, Derived, Each, Guidance, Request, Resources, Side, Steps, parameter
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
@@ -40,10 +42,10 @@ class DepthEdit(Annotator):
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
     redux: str = parameter(REDUX, output=False)
-    tokens: int = 9
-    steps: int = 30
-    guidance: float = 10.0
-    resolution: int = 1024
+    tokens: Annotated[int, Field(ge=1, le=27)] = 9
+    steps: Steps = 30
+    guidance: Guidance = 10.0
+    resolution: Side = 1024
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=39)
 

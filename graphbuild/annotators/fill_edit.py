@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, Skip, each, parameter
+from graphbuild.annotators.base import (
+    Annotator,
+    Derived,
+    Each,
+    Guidance,
+    Request,
+    Resources,
+    Side,
+    Skip,
+    Steps,
+    each,
+    parameter,
+)
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
@@ -55,10 +68,10 @@ class FillEdit(Annotator):
     makes: ClassVar[tuple[str, ...]] = ("edit_local",)
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
-    grow: int = 8
-    steps: int = 50
-    guidance: float = 30.0
-    resolution: int = 1024
+    grow: Annotated[int, Field(ge=0, le=512)] = 8
+    steps: Steps = 50
+    guidance: Guidance = 30.0
+    resolution: Side = 1024
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=39)
 

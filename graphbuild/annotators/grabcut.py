@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from graphbuild.annotators.base import Condition, Derived, Request
+from graphbuild.annotators.base import Condition, Derived, Request, Side
 from graphbuild.images.codecs import Pixels
 
 
@@ -27,9 +28,9 @@ class Grabcut(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
-    margin: float = 0.1
-    iterations: int = 5
-    resolution: int = 256
+    margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    iterations: Annotated[int, Field(ge=1, le=100)] = 5
+    resolution: Side = 256
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
         return [self._mask(request.inputs["image"].array(), request.seed) for request in batch]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
+from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, parameter
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.controlnet_aux import HUB, fill, network_class, soft_edges
 from graphbuild.models.device import Dtype, frozen, torch_dtype
@@ -36,7 +36,7 @@ class Hed(Condition):
     makes: ClassVar[tuple[str, ...]] = ("hed",)
     libraries: ClassVar[tuple[str, ...]] = ("torch", "controlnet_aux")
     model: str = parameter(HUB, output=False)
-    resolution: int = 512
+    resolution: Side = 512
     dtype: Dtype = "float32"
     compile: bool = parameter(False, output=False)
     resources: Resources = Resources(memory_gb=4, batch_size=8)

@@ -5,9 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, each, parameter
+from pydantic import Field
+
+from graphbuild.annotators.base import (
+    Annotator,
+    Derived,
+    Each,
+    Guidance,
+    Request,
+    Resources,
+    Side,
+    Steps,
+    each,
+    parameter,
+)
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
@@ -68,12 +81,12 @@ class InstantStyle(Annotator):
     ip_adapter: str = parameter(IP_ADAPTER, output=False)
     controlnet: str = parameter("", output=False)
     control: Literal["none", "depth", "canny"] = "depth"
-    control_strength: float = 0.6
-    style_strength: float = 1.0
+    control_strength: Annotated[float, Field(ge=0, le=2)] = 0.6
+    style_strength: Annotated[float, Field(ge=0, le=2)] = 1.0
     negative_prompt: str = _FLAWS
-    steps: int = 30
-    guidance: float = 5.0
-    resolution: int = 1024
+    steps: Steps = 30
+    guidance: Guidance = 5.0
+    resolution: Side = 1024
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=18)
 

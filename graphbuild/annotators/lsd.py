@@ -10,6 +10,7 @@ import numpy as np
 
 from graphbuild.annotators.base import Condition, Derived, Request, Skip
 from graphbuild.images.codecs import Pixels
+from graphbuild.strict_yaml import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Lsd(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("lines",)
-    min_length: float = 0.02
+    min_length: Share = 0.02
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:
         return [self._draw(request.inputs["image"].array()) for request in batch]

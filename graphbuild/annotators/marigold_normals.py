@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
+from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, Steps, parameter
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
@@ -41,8 +41,8 @@ class MarigoldNormals(Condition):
     makes: ClassVar[tuple[str, ...]] = ("normal",)
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
-    steps: int = 4
-    resolution: int = 768
+    steps: Steps = 4
+    resolution: Side = 768
     dtype: Dtype = "float32"
     resources: Resources = Resources(memory_gb=23, batch_size=4)
 

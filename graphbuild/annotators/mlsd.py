@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
+from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, Skip, parameter
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.controlnet_aux import HUB, at_resolution, fill, network_class
 from graphbuild.models.device import frozen
+from graphbuild.strict_yaml import Share
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +44,9 @@ class Mlsd(Condition):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "controlnet_aux")
     model: str | None = parameter(None, output=False)
     variant: Literal["large", "tiny"] = "large"
-    certainty: float = 0.1
-    min_length: float = 0.0
-    resolution: int = 512
+    certainty: Share = 0.1
+    min_length: Share = 0.0
+    resolution: Side = 512
     resources: Resources = Resources(memory_gb=4, batch_size=8)
 
     def checkpoints(self) -> dict[str, Checkpoint]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.annotators.base import Condition, Derived, Request, Resources, parameter
+from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, parameter
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import distinct_colours
 from graphbuild.models.checkpoint import Checkpoint
@@ -79,7 +79,7 @@ class Oneformer(Condition):
     makes: ClassVar[tuple[str, ...]] = ("semantic",)
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(f"{MODEL}@{REVISION}", output=False)
-    resolution: int = 640
+    resolution: Side = 640
     dtype: Dtype = "float32"
     resources: Resources = Resources(memory_gb=8, batch_size=4)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from graphbuild.annotators.base import Derived, Request, Resources, Skip, parameter
-from graphbuild.annotators.vlm import VlmAnnotator, fitted
+from graphbuild.annotators.vlm import NewTokens, VlmAnnotator, fitted
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import distinct_colours
 from graphbuild.models.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ class OpenWorld(VlmAnnotator):
         prompt: the question; `{max_objects}` and `{coordinates}`, what `coordinates` means in words, are filled in.
         coordinates: how the model counts: `pixels` of the picture it gets (Qwen2.5-VL), or `thousandths` of the
             picture's width and height (Qwen2-VL, Qwen3-VL).
-        max_objects: 1..255; what the model names beyond it is left out.
+        max_objects: 1..255, what a label map holds; what the model names beyond it is left out.
 
     Skips with `refused` and `no_objects`.
     """
@@ -76,14 +76,9 @@ class OpenWorld(VlmAnnotator):
     sam2_dtype: Dtype = "float32"
     prompt: str = PROMPT
     coordinates: Literal["pixels", "thousandths"] = "pixels"
-    max_objects: int = 12
-    max_new_tokens: int = 1024
+    max_objects: Annotated[int, Field(ge=1, le=255)] = 12
+    max_new_tokens: NewTokens = 1024
     resources: Resources = Resources(memory_gb=28, batch_size=8)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.max_objects <= 255:
-            raise ValueError(f"max_objects: {self.max_objects}; allowed: 1..255, they share one byte")
 
     def checkpoints(self) -> Mapping[str, Checkpoint]:
         return {**super().checkpoints(), "sam2": sam2_checkpoint(self.sam2)}

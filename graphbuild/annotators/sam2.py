@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
 from graphbuild.images.codecs import Pixels
@@ -14,6 +15,7 @@ from graphbuild.images.rendering import distinct_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
 from graphbuild.models.sam2 import MODEL, PROMPTS_AT_ONCE, Sam2Network, enlarged, load_sam2, sam2_checkpoint
+from graphbuild.strict_yaml import Share
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +54,11 @@ class Sam2(Condition):
     makes: ClassVar[tuple[str, ...]] = ("segments",)
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
-    points_per_side: int = 32
-    pred_iou_thresh: float = 0.8
-    stability_score_thresh: float = 0.95
-    box_nms_thresh: float = 0.7
-    min_region_area: float = 0.0002
+    points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
+    pred_iou_thresh: Share = 0.8
+    stability_score_thresh: Share = 0.95
+    box_nms_thresh: Share = 0.7
+    min_region_area: Share = 0.0002
     dtype: Dtype = "float32"
     compile: bool = parameter(False, output=False)
     resources: Resources = Resources(memory_gb=8, batch_size=4)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parameter
+from graphbuild.annotators.base import Annotator, Derived, Request, Skip, Variants, parameter
 from graphbuild.errors import MissingWeights, UnusableImage
 from graphbuild.hashing import checksum, digest_of
 from graphbuild.images.codecs import check_image
@@ -34,7 +34,7 @@ class StylePicker(Annotator):
 
     makes: ClassVar[tuple[str, ...]] = ("style_reference",)
     folder: str = parameter("", output=False)
-    variants: int = parameter(3, output=False)
+    variants: Variants = parameter(3, output=False)
 
     def missing(self) -> list[str]:
         line = f"folder: {self.folder!r} has no pictures ({' '.join(EXTENSIONS)}); name a folder of style pictures"

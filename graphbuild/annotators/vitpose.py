@@ -13,6 +13,7 @@ from graphbuild.annotators.base import Condition, Derived, Request, Resources, S
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
+from graphbuild.strict_yaml import Share
 
 MODEL = "usyd-community/vitpose-base-simple"
 DETECTOR = "PekingU/rtdetr_r50vd_coco_o365"
@@ -65,8 +66,8 @@ class Vitpose(Condition):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
     detector: str = parameter(DETECTOR, output=False)
-    person_threshold: float = 0.5
-    keypoint_threshold: float = 0.3
+    person_threshold: Share = 0.5
+    keypoint_threshold: Share = 0.3
     dtype: Dtype = "float32"
     compile: bool = parameter(False, output=False)
     resources: Resources = Resources(memory_gb=4, batch_size=8)

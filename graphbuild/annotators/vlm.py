@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from graphbuild.annotators.base import Annotator, Resources, Skip, parameter
+from pydantic import Field
+
+from graphbuild.annotators.base import Annotator, Resources, Side, Skip, parameter
 from graphbuild.errors import MissingWeights
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
@@ -28,6 +30,9 @@ _REFUSAL = re.compile(
     r"|i['\u2019]?m (unable|not able)\b|i am (unable|not able)\b)",
     re.IGNORECASE,
 )
+
+NewTokens = Annotated[int, Field(ge=1, le=32768)]
+Temperature = Annotated[float, Field(ge=0, le=10)]
 
 Read = TypeVar("Read")
 Answer = str | Skip | Exception
@@ -75,16 +80,17 @@ class VlmAnnotator(Annotator):
     server: str | None = parameter(None, output=False)
     server_version: str | None = parameter(None, output=False)
     api_key_env: str | None = parameter(None, output=False)
-    in_flight: int = parameter(16, output=False)
-    timeout_s: float = parameter(120.0, output=False)
-    tries: int = parameter(5, output=False)
-    max_side: int = 980
-    max_new_tokens: int = 512
-    temperature: float = 0.0
+    in_flight: Annotated[int, Field(ge=1, le=1024)] = parameter(16, output=False)
+    timeout_s: Annotated[float, Field(gt=0, le=86400)] = parameter(120.0, output=False)
+    tries: Annotated[int, Field(ge=1, le=100)] = parameter(5, output=False)
+    max_side: Side = 980
+    max_new_tokens: NewTokens = 512
+    temperature: Temperature = 0.0
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=24, batch_size=8)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.server is None:
             return
         address = urlsplit(self.server)

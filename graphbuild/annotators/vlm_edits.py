@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphbuild.annotators.base import Derived, Request, Skip, parameter
-from graphbuild.annotators.vlm import VlmAnnotator, fitted
+from graphbuild.annotators.base import Derived, Request, Skip, Variants, parameter
+from graphbuild.annotators.vlm import Temperature, VlmAnnotator, fitted
 from graphbuild.models.vlm import Question, Vlm
 
 SUBJECT_PROMPT = (
@@ -45,9 +45,9 @@ class VlmEdits(VlmAnnotator):
 
     needs: ClassVar[tuple[str, ...]] = ("image", "caption")
     makes: ClassVar[tuple[str, ...]] = ("edit_text",)
-    temperature: float = 0.8
+    temperature: Temperature = 0.8
     prompt: str = SUBJECT_PROMPT
-    variants: int = parameter(5, output=False)
+    variants: Variants = parameter(5, output=False)
 
     def annotate(self, batch: Sequence[Request], model: Vlm) -> list[Derived | Skip | Exception]:
         def read(answer: Any) -> Derived:
@@ -71,9 +71,9 @@ class VlmBackground(VlmAnnotator):
 
     needs: ClassVar[tuple[str, ...]] = ("image", "caption")
     makes: ClassVar[tuple[str, ...]] = ("background_text",)
-    temperature: float = 0.8
+    temperature: Temperature = 0.8
     prompt: str = BACKGROUND_PROMPT
-    variants: int = parameter(1, output=False)
+    variants: Variants = parameter(1, output=False)
 
     def annotate(self, batch: Sequence[Request], model: Vlm) -> list[Derived | Skip | Exception]:
         def read(answer: Any) -> Derived:

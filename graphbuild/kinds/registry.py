@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graphbuild.kinds import computed
 from graphbuild.kinds.phrases import PHRASES
+from graphbuild.lookup import suggestion
 
 if TYPE_CHECKING:
     from graphbuild.images.codecs import Pixels
@@ -148,7 +149,8 @@ def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
     name, known = kind, KINDS if not own else {**KINDS, **{each.name: each for each in own}}
     *owners, base = name.split(".")
     if base not in known or any(owner not in known for owner in owners):
-        raise ValueError(f"unknown kind {name!r}; known kinds: {', '.join(sorted(known))}")
+        wrong = next(part for part in (base, *owners) if part not in known)
+        raise ValueError(f"unknown kind {name!r}{suggestion(wrong, known)}; known kinds: {', '.join(sorted(known))}")
     kind = known[base]
     if owners and kind.is_computed:  # it would be computed from `image` and not from what the name says
         raise ValueError(f"kind {name!r}: {base!r} is computed from {', '.join(kind.parents)} only; use {base!r}")

@@ -3,11 +3,13 @@ in the generator's key."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from graphbuild.strict_yaml import Share, Strict
 from graphbuild.tasks.instruction import Keep, Layout
 from graphbuild.tasks.paths import check_where
 
@@ -25,7 +27,7 @@ ROWS = (0.3, 0.4, 0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOut(Strict):
     """Tasks that are kept away from training: those that are given all of `given` and generate all of `holes`.
 
     It is matched after the mask is drawn, so that no random mask trains a task in reverse. A sampler refuses kinds
@@ -43,11 +45,12 @@ class HeldOut:
     holes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.given and not self.holes:
-            raise ValueError("held_out: neither given nor holes; allowed: at least one kind")
         for name in ("given", "holes"):
-            kinds = getattr(self, name)
-            object.__setattr__(self, name, (kinds,) if isinstance(kinds, str) else tuple(kinds))
+            if isinstance(kinds := getattr(self, name), str):
+                object.__setattr__(self, name, (kinds,))
+        super().__post_init__()
+        if not self.given and not self.holes:
+            raise ValueError("neither given nor holes; allowed: at least one kind")
 
     def matches(self, given: Collection[str], holes: Collection[str]) -> bool:
         """True if a task with these kinds given and generated is held out."""
@@ -55,7 +58,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Strict):
     """The switches of a sampler; the first value named is the default.
 
     Attributes:
@@ -71,39 +74,30 @@ class SamplerConfig:
         validation: the share of leakage groups that is on the validation side.
         held_out: tasks that are never drawn.
 
+    `keep` and the tasks of `held_out` may be given as mappings, as in YAML.
+
     Raises:
-        ValueError: a value is not allowed; the message says what is.
+        ValueError: a value, or a key of a mapping, is not allowed; the message says what is.
     """
 
     mask: Mask = "code"
-    rows: tuple[float, ...] = ROWS
+    rows: tuple[Annotated[float, Field(ge=0)], ...] = ROWS
     weights: Weights = "listed"
     keep: Keep = field(default_factory=Keep)
     layout: Layout = "pipeline"
     where: Mapping[str, Any] = field(default_factory=dict)
     split: Split | None = None
-    validation: float = 0.05
+    validation: Share = 0.05
     held_out: tuple[HeldOut, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(float(weight) for weight in self.rows))
-        held_out = self.held_out
-        object.__setattr__(self, "held_out", (held_out,) if isinstance(held_out, HeldOut) else tuple(held_out))
+        if isinstance(self.held_out, HeldOut | Mapping):
+            object.__setattr__(self, "held_out", (self.held_out,))
+        super().__post_init__()
         object.__setattr__(self, "where", dict(self.where))
         check_where(self.where)
-        allowed = {
-            "mask": get_args(Mask),
-            "weights": get_args(Weights),
-            "layout": get_args(Layout),
-            "split": (None, *get_args(Split)),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}: {getattr(self, name)!r}; allowed: {', '.join(map(str, values))}")
-        if not sum(self.rows) > 0 or any(not (math.isfinite(weight) and weight >= 0) for weight in self.rows):
-            raise ValueError(f"rows: {self.rows}; allowed: finite weights >= 0 with a positive sum")
-        if not 0 <= self.validation <= 1:
-            raise ValueError(f"validation: {self.validation!r}; allowed: 0..1")
+        if not sum(self.rows) > 0:
+            raise ValueError(f"rows: {self.rows}; allowed: weights with a positive sum")
 
     def changed(self) -> dict[str, Any]:
         """The switches that are not at their default, as JSON values: what goes into the generator's key."""
@@ -115,7 +109,7 @@ _DEFAULTS = SamplerConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellConfig:
+class CellConfig(Strict):
     """How cells are made; every field is recorded in a task's document.
 
     Attributes:
@@ -141,15 +135,3 @@ class CellConfig:
     hole_fill: HoleFill = "black"
     degrade_at: DegradeAt = "512"
     decode: Decode = "exact"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "cell_fit": CellFit,
-            "row_sizes": RowSizes,
-            "hole_fill": HoleFill,
-            "degrade_at": DegradeAt,
-            "decode": Decode,
-        }
-        for name, values in allowed.items():
-            if (value := getattr(self, name)) not in (known := get_args(values)):
-                raise ValueError(f"{name}: {value!r}; allowed: {', '.join(known)}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graphbuild.kinds.registry import Kind, kind_of
+from graphbuild.strict_yaml import Share, Strict
 
 Pick = Callable[[str, int], int]
 Layout = Literal["pipeline", "random"]
@@ -66,7 +67,7 @@ _CHANCE_STEPS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class Keep(Strict):
     """The chance that a part of the words is kept, each in [0, 1]; the defaults are those of training.
 
     `all` stands for the whole instruction, layout included.
@@ -75,14 +76,9 @@ class Keep:
         ValueError: a chance is outside [0, 1].
     """
 
-    task: float = 0.8
-    content: float = 0.8
-    all: float = 0.9
-
-    def __post_init__(self) -> None:
-        for name, chance in (("task", self.task), ("content", self.content), ("all", self.all)):
-            if not 0 <= chance <= 1:
-                raise ValueError(f"keep {name}: {chance!r}; allowed: 0..1")
+    task: Share = 0.8
+    content: Share = 0.8
+    all: Share = 0.9
 
 
 KEEP_ALL = Keep(task=1.0, content=1.0, all=1.0)

@@ -156,7 +156,7 @@ def test_mlsd_thresholds(tiny: dict[str, Any]) -> None:
         return result if isinstance(result, Skip) else result.attrs["num_lines"]
 
     assert 0 < lines(certainty=0.5) < lines() and 0 < lines(min_length=0.2) < lines()
-    assert lines(certainty=1.0) == lines(min_length=9.0) == Skip("no_lines")
+    assert lines(certainty=1.0) == lines(min_length=1.0) == Skip("no_lines")
 
 
 def test_a_graph_of_edges(tiny: dict[str, Any], photos: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_own_kinds_are_held_out_and_unknown_ones_refused(folder: Path, paths: Pa
     config = SamplerConfig(held_out=(HeldOut(given=("saliency",), holes=("image",)),))
     sampler = PathSampler(graph, paths, on_missing="drop", config=config)
     assert {walk.path.name for walk in sampler.walks(0, 200)} == {"halves", "plain"}
-    with pytest.raises(ValueError, match=r"unknown kind 'salience'; known kinds: .*saliency"):
+    with pytest.raises(ValueError, match=r"unknown kind 'salience' \(did you mean 'saliency'\?\); known kinds: .*"):
         PathSampler(graph, paths, config=SamplerConfig(held_out=(HeldOut(given=("salience",)),)))
 
 

@@ -116,10 +116,11 @@ def test_a_switch_that_is_set_draws_other_walks(graph: Graph, switches: dict[str
     [
         ({"mask": "both"}, "allowed: code, paper"),
         ({"weights": "even"}, "allowed: listed, coverage"),
-        ({"split": "test"}, "allowed: None, train, validation"),
+        ({"split": "test"}, "allowed: train, validation or null"),
         ({"rows": ()}, "positive sum"),
-        ({"rows": (1.0, -1.0)}, "finite weights"),
-        ({"validation": 2}, r"allowed: 0\.\.1"),
+        ({"rows": (1.0, -1.0)}, "a list, each a number >= 0"),
+        ({"rows": (float("inf"),)}, "a list, each a number >= 0"),
+        ({"validation": 2}, r"allowed: a number 0\.\.1"),
         ({"where": {"item_ix": {"in": {1, 2}}}}, r"where: item_ix: \{'in': \{1, 2\}\}; allowed: text"),
     ],
 )

@@ -137,7 +137,7 @@ def test_other_wrong_arguments_are_refused() -> None:
         compose(["canny", "image"], [1], rows=1, pick=first, content_at=5)
     with pytest.raises(ValueError, match=r"notes: 1 given; allowed: one for each of the 2 columns"):
         compose(["canny", "image"], [1], rows=1, pick=first, notes=["x"])
-    with pytest.raises(ValueError, match=r"keep task: 1.2; allowed: 0..1"):
+    with pytest.raises(ValueError, match=r"task: 1.2; allowed: a number 0..1"):
         Keep(task=1.2)
 
 

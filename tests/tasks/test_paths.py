@@ -112,7 +112,9 @@ def test_every_picture_kind_is_used_by_the_papers_list() -> None:
 
 def test_shipped() -> None:
     assert shipped() == ("graph200k", "graph200k_released")
-    with pytest.raises(ValueError, match=r"no path list 'graph2000'; shipped: graph200k, graph200k_released"):
+    with pytest.raises(
+        ValueError, match=r"no path list 'graph2000' \(did you mean 'graph200k'\?\); shipped: graph200k, "
+    ):
         load("graph2000")
 
 
@@ -192,7 +194,7 @@ BAD = {
     "a number as name": ("paths: [{name: 7, cells: [canny]}]", r"path 7: name: 7; allowed: text"),
     "unknown kind": (
         "paths: [{name: a, cells: [cany, image]}]",
-        r"path 'a': unknown kind 'cany'; known kinds: .*canny",
+        r"path 'a': unknown kind 'cany' \(did you mean 'canny'\?\); known kinds: .*canny",
     ),
     "a text as cell": ("paths: [{name: a, cells: [caption, image]}]", r"path 'a': cell 'caption' is a text; allowed: "),
     "bad role": ("paths: [{name: a, cells: ['image:', canny]}]", r"path 'a': cell 'image:'; allowed: .*kind:name"),
@@ -206,10 +208,6 @@ BAD = {
         "paths: [{name: a, cells: ['blur:a', 'blur:b', image]}]",
         r"path 'a': cells: 'blur' comes twice; it is computed",
     ),
-    "where a date": (
-        entry(", where: {taken: 2024-01-01}"),
-        r"path 'a': where: taken: datetime.date\(2024, 1, 1\); allowed: text \(dates in quotes\)",
-    ),
     "negative weight": (entry(", weight: -1"), r"path 'a': weight: -1; allowed: a finite number >= 0"),
     "infinite weight": (entry(", weight: .inf"), r"path 'a': weight: inf; allowed: a finite number >= 0"),
     "word as weight": (entry(", weight: much"), r"path 'a': weight: 'much'; allowed: a finite number >= 0"),
@@ -222,7 +220,10 @@ BAD = {
         r"path 'a': .*'image' is not a text; allowed: ",
     ),
     "content elsewhere": (entry(", content: {from: caption, of: hed}"), r"path 'a': .*'hed' is not a cell; allowed: "),
-    "file content": (entry("") + "\ncontent: {from: caption, of: imag}", r"unknown kind 'imag'; known kinds"),
+    "file content": (
+        entry("") + "\ncontent: {from: caption, of: imag}",
+        r"unknown kind 'imag' \(did you mean 'image'\?\); known kinds",
+    ),
     "unused type": (entry("") + "\ntypes: {custom: 1, b: 2}", r"types: unknown key 'b'; allowed: custom"),
     "missing type": (entry("") + "\ntypes: {}", r"types: 'custom' is missing; allowed: custom"),
     "negative type": (entry("") + "\ntypes: {custom: -2}", r"types: custom: -2; allowed: a finite number >= 0"),
@@ -264,7 +265,7 @@ BAD = {
         r"kinds: own: unknown key 'phrase'; allowed: codec, phrases",
     ),
     "own kinds, no mapping": (declared("own"), r"kinds: 'own'; allowed: a mapping"),
-    "no YAML": ("paths: [", r"while parsing"),
+    "no YAML": ("paths: [", r"line \d: did not find expected node content"),
     "object": ("paths: !!python/object:os.system {}", r"could not determine a constructor"),
 }
 
@@ -288,5 +289,5 @@ def test_a_list_in_another_encoding_is_named(tmp_path: TaskPath) -> None:
     """Guards against an error that says which byte is wrong and not in which file."""
     file = tmp_path / "latin.yaml"
     file.write_bytes("paths: [{name: caf\xe9, cells: [image]}]".encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: .*utf-8"):
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: byte 18 is not UTF-8"):
         load(file)

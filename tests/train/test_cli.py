@@ -217,12 +217,12 @@ def refused(result: Result, words: str, code: int = 2) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("run", "tinny", "--graph", "GRAPH"), "no recipe 'tinny'; there are "),
+        (("run", "tinny", "--graph", "GRAPH"), "no recipe 'tinny' (did you mean 'tiny'?); there are "),
         (("run", "none.yaml", "--graph", "GRAPH"), "no recipe 'none.yaml'"),
         (("run", "tiny", "--graph", "nowhere"), "nowhere"),
         (
             ("run", "tiny", "--graph", "GRAPH", "--set", "lora.rnk=3"),
-            "tiny.yaml: lora: unknown key 'rnk'; valid: layers",
+            "tiny.yaml: lora: unknown key 'rnk'; allowed: layers",
         ),
         (("run", "tiny", "--graph", "GRAPH", "--set", "batch"), "--set batch: allowed: field=value"),
         (("run", "tiny", "--graph", "GRAPH", "--set", "cache_gb=1"), "cache_gb: 1.0; allowed only with walks"),

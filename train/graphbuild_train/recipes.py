@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from graphbuild.errors import GraphError
+from graphbuild.lookup import suggestion
 from graphbuild.pipeline import pipeline_folders
-from graphbuild.tasks.paths.reader import refuse_repeated_keys
+from graphbuild.strict_yaml import mapping, parse_yaml, reading
 from graphbuild_train.config import TrainConfig, config_from
 
 SUFFIXES = (".yaml", ".yml")
@@ -34,22 +34,19 @@ def recipe_file(name_or_file: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise GraphError(f"no recipe {name_or_file!r}; there are {', '.join(recipe_names())}, or the name of a .yaml file")
+    known = f"there are {', '.join(recipe_names())}, or the name of a .yaml file"
+    raise GraphError(f"no recipe {name_or_file!r}{suggestion(name_or_file, recipe_names())}; {known}")
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
     """What a recipe says; a task list that it names and that lies beside it by its whole path.
 
     Raises:
-        ValueError: not YAML, or a key used twice.
+        GraphError: not YAML, a key used twice, or another unknown field.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-        document = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    listed = str(document.get("paths")) if isinstance(document, dict) else ""
+    with reading(file) as said:
+        document = mapping({} if said is None else said, [f.name for f in fields(TrainConfig)])
+    listed = str(document.get("paths"))
     if listed.endswith(SUFFIXES) and (file.parent / listed).is_file():
         document["paths"] = str((file.parent / listed).resolve())
     return document
@@ -66,7 +63,7 @@ def configured(said: Mapping[str, Any], sets: Sequence[str]) -> TrainConfig:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text}: allowed: field=value, such as lora.rank=16")
-        _override(document, name.split("."), yaml.safe_load(value))
+        _override(document, name.split("."), parse_yaml(value))
     return config_from(document)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
-import yaml
-
 from graphbuild.kinds.registry import Kind
+from graphbuild.lookup import suggestion
+from graphbuild.strict_yaml import mapping, reading
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
 
 _FILE_KEYS = ("paths", "types", "content", "kinds")
@@ -18,13 +17,11 @@ _PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content")
 _CONTENT_KEYS = ("from", "of")
 _KIND_KEYS = ("codec", "phrases", "group", "description")
 _SUFFIXES = (".yaml", ".yml")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is absent where libyaml was
 
 
 def shipped() -> tuple[str, ...]:
     """The names of the lists that come with the library, sorted."""
-    files = resources.files("graphbuild.tasks.paths").iterdir()
-    return tuple(sorted(PurePath(file.name).stem for file in files if file.name.endswith(".yaml")))
+    return tuple(sorted(file.stem for file in Path(__file__).parent.glob("*.yaml")))
 
 
 def load(name_or_file: str | os.PathLike[str]) -> PathSet:
@@ -35,22 +32,16 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
         OSError: the file cannot be read.
     """
     where = os.fspath(name_or_file)
-    if where.endswith(_SUFFIXES):
-        with open(where, "rb") as file:
-            data = file.read()
-    elif where in shipped():
-        data = resources.files("graphbuild.tasks.paths").joinpath(f"{where}.yaml").read_bytes()
-    else:
-        raise ValueError(f"no path list {where!r}; shipped: {', '.join(shipped())}; or the name of a .yaml file")
-    try:
-        return _path_set(PurePath(where).name.removesuffix(".yaml").removesuffix(".yml"), data.decode())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{where}: {error}") from error
+    if not where.endswith(_SUFFIXES) and where not in shipped():
+        known = f"shipped: {', '.join(shipped())}; or the name of a .yaml file"
+        raise ValueError(f"no path list {where!r}{suggestion(where, shipped())}; {known}")
+    file = Path(where) if where.endswith(_SUFFIXES) else Path(__file__).with_name(f"{where}.yaml")
+    with reading(file) as document:
+        return _path_set(file.stem, document)
 
 
-def _path_set(name: str, text: str) -> PathSet:
-    refuse_repeated_keys(yaml.compose(text, Loader=_LOADER))
-    document = _mapping("the file", yaml.load(text, Loader=_LOADER), _FILE_KEYS, needed=("paths",))
+def _path_set(name: str, value: object) -> PathSet:
+    document = _mapping("the file", value, _FILE_KEYS, needed=("paths",))
     own = _kinds(document.get("kinds", {}))
     default = _content(document.get("content"))
     if default is not None:
@@ -149,25 +140,7 @@ def _text(label: str, value: object) -> str:
 def _mapping(
     label: str, value: object, allowed: tuple[str, ...] | None, needed: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """`value` as a mapping with text keys out of `allowed` (None: any), with all of `needed`."""
-    choices = "any" if allowed is None else ", ".join(allowed)
-    if not isinstance(value, dict):
-        raise ValueError(f"{label}: {value!r}; allowed: a mapping with the keys {choices}")
-    if unknown := [key for key in value if not isinstance(key, str) or (allowed is not None and key not in allowed)]:
-        raise ValueError(f"{label}: unknown key {unknown[0]!r}; allowed: {choices}")
-    if missing := [key for key in needed if key not in value]:
-        raise ValueError(f"{label}: {missing[0]!r} is missing; allowed: {choices}")
-    return value
-
-
-def refuse_repeated_keys(node: yaml.Node | None) -> None:
-    """PyYAML keeps the last of two equal keys without a word; one of the two settings would have no effect."""
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            refuse_repeated_keys(child)
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: key {twice[0]!r} used twice; allowed: once")
-        for _, child in node.value:
-            refuse_repeated_keys(child)
+    try:
+        return mapping(value, allowed, needed)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
