@@ -20,7 +20,9 @@ MAX_BYTES = 200_000_000
 
 Status = Literal["ok", "skipped", "failed"]
 
-FINAL_REASONS = frozenset({"undecodable", "empty_file", "too_large", "unsupported_mode", "bad_geometry"})
+FINAL_REASONS = frozenset(
+    {"undecodable", "damaged", "too_many_scans", "empty_file", "too_large", "unsupported_mode", "bad_geometry"}
+)
 """Failures that the input itself causes: never retried, never counted against an annotator."""
 
 

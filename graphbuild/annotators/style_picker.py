@@ -13,9 +13,7 @@ from graphbuild.annotators.base import Annotator, Derived, Request, Skip, Varian
 from graphbuild.errors import MissingWeights, UnusableImage
 from graphbuild.hashing import checksum, digest_of
 from graphbuild.images.codecs import check_image
-
-EXTENSIONS = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What counts as a picture in the folder, in any case."""
+from graphbuild.images.decode import suffixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,8 @@ class StylePicker(Annotator):
     variants: Variants = parameter(3, output=False)
 
     def missing(self) -> list[str]:
-        line = f"folder: {self.folder!r} has no pictures ({' '.join(EXTENSIONS)}); name a folder of style pictures"
+        endings = " ".join(sorted(suffixes()))
+        line = f"folder: {self.folder!r} has no pictures ({endings}); name a folder of style pictures"
         return super().missing() + ([] if self._files() else [line])
 
     def identity(self) -> str:
@@ -78,8 +77,8 @@ class StylePicker(Annotator):
 
     def _files(self) -> list[str]:
         """Every picture below the folder, by its name there, sorted."""
-        root = Path(self.folder)
-        pictures = (path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+        root, endings = Path(self.folder), suffixes()
+        pictures = (path for path in root.rglob("*") if path.suffix.lower() in endings and path.is_file())
         names = (path.relative_to(root) for path in pictures) if self.folder else ()
         return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 

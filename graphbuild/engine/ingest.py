@@ -82,19 +82,22 @@ def _ingest(work: IngestUnit, item_ix: int, item: SourceItem, known: ItemRow | N
     row = _item_row(work, item_ix, item_id, item, sha256)
     outcomes = []
     for kind in work.producer.variants:
-        encoded, picture = _encode(work.producer.lineage.codec[kind], nodes.get(kind, Unusable("missing")))
+        value, convert = nodes.get(kind, Unusable("missing")), work.source.colours == "srgb"
+        encoded, picture = _encode(work.producer.lineage.codec[kind], value, convert=convert)
         outcomes.append(_outcome(work, item_ix, item_id, kind, encoded))
         if kind == work.source.makes[0] and picture is not None:
             row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
     return row, outcomes
 
 
-def _encode(codec: str, value: bytes | Pixels | Unusable) -> tuple[Encoded | Unusable, Pixels | None]:
+def _encode(codec: str, value: bytes | Pixels | Unusable, *, convert: bool) -> tuple[Encoded | Unusable, Pixels | None]:
     """The value ready to store, with its picture: decoding once both checks a file and hashes its looks."""
     if isinstance(value, Unusable):
         return value, None
     try:
-        return check_image(value, grey=True) if isinstance(value, bytes) else (CODECS[codec].encode(value), value)
+        if isinstance(value, bytes):
+            return check_image(value, grey=True, convert=convert)
+        return CODECS[codec].encode(value), value
     except UnusableImage as error:
         return Unusable(error.reason, str(error)), None
 
@@ -107,6 +110,7 @@ def _outcome(work: IngestUnit, item_ix: int, item_id: str, kind: str, encoded: E
         return base
     base.status, base.data, base.content_hash = "ok", encoded.data, checksum(encoded.data)
     base.format, base.width, base.height = encoded.format, encoded.width, encoded.height
+    base.attrs = canonical_json(dict(encoded.attrs)) if encoded.attrs else None
     return base
 
 

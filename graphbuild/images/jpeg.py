@@ -1,29 +1,71 @@
-"""JPEG files with the pixels that OpenCV gives them, decoded in place or at a fraction of their size."""
+"""JPEG files decoded by libjpeg-turbo: in place, at a fraction of their size, and strictly."""
 
 from __future__ import annotations
 
-import struct
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.errors import UnusableImage
+
 Pixels = NDArray[np.uint8]
 
+MAX_SCANS = 100
+"""Each scan costs a pass over the whole picture, whatever its bytes; encoders write up to about 20."""
 
-def decode(data: bytes, space: str = "RGB", eighths: int = 8) -> Pixels | None:
+_SIGNATURE = b"\xff\xd8\xff"
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""Within a scan, 0xFF is followed by 0 or is a restart marker."""
+
+_METADATA = {b"\xe1": (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"), b"\xe2": (b"ICC_PROFILE\0",)}
+"""Segments that turn a picture or say how its colours are meant."""
+
+_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
+_HARMLESS = ("Invalid SOS parameters", "Unknown Adobe color", "Warning: unknown JFIF")
+
+
+def is_jpeg(data: bytes) -> bool:
+    return data.startswith(_SIGNATURE)
+
+
+def decode(data: bytes, space: str = "RGB", eighths: int = 8, *, strict: bool = True) -> Pixels | None:
     """A JPEG as it is stored, not turned; None for a damaged or unusual one, of which OpenCV may make something.
 
     Args:
         space: `RGB` for H x W x 3, `GRAY` for H x W.
         eighths: 1 to 8; H and W are so many eighths of the picture's, rounded up.
+        strict: False decodes what the library complains of but can go on with.
     """
-    import simplejpeg
-
     try:
-        height, width = (0, 0) if eighths == 8 else (-(-eighths * side // 8) for side in _sides(data))
-        pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width)
+        return _decode(data, space, eighths, strict=strict)
     except ValueError:
         return None
+
+
+def check(data: bytes, space: str = "RGB") -> Pixels | None:
+    """As `decode`, for a file that nobody checked before; None for an unusual one.
+
+    Raises:
+        UnusableImage: `damaged`: parts of the picture are missing or wrong; `too_many_scans`.
+    """
+    if data.count(b"\xff\xda") > MAX_SCANS and (scans := _scans(data)) > MAX_SCANS:
+        raise UnusableImage("too_many_scans", f"{scans} scans, the limit is {MAX_SCANS}; save the picture anew")
+    try:
+        return _decode(data, space, 8, strict=True)
+    except ValueError as error:
+        said = str(error)
+    if said.startswith(_DAMAGE):
+        raise UnusableImage("damaged", f"{said}; part of the picture is missing or wrong")
+    return decode(data, space, strict=False) if said.startswith(_HARMLESS) else None
+
+
+def _decode(data: bytes, space: str, eighths: int, *, strict: bool) -> Pixels:
+    import simplejpeg
+
+    height, width = (0, 0) if eighths == 8 else (-(-eighths * side // 8) for side in _sides(data))
+    pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=strict)
     return pixels[:, :, 0] if space == "GRAY" else pixels
 
 
@@ -56,25 +98,21 @@ def fill(room: Pixels, data: bytes) -> bool:
     return bool(fits)
 
 
-def is_upright(data: bytes) -> bool:
-    """False if EXIF asks to turn the picture, or the segments make no sense."""
+def has_metadata(data: bytes) -> bool:
+    """Whether the file may be turned or have a colour profile: has EXIF, XMP or ICC segments, or makes no sense."""
     at = 2
     while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
-        length = int.from_bytes(data[at + 2 : at + 4])
-        if marker == b"\xe1" and data[at + 4 : at + 9] == b"Exif\0":
-            return _orientation(data[at + 4 : at + 2 + length]) == 1
-        at += 2 + length
-    return data[at : at + 2] == b"\xff\xda"
+        if data.startswith(_METADATA.get(marker, ()), at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[at : at + 2] != b"\xff\xda"
 
 
-def _orientation(segment: bytes) -> int | None:
-    """What an EXIF segment says, 1 for upright; None where it cannot be read."""
-    from PIL import ExifTags, Image
-
-    exif = Image.Exif()
-    try:
-        exif.load(segment)
-        found = exif.get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError, KeyError, struct.error):
-        return None
-    return found if isinstance(found, int) else None
+def _scans(data: bytes) -> int:
+    """The number of scans; what looks like one inside a segment, or after the end, does not count."""
+    at = count = 0
+    while (found := _MARKER.search(data, at)) is not None and (marker := data[found.end() - 1]) != _END_OF_IMAGE:
+        count += marker == _START_OF_SCAN
+        alone = marker in (0x01, _START_OF_IMAGE)
+        at = found.end() + (0 if alone else int.from_bytes(data[found.end() : found.end() + 2]))
+    return count

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from graphbuild.images import jpeg
 from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.colour import to_srgb
+from graphbuild.images.decode import AS_STORED, Meant, decode_image, meant
+from graphbuild.images.orientation import UPRIGHT
 
 
 @dataclass(slots=True)
@@ -44,7 +47,9 @@ class Node:
         return node
 
     def array(self) -> Pixels:
-        """The picture, H x W x 3 RGB uint8 (EXIF applied, alpha over white, first frame); a pose or boxes are drawn.
+        """The picture, H x W x 3 RGB uint8 (upright, sRGB, alpha over white, first frame); a pose or boxes are drawn.
+
+        Colours of a file with an ICC profile are converted, unless its source was told to leave them as stored.
 
         Raises:
             ValueError: text, and JSON of other kinds, have no picture.
@@ -67,20 +72,36 @@ class Node:
         """
         if self._picture is not None:
             return self._picture
-        return room if room is not None and self._is_upright_jpeg and jpeg.fill(room, self.bytes) else self._opened()
+        if room is None or not self._is_upright_jpeg or not jpeg.fill(room, self.bytes):
+            return self._opened()
+        if (profile := self._meant.profile) is not None:
+            room[:] = to_srgb(room, profile)
+        return room
 
     def jpeg_size(self) -> tuple[int, int] | None:
-        """Width and height of a JPEG that EXIF does not turn, from its header; None for everything else."""
+        """Width and height of a JPEG that is stored upright, from its header; None for everything else."""
         return jpeg.size(self.bytes) if self._is_upright_jpeg else None
 
     def at_eighths(self, eighths: int) -> Pixels | None:
         """Such a JPEG at `eighths` / 8 of its size, sides rounded up: H x W x 3 RGB uint8, H x W of a `jpeg_gray`; None
         for a damaged or unusual one."""
-        return jpeg.decode(self.bytes, "GRAY" if self.codec == "jpeg_gray" else "RGB", eighths)
+        pixels = jpeg.decode(self.bytes, "GRAY" if self.codec == "jpeg_gray" else "RGB", eighths)
+        profile = self._meant.profile
+        return pixels if pixels is None or profile is None else to_srgb(pixels, profile)
 
     @property
     def _is_upright_jpeg(self) -> bool:
-        return self.format == "jpeg" and (self.codec != "source" or jpeg.is_upright(self.bytes))
+        return self.format == "jpeg" and self._meant.orientation == UPRIGHT
+
+    @property
+    def _converts(self) -> bool:
+        return self.attrs.get("colours") != "stored"
+
+    @property
+    def _meant(self) -> Meant:
+        """Of a JPEG; everything but source files is stored upright and in sRGB."""
+        found = meant(self.bytes) if self.codec == "source" else AS_STORED
+        return found if self._converts else replace(found, profile=None)
 
     def _opened(self) -> Pixels:
         values = self.values()
@@ -94,6 +115,8 @@ class Node:
 
     def values(self) -> Any:
         """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
+        if self.codec == "source":
+            return decode_image(self.bytes, self.format, convert=self._converts)
         return CODECS[self.codec].values(self.bytes, self.format)
 
     @property

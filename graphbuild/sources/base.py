@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -66,11 +66,21 @@ def location(default: str | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """Subclass, name what it `makes`, and write `entries` and `read`. The fields are the configuration."""
+    """Subclass, name what it `makes`, and write `entries` and `read`. The fields are the configuration.
+
+    Args:
+        colours: `srgb`: readers convert pictures with another ICC profile to sRGB; `stored`: they leave the numbers of
+            the file as they are. Stored bytes are the file's in both cases.
+    """
 
     name: ClassVar[str]
     makes: ClassVar[tuple[str, ...]] = ("image",)
     code_version: ClassVar[int] = 1
+    colours: Literal["srgb", "stored"] = field(default="srgb", metadata={"added": True})
+
+    def __post_init__(self) -> None:
+        if self.colours not in ("srgb", "stored"):
+            raise ValueError(f"colours: {self.colours!r}; allowed: srgb, stored")
 
     @abstractmethod
     def entries(self) -> Sequence[Entry]:
@@ -91,8 +101,14 @@ class Source(ABC):
 
 
 def source_params(source: Source) -> dict[str, Any]:
-    """The fields that belong in the fingerprint."""
-    return {f.name: getattr(source, f.name) for f in fields(source) if f.metadata.get("output", True)}
+    """The fields that belong in the fingerprint; one that came after the first release only with another value than
+    its default, so that existing graphs go on."""
+    return {
+        f.name: getattr(source, f.name)
+        for f in fields(source)
+        if f.metadata.get("output", True)
+        and not (f.metadata.get("added", False) and getattr(source, f.name) == f.default)
+    }
 
 
 def phash(pixels: Pixels) -> int:

@@ -22,7 +22,7 @@ from graphbuild.annotators.pidinet import Pidinet
 from graphbuild.annotators.testing import check_annotator
 from graphbuild.contracts import Item
 from graphbuild.errors import GraphError
-from graphbuild.images.codecs import decode_image
+from graphbuild.images.decode import decode_image
 from graphbuild.images.node import Node
 from graphbuild.models.controlnet_aux import HUB, network_class
 from graphbuild.store.graph import Graph

@@ -59,7 +59,8 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.contracts import Item
 from graphbuild.engine.run import run
-from graphbuild.images.codecs import CODECS, decode_image
+from graphbuild.images.codecs import CODECS
+from graphbuild.images.decode import decode_image
 from graphbuild.images.node import Node
 from graphbuild.sources.folder import Folder
 from graphbuild.sources.sample import Sample

@@ -181,7 +181,7 @@ def test_a_second_run_opens_no_image_and_starts_no_ray(cli: Command, monkeypatch
     import cv2
     from PIL import Image
 
-    from graphbuild.images import codecs
+    from graphbuild.images import node
 
     assert cli(f"{RUN} --annotators canny,lsd").code == 0
     before = snapshot(Path("g"))
@@ -189,7 +189,7 @@ def test_a_second_run_opens_no_image_and_starts_no_ray(cli: Command, monkeypatch
     def refuse(*args: Any, **options: Any) -> Any:
         raise AssertionError("an image was opened")
 
-    for owner, name in ((cv2, "imdecode"), (Image, "open"), (codecs, "decode_image")):
+    for owner, name in ((cv2, "imdecode"), (Image, "open"), (node, "decode_image")):
         monkeypatch.setattr(owner, name, refuse)
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: refuse() if "photos" in path.parts else read(path))

@@ -15,7 +15,7 @@ from graphbuild.annotators import BUILTIN, DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, Each, makes_of, needs_of
 from graphbuild.annotators.testing import check_annotator
 from graphbuild.engine.plan import make_plan
-from graphbuild.images.codecs import decode_image
+from graphbuild.images.decode import decode_image
 from graphbuild.kinds.registry import KINDS
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.store.files import Files

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graphbuild.images.codecs import decode_image
+from graphbuild.images.decode import decode_image
 from graphbuild.images.degradations import NAMES, apply
 from graphbuild.images.degradations.pixels import Pixels
 

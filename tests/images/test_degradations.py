@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphbuild.images.codecs import decode_image
+from graphbuild.images.decode import decode_image
 from graphbuild.images.degradations import NAMES, apply, fit
 from graphbuild.images.degradations.kernels import convolve, disk, line
 from graphbuild.images.degradations.pixels import Pixels, histograms, levels

@@ -18,12 +18,12 @@ NO_RAY_NO_IMAGE = """
 import sys
 import cv2, PIL.Image
 from graphbuild import cli
-from graphbuild.images import codecs
+from graphbuild.images import codecs, node
 
 def refuse(*args, **options):
     raise AssertionError("an image was opened")
 
-cv2.imdecode = PIL.Image.open = codecs.decode_image = codecs.check_image = refuse
+cv2.imdecode = PIL.Image.open = node.decode_image = codecs.check_image = refuse
 try:
     cli.main()
 finally:

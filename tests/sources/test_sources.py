@@ -47,9 +47,9 @@ def test_resolve_takes_a_dotted_class_and_its_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("photos", {}, "unknown source 'photos'. Known: folder, sample, subjects200k, or module:Class"),
-        ("sample", {"path": "x"}, "source 'sample' has no path; it takes no settings"),
-        ("folder", {"root": "x", "deep": True}, "has no deep, root; it takes path"),
+        ("photos", {}, "unknown source 'photos'; known: folder, sample, subjects200k, or module:Class"),
+        ("sample", {"path": "x"}, "source 'sample' has no path; it takes colours"),
+        ("folder", {"root": "x", "deep": True}, "has no deep, root; it takes colours, path"),
         ("nowhere.at_all:Source", {}, "cannot load nowhere.at_all:Source .No module named 'nowhere'"),
         ("graphbuild.sources.folder:Nothing", {}, "cannot load graphbuild.sources.folder:Nothing"),
         ("graphbuild.sources.folder:Path", {}, "is not a subclass of Source"),
