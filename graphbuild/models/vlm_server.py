@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, Timeout
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, TimeoutError
 
 from graphbuild.errors import GraphError
 from graphbuild.images.codecs import CODECS
 from graphbuild.models.vlm import Question, Refused, Reply
-
-if TYPE_CHECKING:
-    import requests
-
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _REFUSED = frozenset({"content_filter", "content_policy_violation"})
 _VERSION_FIELDS = ("revision", "version", "digest")
 _LIST_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 10.0
-_LONGEST_PAUSE_S = 60.0
+_LONGEST_PAUSE_S = 60
+_LEAST_SECRET = 8
+"""Characters of a key that is masked in what a model says, too; shorter ones are placeholders such as `EMPTY`."""
 
 
 class ServerFault(RuntimeError):
     """A request that the server did not answer, or not as the interface says; without its address or its key."""
+
+
+class _Patience(Retry):
+    """Pauses that double, with chance in them; a `Retry-After` that cannot be read is none."""
+
+    def get_backoff_time(self) -> float:
+        pause = min(self.backoff_factor * 2.0 ** (len(self.history) - 1), self.backoff_max)
+        return pause * random.SystemRandom().uniform(0.5, 1)
+
+    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        try:
+            return super().get_retry_after(response)
+        except InvalidHeader:
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +115,21 @@ class VlmServer:
     # ---- http --------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _session(self) -> requests.Session:
-        import requests
-        from requests.adapters import HTTPAdapter
-
+    def _key(self) -> str | None:
         key = None if self.key_from is None else os.environ.get(self.key_from)
         if self.key_from is not None and not key:
             raise GraphError(f"api_key_env: the environment variable {self.key_from} is not set on this worker")
+        return key
 
-        def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if key:
-                request.headers["Authorization"] = f"Bearer {key}"
-            return request
-
-        session = requests.Session()
-        session.auth = signed  # a header of the session would give way to the user's ~/.netrc
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=self.in_flight))
-        return session
+    @cached_property
+    def _pool(self) -> PoolManager:
+        parts = urlsplit(self.address)
+        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+        options: dict[str, Any] = {
+            "maxsize": self.in_flight,
+            "headers": {"Authorization": f"Bearer {self._key}"} if self._key else {},
+        }
+        return ProxyManager(proxy, **options) if proxy else PoolManager(**options)
 
     def _url(self, path: str) -> str:
         base = self.address.rstrip("/")
@@ -128,24 +141,28 @@ class VlmServer:
         Raises:
             ServerFault: it never was, or it does not take the request.
         """
-        import requests
-
-        url, patience = self._url("chat/completions"), (_CONNECT_TIMEOUT_S, self.timeout_s)
-        why, pause = "", 0.0
-        for attempt in range(self.tries):
-            time.sleep(pause)
-            pause = min(self.pause_s * 2**attempt, _LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.5, 1)
-            try:
-                response = self._session.post(url, json=body, timeout=patience)
-            except requests.Timeout:
-                why = f"no answer within {self.timeout_s:g} s"
-            except requests.RequestException as error:
-                why = f"the connection failed ({type(error).__name__})"
-            else:
-                if response.status_code not in _BUSY:
-                    return _document(response)
-                why, pause = f"HTTP {response.status_code}", _asked_pause(response, pause)
-        raise ServerFault(f"{why}, in each of {self.tries} tries")
+        again = _Patience(
+            self.tries - 1,
+            status_forcelist=_BUSY,
+            allowed_methods=None,
+            backoff_factor=self.pause_s,
+            backoff_max=_LONGEST_PAUSE_S,
+            retry_after_max=_LONGEST_PAUSE_S,
+            raise_on_status=False,
+        )
+        timeout = Timeout(connect=_CONNECT_TIMEOUT_S, read=self.timeout_s)
+        try:
+            response = self._pool.request(
+                "POST", self._url("chat/completions"), json=body, retries=again, timeout=timeout
+            )
+        except HTTPError as error:
+            why = error.reason if isinstance(error, MaxRetryError) else error
+            silent = isinstance(why, TimeoutError)
+            what = f"no answer within {self.timeout_s:g} s" if silent else f"the connection failed ({_name(why)})"
+            raise ServerFault(f"{what}, in each of {self.tries} tries") from None
+        if response.status in _BUSY:
+            raise ServerFault(f"HTTP {response.status}, in each of {self.tries} tries")
+        return _document(response, self._key)
 
     def _listed(self) -> list[Mapping[str, Any]]:
         """Its list of models, empty if it keeps none.
@@ -153,16 +170,15 @@ class VlmServer:
         Raises:
             ServerFault: it cannot be reached, or does not accept the key.
         """
-        import requests
-
         try:
-            response = self._session.get(self._url("models"), timeout=_LIST_TIMEOUT_S)
-        except requests.RequestException as error:
-            raise ServerFault(f"does not answer ({type(error).__name__})") from None
-        if response.status_code in (401, 403):
-            raise ServerFault(f"HTTP {response.status_code}")
+            response = self._pool.request("GET", self._url("models"), retries=False, timeout=_LIST_TIMEOUT_S)
+        except HTTPError as error:
+            raise ServerFault(f"does not answer ({_name(error)})") from None
+        if response.status in (401, 403):
+            raise ServerFault(f"HTTP {response.status}")
         try:
-            return [entry for entry in response.json()["data"] if isinstance(entry, Mapping)]
+            listed = json.loads(_masked(response.data.decode(), self._key))["data"]
+            return [entry for entry in listed if isinstance(entry, Mapping)]
         except (ValueError, LookupError, TypeError):
             return []
 
@@ -175,32 +191,40 @@ def _messages(question: Question) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [shown, {"type": "text", "text": first}]}, *later]
 
 
-def _asked_pause(response: requests.Response, pause: float) -> float:
-    """Seconds to wait, as the server asks in `Retry-After` (seconds or a date)."""
-    from urllib3.exceptions import InvalidHeader
-    from urllib3.util import Retry
+def _name(error: Exception | None) -> str:
+    return type(error).__name__
 
+
+def _masked(text: str, key: str | None) -> str:
+    """A text without the key, however JSON escapes it."""
+    forms = {key, json.dumps(key)[1:-1], key.replace("/", r"\/")} if key else ()
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
+
+
+def _document(response: BaseHTTPResponse, key: str | None) -> Any:
+    """The JSON of a final response, without the key; a refusal for its content has the form of an answer.
+
+    Raises:
+        ServerFault: it is neither.
+    """
+    text = response.data.decode(errors="replace")
+    good = 200 <= response.status < 300
+    if not good or len(key or "") >= _LEAST_SECRET:
+        text = _masked(text, key)
     try:
-        asked = response.headers.get("Retry-After")
-        return pause if asked is None else min(Retry().parse_retry_after(asked), _LONGEST_PAUSE_S)
-    except InvalidHeader:
-        return pause
-
-
-def _document(response: requests.Response) -> Any:
-    """The JSON of a final response; a refusal for its content has the form of an answer."""
-    try:
-        document = response.json()
+        document = json.loads(text)
     except ValueError:
         document = None
-    if response.ok and document is not None:
+    if good and document is not None:
         return document
-    if response.status_code in (401, 403):  # what they say may repeat the key
-        raise ServerFault(f"HTTP {response.status_code}: the key is not accepted")
+    if response.status in (401, 403):
+        raise ServerFault(f"HTTP {response.status}: the key is not accepted")
     error = document.get("error") if isinstance(document, Mapping) else None
     if isinstance(error, Mapping) and error.get("code") in _REFUSED:
         return {"choices": [{"finish_reason": "content_filter", "message": {}}]}
-    raise ServerFault(f"HTTP {response.status_code}: {' '.join(response.text.split())[:200]}")
+    raise ServerFault(f"HTTP {response.status}: {' '.join(_masked(text, key).split())[:200]}")
 
 
 def _said(document: Any) -> Reply:

@@ -134,6 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, b"<html>Welcome to our proxy</html>", "text/html")
         elif what == "no_choices":
             self._send(200, {"object": "error"})
+        elif what == "raw":
+            status, _, text = detail.partition(" ")
+            self._reply(int(status), text.encode(), "application/json")
         elif what in ("drop", "half", "hang"):
             self._fail(what)
         else:
