@@ -106,6 +106,11 @@ class LineageDocument(Document):
     codec: dict[str, str]
     schema_version: int
     parents: dict[str, str]
+    author: str | None = Field(
+        default=None,
+        exclude_if=lambda author: author is None,
+        description="the distribution, or the module of a file of one's own, that the class comes from; not of ours",
+    )
 
 
 class CommitDocument(Document):

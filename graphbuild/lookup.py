@@ -4,8 +4,11 @@ it is asked for."""
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import distribution, entry_points, packages_distributions
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -47,6 +50,38 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     """` (did you mean 'canny'?)`, or nothing if no name is like it."""
     close = difflib.get_close_matches(name, list(names), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def short_name(what: str, use: str, builtin: Mapping[str, str]) -> str:
+    """The name of one of ours from what a graph recorded: that name, or `graphbuild.<module>:<Class>` as the first
+    release wrote it. A graph may come from anybody, so nothing else that it names is imported.
+
+    Raises:
+        ValueError: not one of ours.
+    """
+    module, _, name = use.rpartition(":")
+    by_class = {target.rpartition(":")[2]: short for short, target in builtin.items()}
+    if use in builtin:
+        return use
+    if module.startswith("graphbuild.") and name in by_class:
+        return by_class[name]
+    raise ValueError(
+        f"{what} {use!r} is not part of graphbuild, and no code is loaded because a graph names it; name it yourself: "
+        f"graphbuild run --pipeline FILE"
+    )
+
+
+@cache
+def author_of(cls: type) -> str | None:
+    """Who wrote a class: the installed distribution that its file belongs to, else its module; None for ours."""
+    package = cls.__module__.partition(".")[0]
+    if package == __name__.partition(".")[0]:
+        return None
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    for name in packages_distributions().get(package, ()):
+        if Path(file).is_relative_to(Path(str(distribution(name).locate_file("")))):
+            return name
+    return cls.__module__
 
 
 def _from_entry_points(what: str, name: str, known: set[str], group: str) -> str:

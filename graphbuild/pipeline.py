@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphbuild.annotators import DEFAULT_FOR, resolve
-from graphbuild.annotators.base import Annotator, makes_of, name_of
-from graphbuild.contracts import RunReport
+from graphbuild.annotators import DEFAULT_FOR, recorded, resolve
+from graphbuild.annotators.base import Annotator
+from graphbuild.contracts import CommitDocument, RunReport
 from graphbuild.errors import GraphError
-from graphbuild.lookup import suggestion
+from graphbuild.lookup import short_name, suggestion
+from graphbuild.sources import SOURCES
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
 from graphbuild.store.files import Files
@@ -135,30 +136,41 @@ def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list
     Raises:
         ValueError: unknown name.
     """
-    live = live_annotators(out)
+    live = _live_commits(out)
     # The one of the image last, so that it wins: `canny` is not the `canny` of an edit.
-    live.sort(key=lambda annotator: getattr(annotator, "of", "image") == "image")
-    by_name = {name_of(annotator): annotator for annotator in live}
-    by_kind = {kind.name: annotator for annotator in live for kind in makes_of(annotator).values()}
+    live.sort(key=lambda commit: commit.lineage.params.get("of", "image") == "image")
+    by_name = {name: commit for commit in live for name in (commit.unit.annotator, commit.use)}
+    by_kind = {kind: commit for commit in live for kind in commit.lineage.codec}
     chosen = []
     for name in dict.fromkeys(names):
-        known = by_name.get(name) or by_kind.get(name)
-        default = DEFAULT_FOR.get(name)
-        chosen.append(known or (by_name.get(default) if default else None) or resolve(name))
+        known = by_name.get(name) or by_kind.get(name) or by_name.get(DEFAULT_FOR.get(name, ""))
+        chosen.append(recorded(known.use, known.config, named=known.use == name) if known else resolve(name))
     return list(dict.fromkeys(chosen))
 
 
-def live_annotators(out: str | os.PathLike[str]) -> list[Annotator]:
-    """The annotators that made the live kinds of a graph, with the parameters they had; none for a new graph."""
+def live_annotators(out: str | os.PathLike[str]) -> tuple[list[Annotator], list[str]]:
+    """The annotators that made the live kinds of a graph, with the parameters they had; none for a new graph.
+
+    Returns:
+        the annotators, and for each that may not be taken from a graph why.
+    """
+    found, refused = [], []
+    for commit in _live_commits(out):
+        try:
+            found.append(recorded(commit.use, commit.config))
+        except ValueError as error:
+            refused.append(str(error))
+    return found, refused
+
+
+def _live_commits(out: str | os.PathLike[str]) -> list[CommitDocument]:
+    """One commit of every live annotator."""
     if not Files(out).exists("graph.json"):
         return []
     graph = Graph.open(out)
-    found: dict[str, Annotator] = {}
-    for live in graph.head.values():
-        commits = [] if live.annotator.startswith("source:") else graph.unit_commits(live.annotator, live.version)
-        if commits:
-            found[live.version] = resolve(commits[0].document.use, commits[0].document.config)
-    return list(found.values())
+    live = dict.fromkeys((live.annotator, live.version) for live in graph.head.values())
+    found = (graph.unit_commits(*producer) for producer in live if not producer[0].startswith("source:"))
+    return [commits[0].document for commits in found if commits]
 
 
 def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source | None:
@@ -167,7 +179,7 @@ def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source 
     location = {"path": path} if path is not None else last_location(graph)
     if not graph.source_commits:
         return None
-    use = graph.source_commits[0].document.use
+    use = short_name("source", graph.source_commits[0].document.use, SOURCES)
     source = resolve_source(use, **graph.document.source.params, **location)
     try:
         source.entries()
@@ -185,5 +197,6 @@ def last_location(graph: Graph) -> dict[str, Any]:
         if graph.fs.exists(name):
             report = RunReport.model_validate_json(graph.fs.read(name))
             if report.source_args:
-                return report.source_args
+                # A graph may come from anybody: nothing is fetched from an address because it says so.
+                return {key: value for key, value in report.source_args.items() if "://" not in str(value)}
     return {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from graphbuild.annotators.base import Annotator
-from graphbuild.lookup import find_class
+from graphbuild.lookup import find_class, short_name
 from graphbuild.strict_yaml import checked
 
 BUILTIN: Mapping[str, str] = {
@@ -75,6 +75,28 @@ def resolve(use: str, config: Mapping[str, Any] | None = None) -> Annotator:
         return cls(**checked(cls, values))
     except ValueError as error:
         raise ValueError(f"annotator {use!r}: {error}") from error
+
+
+def recorded(use: str, config: Mapping[str, Any], *, named: bool = False) -> Annotator:
+    """An annotator as a graph recorded it. A graph may come from anybody: only ours are taken from it, and none with
+    an address, key, folder, local model or code to run, which only a command line or a pipeline can give.
+
+    Args:
+        named: the command names this very class, so that it may be one that is not ours.
+
+    Raises:
+        ValueError: it is not ours, or was made with such a setting; the message says how to name it.
+    """
+    name = use if named else short_name("annotator", use, BUILTIN)
+    annotator = resolve(name, config)
+    given = [f.name for f in fields(annotator) if f.metadata.get("trusted") and getattr(annotator, f.name) != f.default]
+    given += [field for field, checkpoint in annotator.checkpoints().items() if checkpoint.local]
+    if given:
+        raise ValueError(
+            f"{name} was made with {', '.join(given)}, which is not taken from a graph; name it yourself: "
+            "graphbuild run --pipeline FILE"
+        )
+    return annotator
 
 
 def load_class(use: str) -> type[Annotator]:

@@ -15,6 +15,7 @@ from graphbuild.contracts import Item
 from graphbuild.images.codecs import Value
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind, kind_of
+from graphbuild.lookup import author_of
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.strict_yaml import Strict, checked
 
@@ -86,7 +87,7 @@ class Skip:
     reason: str
 
 
-def parameter(default: Any, *, output: bool = True, added: bool = False) -> Any:
+def parameter(default: Any, *, output: bool = True, added: bool = False, trusted: bool = False) -> Any:
     """An annotator field with a role in its version.
 
     Args:
@@ -94,8 +95,10 @@ def parameter(default: Any, *, output: bool = True, added: bool = False) -> Any:
         output: False for settings that cannot change a pixel (device, URL, number of variants).
         added: True for a parameter that came after the first release: while it has its default it is
             left out of the version, so that existing graphs do not rerun.
+        trusted: True for addresses, keys, folders and code to run: a command line or a pipeline may give it, what a
+            graph recorded never counts.
     """
-    return field(default=default, metadata={"output": output, "added": added})
+    return field(default=default, metadata={"output": output, "added": added, "trusted": trusted})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,9 @@ def name_of(annotator: Annotator | type[Annotator]) -> str:
 
 
 def use_of(annotator: Annotator) -> str:
-    """`module:Class`, how a later process finds the class again."""
+    """How a later process finds the class again: the short name of one of ours, else `module:Class`."""
+    if author_of(type(annotator)) is None:
+        return name_of(annotator)
     return f"{type(annotator).__module__}:{type(annotator).__qualname__}"
 
 

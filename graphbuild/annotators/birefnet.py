@@ -50,7 +50,7 @@ class Birefnet(Condition):
     makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
-    trust_remote_code: bool = parameter(False, output=False)
+    trust_remote_code: bool = parameter(False, output=False, trusted=True)
     resolution: Side = 1024
     threshold: Share = 0.5
     dtype: Dtype = "float32"

@@ -31,7 +31,7 @@ class StylePicker(Annotator):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("style_reference",)
-    folder: str = parameter("", output=False)
+    folder: str = parameter("", output=False, trusted=True)
     variants: Variants = parameter(3, output=False)
 
     def missing(self) -> list[str]:

@@ -77,9 +77,9 @@ class VlmAnnotator(Annotator):
     """What an actor needs when the model is elsewhere."""
 
     model: str = parameter(MODEL, output=False)
-    server: str | None = parameter(None, output=False)
+    server: str | None = parameter(None, output=False, trusted=True)
     server_version: str | None = parameter(None, output=False)
-    api_key_env: str | None = parameter(None, output=False)
+    api_key_env: str | None = parameter(None, output=False, trusted=True)
     in_flight: Annotated[int, Field(ge=1, le=1024)] = parameter(16, output=False)
     timeout_s: Annotated[float, Field(gt=0, le=86400)] = parameter(120.0, output=False)
     tries: Annotated[int, Field(ge=1, le=100)] = parameter(5, output=False)

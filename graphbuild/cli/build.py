@@ -125,7 +125,9 @@ def retry(
         source = live_source(graph, path)
         if source is None:
             ERR.print("the source is not at hand (--path PATH), so only annotators are retried", markup=False)
-        producers = live_annotators(graph)
+        producers, refused = live_annotators(graph)
+        for line in refused:
+            ERR.print(f"not retried: {line}", markup=False)
         report = build(source, producers, graph, executor=executor, address=address, retry=True, console=ERR)  # type: ignore[arg-type]
     raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from graphbuild.annotators import resolve
+from graphbuild.annotators import recorded
 from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import CommitDocument, CommitRef, GraphDocument, LineageDocument, Live, SourceDocument, Unit
 from graphbuild.engine.new_items import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
@@ -179,10 +180,10 @@ class _Planner:
 
     def plan_annotators(self, annotators: Sequence[Annotator], shards: Sequence[ShardItems]) -> None:
         sources = list(self.producers)
-        bound = bind(annotators, sources, self.head, self._variants, self._recorded)
+        bound = bind(annotators, sources, self.head, self._variants, self._recorded, self._used)
         while descendants := self._replaced_descendants([producer for producer, _ in bound]):
             annotators = [*annotators, *descendants]
-            bound = bind(annotators, sources, self.head, self._variants, self._recorded)
+            bound = bind(annotators, sources, self.head, self._variants, self._recorded, self._used)
         for producer, annotator in bound:
             self.producers.append(producer)
             self._plan_annotator(producer, annotator, shards)
@@ -247,8 +248,12 @@ class _Planner:
             commits = self._unit_commits(live.annotator, live.version)
             if commits and any(makes.get(parent, version) != version for parent, version in parents.items()):
                 document = next(iter(commits.values())).document
-                found[live.version] = resolve(document.use, document.config)
+                found[live.version] = _descendant(document)
         return list(found.values())
+
+    def _used(self, live: Live) -> str | None:
+        commits = list(self._unit_commits(live.annotator, live.version).values())
+        return commits[0].document.use if commits else None
 
     def _recorded(self, name: str) -> list[str]:
         """Identities of the models that versions of an annotator were made with; those that are live come last."""
@@ -284,6 +289,16 @@ class _Planner:
         return max((commit.document.variants.get(kind, 1) for commit in commits), default=1)
 
 
+def _descendant(document: CommitDocument) -> Annotator:
+    """The annotator of a commit whose parents are replaced: one of ours, or a class that is loaded already."""
+    module, _, name = document.use.partition(":")
+    loaded = isinstance(getattr(sys.modules.get(module), name, None), type)
+    try:
+        return recorded(document.use, document.config, named=loaded)
+    except ValueError as error:
+        raise GraphError(f"{document.unit.annotator} is made from what this run replaces: {error}") from error
+
+
 def _never_fewer_variants(producer: Producer, commit: Commit | None) -> Producer:
     if commit is None:
         return producer
@@ -294,7 +309,7 @@ def _never_fewer_variants(producer: Producer, commit: Commit | None) -> Producer
 def _difference(old: LineageDocument, new: LineageDocument) -> str:
     """`low 100.0 -> 50.0`: what tells two versions of one annotator apart."""
     before, after = old.model_dump(), new.model_dump()
-    flat = [(name, before[name], after[name]) for name in ("code_version", "model", "schema_version")]
+    flat = [(name, before.get(name), after.get(name)) for name in ("author", "code_version", "model", "schema_version")]
     for group in ("params", "codec", "parents"):
         names = sorted({*before[group], *after[group]})
         flat += [(name, before[group].get(name), after[group].get(name)) for name in names]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from graphbuild.annotators import BUILTIN, DEFAULT_FOR
+from graphbuild.annotators import DEFAULT_FOR
 from graphbuild.annotators.base import (
     Annotator,
     Each,
@@ -23,7 +23,8 @@ from graphbuild.contracts import LineageDocument, Live
 from graphbuild.engine.records import Producer
 from graphbuild.errors import GraphError, MissingWeights
 from graphbuild.hashing import version_of
-from graphbuild.kinds.registry import kind_of
+from graphbuild.kinds.registry import KINDS, kind_of
+from graphbuild.lookup import author_of
 from graphbuild.models.checkpoint import Checkpoint, loaded_from
 from graphbuild.sources.base import Source, source_params
 from graphbuild.store.graph import Head
@@ -43,23 +44,25 @@ def source_producer(source: Source) -> Producer:
         codec={kind: source.codec(kind_of(kind)) for kind in source.makes},
         schema_version=SCHEMA_VERSION,
         parents={},
+        author=author_of(type(source)),
     )
     return Producer(
         name=lineage.annotator,
         version=version_of(lineage),
-        use=f"{type(source).__module__}:{type(source).__qualname__}",
+        use=f"{type(source).__module__}:{type(source).__qualname__}" if lineage.author else source.name,
         config=source_params(source),
         lineage=lineage,
         variants=dict.fromkeys(source.makes, 1),
     )
 
 
-def bind(
+def bind(  # noqa: PLR0917 - what is asked for, then what the graph says
     annotators: Sequence[Annotator],
     sources: Sequence[Producer],
     head: Head,
     variants: Callable[[str, Live], int],
     recorded: Callable[[str], Sequence[str]] = lambda name: (),
+    used: Callable[[Live], str | None] = lambda live: None,
 ) -> list[tuple[Producer, Annotator]]:
     """Order annotators so that parents come first, and fix their versions and the commits of their weights.
 
@@ -68,6 +71,7 @@ def bind(
         head: kinds of the graph that the run does not make itself.
         variants: how many variants the graph holds of a kind.
         recorded: identities that versions of an annotator were made with in this graph, the one to keep last.
+        used: the class that the commits of a version name; None without commits.
 
     Raises:
         GraphError: two make one kind, a needed kind has no producer, or they need each other.
@@ -87,7 +91,7 @@ def bind(
             raise GraphError(_why_stuck(waiting, known, made))
         for annotator in ready:
             pinned = replace(annotator, **pins[id(annotator)])
-            producer = _bind_one(annotator, pinned, known)
+            producer = _bind_one(annotator, pinned, known, used)
             known |= _made_by(producer)
             bound.append((producer, pinned))
         waiting = [annotator for annotator in waiting if annotator not in ready]
@@ -127,7 +131,12 @@ def refuse_missing(lines: Sequence[str]) -> None:
         raise MissingWeights(f"not on this machine:\n  {listed}\n(--annotators a,b runs only those it names)")
 
 
-def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Live, int]]) -> Producer:
+def _bind_one(
+    annotator: Annotator,
+    pinned: Annotator,
+    known: dict[str, tuple[Live, int]],
+    used: Callable[[Live], str | None] = lambda live: None,
+) -> Producer:
     needs = needs_of(annotator).values()
     parents = {_kind(need): known[_kind(need)][0] for need in needs}
     counts = {known[need.kind][1] for need in needs if isinstance(need, Each)}
@@ -142,21 +151,21 @@ def _bind_one(annotator: Annotator, pinned: Annotator, known: dict[str, tuple[Li
         codec={kind.name: annotator.codec(kind) for kind in made},
         schema_version=SCHEMA_VERSION,
         parents={kind: live.version for kind, live in sorted(parents.items())},
+        author=author_of(type(annotator)),
     )
+    # The first release did not name authors in versions; its commits tell whether they are of this very class.
+    nameless = lineage.model_copy(update={"author": None})
+    if used(Live(annotator=lineage.annotator, version=version_of(nameless))) == use_of(annotator):
+        lineage = nameless
     return Producer(
         name=lineage.annotator,
         version=version_of(lineage),
-        use=_short_use(annotator),
+        use=use_of(annotator),
         config=config_of(annotator),
         lineage=lineage,
         variants=dict.fromkeys((kind.name for kind in made), counts.pop() if counts else variants_of(annotator)),
         parents=parents,
     )
-
-
-def _short_use(annotator: Annotator) -> str:
-    use = use_of(annotator)
-    return name_of(annotator) if BUILTIN.get(name_of(annotator)) == use else use
 
 
 def _made_by(producer: Producer) -> dict[str, tuple[Live, int]]:
@@ -175,6 +184,11 @@ def _refuse_two_producers(annotators: Sequence[Annotator]) -> None:
             if not _WORD.fullmatch(kind.name):
                 raise GraphError(
                     f"{name_of(annotator)} makes {kind.name!r}: a kind is a snake_case word, it names a folder"
+                )
+            if KINDS.get(kind.name, kind) != kind:
+                raise GraphError(
+                    f"{use_of(annotator)} declares the kind {kind.name!r} otherwise than graphbuild.KINDS does; "
+                    "write its name alone, or give yours another name"
                 )
             if kind.name in producers:
                 raise GraphError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
-from graphbuild.kinds.registry import kind_of
+from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, draw_bits, hash64, label_hashes, unit
@@ -68,6 +68,8 @@ class PathSampler:
         own = [kind for path in self.listed.paths for kind in path.own]
         for kind in (kind for task in self.config.held_out for kind in (*task.given, *task.holes)):
             kind_of(kind, own)
+        for declared in own:
+            _refuse_contradiction(graph, declared, self.listed.name)
         self.stock = Stock(graph, self.listed, self.config)
         self._served = [self.stock.served(path) for path in self.listed.paths]
         self.paths = self._drawable(on_missing)
@@ -208,6 +210,16 @@ class PathSampler:
                     variants[chosen, :, cell] = drawn
         variants = np.take_along_axis(variants, columns[:, None], axis=2) if variants.any() else variants
         return Walks(self.listed.paths, index, at, count, rows, variants, columns, holes, seeds, text)
+
+
+def _refuse_contradiction(graph: Graph, kind: Kind, listed: str) -> None:
+    """A kind that a task list declares is stored as its annotator declared it."""
+    commits = graph.commits(kind.name) if kind.name in graph.head else []
+    if commits and (stored := commits[0].document.lineage.codec[kind.name]) != kind.codec:
+        raise GraphError(
+            f"kind {kind.name!r}: the task list {listed!r} declares the codec {kind.codec}, {graph.url} holds it as "
+            f"{stored}, as {commits[0].document.use} declares it; give both the same"
+        )
 
 
 def _integer(name: str, value: object, allowed: range | None = None) -> int:

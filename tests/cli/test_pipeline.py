@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from graphbuild.annotators import resolve
+from graphbuild.annotators import recorded, resolve
 from graphbuild.annotators.base import makes_of, name_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
@@ -145,7 +145,7 @@ def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_annotators_of_ones_own(tmp_path: Path, photos: Path, own_module: str) -> None:
-    """`module:Class` works from a pipeline, and again when only the graph knows it."""
+    """`module:Class` works from a pipeline, and again when it is named; a graph alone makes nobody import it."""
     uses = f"{{use: '{own_module}:Grey', level: 9}}, 'tests.support.annotators:TwoKinds'"
     path = write(tmp_path, f"source: folder\nannotators: [{uses}]\n")
     pipeline = load_pipeline(path, path=str(photos))
@@ -153,7 +153,13 @@ def test_annotators_of_ones_own(tmp_path: Path, photos: Path, own_module: str) -
     out = tmp_path / "g"
     complete(build(photos, out, pipeline.annotators, limit=3))
     assert (Graph.open(out).read(0, "depth").values() == 9).all()
-    assert choose_annotators(["grey", "depth", "canny"], out) == list(pipeline.annotators)
+    both = [f"{own_module}:Grey", "tests.support.annotators:TwoKinds"]
+    assert choose_annotators([*both, "lsd"], out) == [*pipeline.annotators, Lsd()]
+    with pytest.raises(ValueError, match=rf"{own_module}:Grey.*not part of graphbuild"):
+        choose_annotators(["grey"], out)
+    assert choose_annotators(["lsd"], out) == [Lsd()], "what was not named is not looked at"
+    found, refused = live_annotators(out)
+    assert found == [] and len(refused) == 2
 
 
 @pytest.mark.parametrize("what", ["nothing:Grey", "{module}:None", "{module}:NotOne"])
@@ -175,9 +181,9 @@ def test_bare_names_keep_what_the_graph_has(tmp_path: Path, photos: Path) -> Non
     mine = [Canny(low=50.0), Styles(variants=2), Canny(of="style_content", high=150.0)]
     complete(build(photos, out, mine, limit=2))
     assert chosen(["canny"], out) == mine[:1]
-    assert chosen(["style_content", "style_content.canny"], out) == mine[1:]
+    assert chosen(["tests.support.annotators:Styles", "style_content.canny"], out) == mine[1:]
     assert chosen(["lsd", "canny"], out) == [Lsd(), mine[0]]
-    assert sorted(map(repr, live_annotators(out))) == sorted(map(repr, mine))
+    assert sorted(map(repr, live_annotators(out)[0])) == sorted(map(repr, [mine[0], mine[2]]))
 
 
 def test_bare_names_prefer_the_annotator_of_the_plain_kind(tmp_path: Path, photos: Path) -> None:
@@ -201,3 +207,26 @@ def test_the_source_is_found_again(tmp_path: Path, photos: Path) -> None:
     assert source is not None and len(source.entries()) == 18
     moved = live_source(out, str(write_photos(tmp_path / "moved", range(3))))
     assert moved is not None and len(moved.entries()) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("evil_module:Canny", {}),
+        ("vlm_caption", {"server": "http://somewhere/v1", "api_key_env": "SECRET"}),
+        ("birefnet", {"trust_remote_code": True}),
+        ("style_picker", {"folder": "/"}),
+        ("depth_anything", {"model": "{here}"}),
+    ],
+)
+def test_nothing_that_a_graph_says_is_trusted(name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Somebody's graph must not make `retry` import their code, ask their server with your key, or load a folder."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    config = {key: value.format(here=tmp_path) if isinstance(value, str) else value for key, value in config.items()}
+    with pytest.raises(ValueError, match="--pipeline FILE"):
+        recorded(name, config)
+
+
+def test_paths_of_the_first_release_mean_ours() -> None:
+    """Graphs recorded `graphbuild.<module>:<Class>` before modules moved."""
+    assert recorded("graphbuild.annotators.canny:Canny", {"low": 50.0}) == Canny(low=50.0)

@@ -153,3 +153,10 @@ def test_the_command_line_takes_the_list(folder: Path, paths: Path, tmp_path: Pa
     drawn = CliRunner().invoke(app, ["sample", str(folder), *options])
     assert drawn.exit_code == 0, drawn.output
     assert len(list((tmp_path / "grids").glob("*.png"))) == 3
+
+
+def test_a_kind_is_declared_one_way(folder: Path, tmp_path: Path) -> None:
+    """Guards against label maps drawn as pictures because a task list says another codec than the annotator."""
+    (tmp_path / "odd.yaml").write_text(LIST.replace("codec: labels", "codec: png8"))
+    with pytest.raises(ValueError, match=r"'regions'.*odd.* the codec png8.*labels.*Saliency"):
+        PathSampler(Graph.open(folder), tmp_path / "odd.yaml", on_missing="drop")
