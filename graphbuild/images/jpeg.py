@@ -23,23 +23,22 @@ _METADATA = {b"\xe1": (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"), b"\xe2": (
 """Segments that turn a picture or say how its colours are meant."""
 
 _DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
-_HARMLESS = ("Invalid SOS parameters", "Unknown Adobe color", "Warning: unknown JFIF")
+"""Complaints of libjpeg-turbo after which pixels are wrong; others leave it to other readers."""
 
 
 def is_jpeg(data: bytes) -> bool:
     return data.startswith(_SIGNATURE)
 
 
-def decode(data: bytes, space: str = "RGB", eighths: int = 8, *, strict: bool = True) -> Pixels | None:
+def decode(data: bytes, space: str = "RGB", eighths: int = 8) -> Pixels | None:
     """A JPEG as it is stored, not turned; None for a damaged or unusual one, of which OpenCV may make something.
 
     Args:
         space: `RGB` for H x W x 3, `GRAY` for H x W.
         eighths: 1 to 8; H and W are so many eighths of the picture's, rounded up.
-        strict: False decodes what the library complains of but can go on with.
     """
     try:
-        return _decode(data, space, eighths, strict=strict)
+        return _decode(data, space, eighths)
     except ValueError:
         return None
 
@@ -53,19 +52,19 @@ def check(data: bytes, space: str = "RGB") -> Pixels | None:
     if data.count(b"\xff\xda") > MAX_SCANS and (scans := _scans(data)) > MAX_SCANS:
         raise UnusableImage("too_many_scans", f"{scans} scans, the limit is {MAX_SCANS}; save the picture anew")
     try:
-        return _decode(data, space, 8, strict=True)
+        return _decode(data, space, 8)
     except ValueError as error:
         said = str(error)
     if said.startswith(_DAMAGE):
         raise UnusableImage("damaged", f"{said}; part of the picture is missing or wrong")
-    return decode(data, space, strict=False) if said.startswith(_HARMLESS) else None
+    return None
 
 
-def _decode(data: bytes, space: str, eighths: int, *, strict: bool) -> Pixels:
+def _decode(data: bytes, space: str, eighths: int) -> Pixels:
     import simplejpeg
 
     height, width = (0, 0) if eighths == 8 else (-(-eighths * side // 8) for side in _sides(data))
-    pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=strict)
+    pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width)
     return pixels[:, :, 0] if space == "GRAY" else pixels
 
 
