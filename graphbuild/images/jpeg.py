@@ -7,12 +7,15 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.contracts import MAX_PIXELS
 from graphbuild.errors import UnusableImage
 
 Pixels = NDArray[np.uint8]
 
 MAX_SCANS = 100
-"""Each scan costs a pass over the whole picture, whatever its bytes; encoders write up to about 20."""
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+"""Each scan costs a pass over the whole picture, whatever its bytes; encoders write up to about 20. Half a megabyte of
+scans of the largest picture would take minutes."""
 
 _SIGNATURE = b"\xff\xd8\xff"
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -49,8 +52,11 @@ def check(data: bytes, space: str = "RGB") -> Pixels | None:
     Raises:
         UnusableImage: `damaged`: parts of the picture are missing or wrong; `too_many_scans`.
     """
-    if data.count(b"\xff\xda") > MAX_SCANS and (scans := _scans(data)) > MAX_SCANS:
-        raise UnusableImage("too_many_scans", f"{scans} scans, the limit is {MAX_SCANS}; save the picture anew")
+    width, height = size(data) or (1, 1)
+    limit = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
+    if data.count(b"\xff\xda") > limit and (scans := _scans(data)) > limit:
+        message = f"{scans} scans of {width} x {height} pixels, the limit is {limit}; save the picture anew"
+        raise UnusableImage("too_many_scans", message)
     try:
         return _decode(data, space, 8)
     except ValueError as error:

@@ -246,9 +246,9 @@ def test_harmless_oddities_of_jpegs_are_no_damage() -> None:
         assert np.abs(node_of(data).array().astype(int) - np.asarray(image)).mean() < 8
 
 
-def scans(count: int) -> bytes:
+def scans(count: int, side: int = 96) -> bytes:
     """A progressive JPEG whose last scan is repeated."""
-    data = saved(photo(), "JPEG", progressive=True, quality=50)
+    data = saved(Image.new("RGB", (side, side), "red"), "JPEG", progressive=True, quality=50)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]
 
@@ -256,6 +256,7 @@ def scans(count: int) -> bytes:
 def test_thousands_of_scans_are_refused_unread() -> None:
     """Guards against half a megabyte that takes minutes to decode."""
     assert refusal(scans(3000)) == "too_many_scans"
+    assert refusal(scans(60, side=7000)) == "too_many_scans", "the limit falls with the size of the picture"
     plain = saved(photo(), "JPEG")
     comment = b"\xff\xfe" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
     for harmless in (plain[:2] + comment + plain[2:], plain + b"\xff\xda" * 5000):
