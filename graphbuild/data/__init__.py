@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphbuild.data.batch import GridBatch, collate
+from graphbuild.data.batch import GridBatch, at_inference, collate
 from graphbuild.data.dataset import GridTaskList, GridTasks, position
 from graphbuild.data.sample import GridSample
 
-__all__ = ["GridBatch", "GridSample", "GridTaskList", "GridTasks", "collate", "position"]
+__all__ = ["GridBatch", "GridSample", "GridTaskList", "GridTasks", "at_inference", "collate", "position"]

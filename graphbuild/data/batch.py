@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,9 @@ import torch
 from torch import Tensor
 
 from graphbuild.data.sample import GridSample, joined
+from graphbuild.images.codecs import Pixels
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -20,20 +22,21 @@ class GridBatch:
 
     Attributes:
         index: int64 B, the walks; `items`: int64 B x R, their items.
+        decoded: int64 D, which samples have pixels: all of them, but for those that `known` knew.
         cells: uint8 D x R x L x 3 x height x width, RGB 0..255, targets included, black beside cells smaller than the
             largest; channels last in memory, which the samples share.
-        decoded: int64 D, which samples `cells` holds: all of them, but for those that `known` knew.
-        boxes: int32 B x R x L x 4, top, left, height and width of each cell in `pixels`.
+        sizes: int64 D x R x 2, height and width of the cells of each row.
         holes: bool B x L, columns of the last row that are to be generated.
-        kinds: the kind of each shown column; `keys`, `row_keys`: see `GridSample`.
+        kinds: the kind of each shown column.
+        keys, row_keys, cell_keys: what stands for pixels, see `GridSample`; empty for tasks at inference.
         snapshot: digest of the graph's state; `next`: the position to resume at after this batch.
     """
 
     index: Tensor
     items: Tensor
-    cells: Tensor
     decoded: Tensor
-    boxes: Tensor
+    cells: Tensor
+    sizes: Tensor
     holes: Tensor
     paths: list[str]
     types: list[str]
@@ -41,43 +44,22 @@ class GridBatch:
     prompts: list[str]
     keys: list[str]
     row_keys: list[list[str]]
+    cell_keys: list[list[list[str]]]
     snapshot: str
     next: int
 
-    @cached_property
-    def pixels(self) -> Tensor:
-        """Uint8 D x 3 x H x W, RGB 0..255: each sample's cells as one picture, rows below each other, black beside
-        shorter ones; channels last in memory. Put together on the device of `cells`."""
-        boxes = self.boxes[self.decoded.to(self.boxes.device)]
-        num_rows, num_columns, _, height, width = self.cells.shape[1:]
-        if bool((boxes[..., 2] == height).all() and (boxes[..., 3] == width).all()):
-            rows = self.cells.permute(0, 1, 4, 2, 5, 3)
-            return rows.reshape(-1, num_rows * height, num_columns * width, 3).permute(0, 3, 1, 2)
-        pictures = self.cells.new_zeros(len(self.cells), *self._extent, 3).permute(0, 3, 1, 2)
-        for picture, cells, places in zip(
-            pictures, self.cells.flatten(1, 2), boxes.flatten(1, 2).tolist(), strict=True
-        ):
-            for cell, (top, left, high, wide) in zip(cells, places, strict=True):
-                picture[:, top : top + high, left : left + wide] = cell[:, :high, :wide]
-        return pictures
+    def rows(self) -> list[Tensor]:
+        """Each row as pictures, uint8 D x 3 x height x (L width), RGB 0..255: its cells side by side.
 
-    @property
-    def _extent(self) -> list[int]:
-        """Height and width of `pixels`."""
-        ends = self.boxes[..., :2] + self.boxes[..., 2:]
-        return ends.flatten(0, 2).max(0).values.tolist()
-
-    def mask(self) -> Tensor:
-        """Bool D x 1 x H x W, true inside holes."""
-        mask = torch.zeros(len(self.cells), 1, *self._extent, dtype=torch.bool, device=self.cells.device)
-        for at, sample in enumerate(self.decoded.tolist()):
-            for top, left, height, width in self.boxes[sample, -1][self.holes[sample]].tolist():
-                mask[at, :, top : top + height, left : left + width] = True
-        return mask
-
-    def floats(self) -> Tensor:
-        """The pixels as float32 in [-1, 1]."""
-        return self.pixels.float().div_(127.5).sub_(1.0)
+        Raises:
+            ValueError: the samples' cells differ in size.
+        """
+        if not len(self.sizes):
+            return []
+        if not bool((self.sizes == self.sizes[0]).all()):
+            raise ValueError("the cells of a batch differ in size; allowed: batches of 1, or cell_fit crop_square")
+        rows = zip(self.cells.unbind(1), self.sizes[0].tolist(), strict=True)
+        return [_side_by_side(cells[..., :height, :width]) for cells, (height, width) in rows]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> GridBatch:
         """The same with its tensors on `device`."""
@@ -100,29 +82,67 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
         ValueError: they differ in rows or columns, or are not one batch of `GridTasks`.
     """
     _check_batch(samples)
-    walks, snapshot = [sample.walk for sample in samples], samples[0].source.sampler.graph.digest
-    decoded = [at for at, sample in enumerate(samples) if sample.wanted]
-    cells, boxes = joined(samples), np.array([sample.boxes for sample in samples], np.int32)
+    wanted, last = [sample for sample in samples if sample.wanted], samples[-1]
+    batch = _batch(
+        [sample.walk for sample in samples],
+        joined(samples),
+        [[row[0][2:] for row in sample.boxes] for sample in wanted],
+        [sample.prompt for sample in samples],
+        snapshot=last.source.sampler.graph.digest,
+        following=last.block.next if last.block else last.index + 1,
+    )
+    return replace(
+        batch,
+        decoded=_integers([at for at, sample in enumerate(samples) if sample.wanted]),
+        keys=[sample.key for sample in samples],
+        row_keys=[sample.row_keys for sample in samples],
+        cell_keys=[sample.cell_keys for sample in samples],
+    )
+
+
+def at_inference(task: GridTask) -> GridBatch:
+    """A task as a batch of one to sample from: holes not shown, no words left out."""
+    rows = task.cells()
+    sizes = [row[0].shape[:2] for row in rows]
+    height, width = map(max, zip(*sizes, strict=True))
+    cells = np.zeros((1, len(rows), len(rows[0]), height, width, 3), np.uint8)
+    for row, column in np.ndindex(cells.shape[1:3]):
+        high, wide = sizes[row]
+        cells[0, row, column, :high, :wide] = rows[row][column]
+    words, snapshot = task.evaluation.text, task.drawing.graph.digest
+    return _batch([task.walk], cells, [sizes], [words], snapshot=snapshot, following=task.walk.index + 1)
+
+
+def _batch(
+    walks: Sequence[Walk], cells: Pixels, sizes: Sequence[Any], prompts: list[str], *, snapshot: str, following: int
+) -> GridBatch:
+    """A batch of decoded samples without keys."""
     holes = np.zeros((len(walks), len(walks[0].columns)), bool)
     for row, walk in zip(holes, walks, strict=True):
         row[list(walk.holes)] = True
-    last = samples[-1]
     return GridBatch(
-        index=_integers([sample.index for sample in samples]),
+        index=_integers([walk.index for walk in walks]),
         items=_integers([walk.rows for walk in walks]),
+        decoded=torch.arange(len(walks)),
         cells=torch.from_numpy(cells).permute(0, 1, 2, 5, 3, 4),
-        decoded=_integers(decoded),
-        boxes=torch.from_numpy(boxes),
+        sizes=_integers(sizes).reshape(len(sizes), len(walks[0].rows), 2),
         holes=torch.from_numpy(holes),
         paths=[walk.path.name for walk in walks],
         types=[walk.path.type for walk in walks],
         kinds=[walk.kinds for walk in walks],
-        prompts=[sample.prompt for sample in samples],
-        keys=[sample.key for sample in samples],
-        row_keys=[sample.row_keys for sample in samples],
+        prompts=prompts,
+        keys=[],
+        row_keys=[],
+        cell_keys=[],
         snapshot=snapshot,
-        next=last.block.next if last.block else last.index + 1,
+        next=following,
     )
+
+
+def _side_by_side(cells: Tensor) -> Tensor:
+    """D x L x 3 x h x w as D x 3 x h x (L w); channels last in memory."""
+    count, columns, _, height, width = cells.shape
+    return cells.permute(0, 3, 1, 4, 2).reshape(count, height, columns * width, 3).permute(0, 3, 1, 2)
 
 
 def _integers(values: Sequence[Any]) -> Tensor:

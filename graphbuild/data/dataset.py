@@ -38,7 +38,7 @@ class GridTasks(IterableDataset[GridSample]):
         prefetch: samples decoded ahead in each process, and so at most held; 0 decodes when pixels are asked for.
         threads: that decode ahead.
         cache_bytes: of decoded cells kept in each process.
-        known: is asked for each sample's key; what it knows is not decoded. Spawned workers need it picklable.
+        known: is asked of each sample; what it knows is not decoded. Spawned workers need it picklable.
         cells: how cells are made.
 
     Raises:

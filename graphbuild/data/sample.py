@@ -26,8 +26,8 @@ from graphbuild.tasks.layouts import Box, boxes
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walk
 
-Known = Callable[[str], bool]
-"""Says of a sample's key whether the consumer has what it would make of the pixels, such as latents."""
+Known = Callable[["GridSample"], bool]
+"""Says of a sample, by its keys, whether the consumer has what it would make of the pixels, such as latents."""
 
 
 _PAGE = 64  # walks drawn at once
@@ -210,9 +210,9 @@ class GridSample:
 
     @property
     def wanted(self) -> bool:
-        """False if the consumer said, asked once, that it knows the key."""
+        """False if the consumer said, asked once, that it needs no pixels."""
         if self._wanted is None:
-            self._wanted = self.source.known is None or not self.source.known(self.key)
+            self._wanted = self.source.known is None or not self.source.known(self)
         return self._wanted
 
     @cached_property

@@ -95,17 +95,18 @@ class Plain:
 
     def backward(self, grid: GridBatch) -> None:
         with torch.no_grad():
-            pixels, mask = grid.floats(), grid.mask()
-            half = pixels.shape[2] // 2
-            shown = [part.contiguous() for part in torch.split(pixels.masked_fill(mask, -1.0), half, 2)]
-            truth = pixels[:, :, half:].contiguous()
-            first, last, z = (self.encode(part) for part in (*shown, truth))
+            context, truth = (row.float() / 127.5 - 1 for row in grid.rows())
+            half = truth.shape[2]
+            mask = grid.holes.repeat_interleave(truth.shape[3] // grid.holes.shape[1], 1)[:, None, None]
+            mask = mask.expand(-1, -1, half, -1)
+            first, last, z = (self.encode(part) for part in (context, truth.masked_fill(mask, -1.0), truth))
             z = torch.cat([first, z], 1)
-            hidden = torch.cat([pack(pixel_unshuffle(part.float(), 8)) for part in torch.split(mask, half, 2)], 1)
+            masks = (torch.zeros_like(mask), mask)
+            hidden = torch.cat([pack(pixel_unshuffle(part.float(), 8)) for part in masks], 1)
             extra = torch.cat([torch.cat([first, last], 1), hidden], -1)
             words = self.pipe.text_encoder_2(self.tokens(self.pipe.tokenizer_2, grid))[0]
             pooled = self.pipe.text_encoder(self.tokens(self.pipe.tokenizer, grid)).pooler_output
-            height, width = half // 16, pixels.shape[3] // 16
+            height, width = half // 16, truth.shape[3] // 16
             grids = [torch.cartesian_prod(*map(torch.arange, (1, height, width))) for _ in range(2)]
             ids = torch.cat([part + torch.tensor([row, 0, 0]) for row, part in enumerate(grids, start=1)]).float()
         mu = mean_logit("dynamic", torch.tensor([z.shape[1]]))

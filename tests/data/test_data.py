@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from graphbuild.data import GridTaskList, GridTasks, collate, position
+from graphbuild.data import GridTaskList, GridTasks, at_inference, collate, position
 from graphbuild.data.prefetch import loaded
 from graphbuild.data.sample import CellCache, GridSample
 from graphbuild.errors import CorruptNode, GraphError
@@ -80,8 +80,8 @@ def loader(dataset: Any, workers: int = 0, *, stateful: bool = False, **options:
 
 def facts(batch: Any) -> tuple[Any, ...]:
     """All of a batch, comparable."""
-    lists = (batch.paths, batch.types, batch.kinds, batch.prompts, batch.keys, batch.row_keys)
-    tensors = (batch.index, batch.items, batch.pixels, batch.decoded, batch.boxes, batch.holes, batch.mask())
+    lists = (batch.paths, batch.types, batch.kinds, batch.prompts, batch.keys, batch.row_keys, batch.cell_keys)
+    tensors = (batch.index, batch.items, batch.cells, batch.decoded, batch.sizes, batch.holes)
     return (*lists, batch.snapshot, batch.next, *(tensor.tolist() for tensor in tensors))
 
 
@@ -89,7 +89,7 @@ def facts(batch: Any) -> tuple[Any, ...]:
 def straight(sampler: PathSampler) -> list[Any]:
     """Ten batches, drawn without workers or threads."""
     batches = [facts(batch) for batch in loader(tasks(sampler, prefetch=0))]
-    assert [index for batch in batches for index in batch[8]] == list(range(40))
+    assert [index for batch in batches for index in batch[9]] == list(range(40))
     return batches
 
 
@@ -171,7 +171,7 @@ def test_the_list_holds_the_same(sampler: PathSampler, straight: list[Any]) -> N
     assert len(dataset) == 40 and [dataset[at].index for at in (0, 39, -1)] == [0, 39, 39]
     for workers in (0, 2):
         drawn = [facts(batch) for batch in loader(dataset, workers)]
-        assert [batch[8:] for batch in drawn] == [batch[8:] for batch in straight]
+        assert [batch[9:] for batch in drawn] == [batch[9:] for batch in straight]
     with pytest.raises(IndexError):
         dataset[40]
 
@@ -202,45 +202,52 @@ def test_rank_and_world_of_a_launcher(sampler: PathSampler, monkeypatch: pytest.
 
 
 def test_a_batch_holds_the_cells_of_its_tasks(sampler: PathSampler) -> None:
-    """Guards against cells at the wrong place, of another sample, or a mask over the wrong one."""
+    """Guards against cells at the wrong place, of another sample, and holes in the wrong column."""
     for batch in loader(tasks(sampler)):
-        rows, columns = batch.boxes.shape[1:3]
-        assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape == (BATCH, 3, rows * 16, columns * 16)
+        count, rows, columns = batch.cells.shape[:3]
+        assert batch.cells.dtype == torch.uint8 and batch.cells.shape == (BATCH, rows, columns, 3, 16, 16)
+        assert count == BATCH and [row.shape for row in batch.rows()] == [(BATCH, 3, 16, 16 * columns)] * rows
         for at, index in enumerate(batch.index.tolist()):
             task = sampler.task(index, resolution=16)
             assert batch.items[at].tolist() == list(task.walk.rows) and batch.prompts[at] == task.prompt
-            mask = np.zeros((rows * 16, columns * 16), bool)
-            for row in range(rows):
-                for column in range(columns):
-                    top, left, height, width = batch.boxes[at, row, column].tolist()
-                    cell = batch.pixels[at, :, top : top + height, left : left + width].permute(1, 2, 0).numpy()
-                    assert np.array_equal(cell, task.cell(row, column))
-                    mask[top : top + height, left : left + width] = row == rows - 1 and column in task.holes
-            assert np.array_equal(batch.mask()[at, 0].numpy(), mask)
+            for row, whole in enumerate(batch.rows()):
+                truth = [task.cell(row, column) for column in range(columns)]
+                assert np.array_equal(batch.cells[at, row].permute(0, 2, 3, 1), truth)
+                assert np.array_equal(whole[at].permute(1, 2, 0), np.concatenate(truth, 1))
             assert np.flatnonzero(batch.holes[at]).tolist() == sorted(task.holes)
-        floats = batch.floats()
-        assert floats.dtype == torch.float32 and floats.min() >= -1 and floats.max() <= 1
-        assert torch.equal(((floats + 1) * 127.5).round().to(torch.uint8), batch.pixels)
         assert facts(batch.to("cpu")) == facts(batch)
 
 
 def test_a_batch_of_cells_that_differ_in_size(sampler: PathSampler) -> None:
-    """Guards against cells on top of each other, and what was in memory before beside a smaller picture."""
+    """Guards against cut cells, what was in memory before beside a smaller picture, and rows of mixed sizes."""
     switches = CellConfig(cell_fit="aspect", row_sizes="own")
     seen = set()
     for batch in loader(tasks(sampler, resolution=48, cells=switches)):
-        rest = batch.pixels.clone()
+        rest = batch.cells.clone()
         for at, index in enumerate(batch.index.tolist()):
             task = sampler.task(sampler.walk(index), 48, cells=switches)
-            for row, columns in enumerate(batch.boxes[at].tolist()):
-                for column, (top, left, height, width) in enumerate(columns):
-                    place = (at, slice(None), slice(top, top + height), slice(left, left + width))
-                    cell = batch.pixels[place].permute(1, 2, 0).numpy()
-                    assert np.array_equal(cell, task.cell(row, column))
+            for row, (height, width) in enumerate(batch.sizes[at].tolist()):
+                for column in range(batch.cells.shape[2]):
+                    place = (at, row, column, slice(None), slice(height), slice(width))
+                    assert np.array_equal(batch.cells[place].permute(1, 2, 0), task.cell(row, column))
                     rest[place] = 0
-                    seen.add((height, width))
+                seen.add((height, width))
         assert not rest.any()
+        with pytest.raises(ValueError, match=r"differ in size; allowed: batches of 1"):
+            batch.rows()
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("cells", [CellConfig(), CellConfig(cell_fit="aspect", row_sizes="own", hole_fill="grey")])
+def test_a_task_at_inference_shows_no_hole_and_drops_no_word(sampler: PathSampler, cells: CellConfig) -> None:
+    """Guards against a sampler that is shown the answer, or less than its users have."""
+    for index in range(6):
+        task = sampler.task(sampler.walk(index), 48, cells=cells)
+        batch = at_inference(task)
+        assert batch.prompts == [task.evaluation.text] and batch.index.tolist() == [index] and batch.keys == []
+        for row, picture in zip(task.cells(), batch.rows(), strict=True):
+            assert np.array_equal(picture[0].permute(1, 2, 0), np.concatenate(row, 1))
+        assert batch.holes[0].tolist() == task.hole_mask[-1].tolist()
 
 
 def test_a_batch_is_the_memory_that_its_samples_were_decoded_to(sampler: PathSampler) -> None:
@@ -285,11 +292,11 @@ def test_ids_and_keys_decode_nothing(sampler: PathSampler, decodes: list[str]) -
     """Guards against paying for pixels of which the latents are there already."""
     samples = list(tasks(sampler, prefetch=0))
     keys = [(sample.key, sample.row_keys, sample.cell_keys, sample.prompt) for sample in samples]
-    batches = list(loader(tasks(sampler, known=lambda key: True)))
+    batches = list(loader(tasks(sampler, known=lambda sample: True)))
     assert decodes == [] and len(keys) == 40
     assert [key for batch in batches for key in batch.keys] == [key for key, *_ in keys]
     assert all(
-        len(batch.cells) == len(batch.pixels) == len(batch.decoded) == len(batch.mask()) == 0 for batch in batches
+        len(batch.cells) == len(batch.decoded) == len(batch.sizes) == 0 and not batch.rows() for batch in batches
     )
     samples[0].cells()
     assert len(decodes) == samples[0].shape[0] * samples[0].shape[1]
@@ -298,11 +305,11 @@ def test_ids_and_keys_decode_nothing(sampler: PathSampler, decodes: list[str]) -
 def test_only_unknown_samples_are_decoded(sampler: PathSampler, straight: list[Any], decodes: list[str]) -> None:
     """Guards against pixels that belong to another sample of the batch, and hits that are decoded all the same."""
     known = {key for batch in straight for key in batch[4][::2]}
-    for batch, whole in zip(loader(tasks(sampler, known=known.__contains__)), straight, strict=True):
+    for batch, whole in zip(loader(tasks(sampler, known=lambda sample: sample.key in known)), straight, strict=True):
         wanted = [at for at, key in enumerate(whole[4]) if key not in known]
         assert batch.decoded.tolist() == wanted and batch.keys == whole[4]
-        assert batch.pixels.tolist() == [whole[10][at] for at in wanted]
-        assert batch.boxes.tolist() == whole[12]
+        assert batch.cells.tolist() == [whole[11][at] for at in wanted]
+        assert batch.sizes.tolist() == [whole[13][at] for at in wanted]
 
 
 def test_keys_are_equal_if_and_only_if_pixels_are(sampler: PathSampler) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphbuild.data import GridBatch, collate
+from graphbuild.data import GridBatch, at_inference, collate
 from graphbuild.data.sample import GridSample, TaskSource
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig
@@ -24,7 +24,7 @@ from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import flux, load_base
 from graphbuild_train.bases.flux_dev import FluxDev
 from graphbuild_train.bases.flux_fill import FluxFill
-from graphbuild_train.batch import LatentBatch, grid_of
+from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import Noisy, generator, objective_of
 from tests.support.annotators import build, complete
 from tests.support.numerics import assert_close, error, rounding
@@ -281,7 +281,7 @@ def test_cells_come_out_where_they_went_in(
     for index in range(8):
         task = sampler.task(index, 48, cells=cells)
         batch = each.encode(grid(sampler, index, resolution=48, cells=cells), SEED)
-        alone = each.encode(grid_of(task), SEED)
+        alone = each.encode(at_inference(task), SEED)
         if isinstance(each, FluxFill):
             truth, shown = ([np.concatenate(row, 1) for row in task.cells(filled=filled)] for filled in (True, False))
             assert batch.extra is not None and same(pictures(batch.extra[..., :768], batch), shown)
@@ -394,7 +394,7 @@ def test_what_cannot_be_encoded_is_said(graph: Graph, fill: FluxFill) -> None:
     with pytest.raises(ValueError, match="resolution: cells of 40 x 40 pixels; allowed: multiples of 16"):
         fill.encode(grid(sampler_of(graph), 0, resolution=40), SEED)
     sampler = sampler_of(graph, group=8)
-    sizes = [grid(sampler, index, resolution=64, cells=SHARED).boxes for index in range(8)]
-    others = [at for at, boxes in enumerate(sizes) if not torch.equal(boxes, sizes[0])]
+    sizes = [grid(sampler, index, resolution=64, cells=SHARED).sizes for index in range(8)]
+    others = [at for at, found in enumerate(sizes) if not torch.equal(found, sizes[0])]
     with pytest.raises(ValueError, match="allowed: micro_batch 1, or cell_fit crop_square"):
         fill.encode(grid(sampler, 0, others[0], resolution=64, cells=SHARED), SEED)

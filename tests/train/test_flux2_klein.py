@@ -13,7 +13,7 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from graphbuild.data import GridBatch, GridTaskList, collate
+from graphbuild.data import GridBatch, GridTaskList, at_inference, collate
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask
@@ -22,7 +22,7 @@ from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.flux2_klein import Flux2Klein
-from graphbuild_train.batch import LatentBatch, grid_of
+from graphbuild_train.batch import LatentBatch
 from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES
 from tests.support.annotators import build, complete
@@ -81,9 +81,7 @@ def task(sampler: PathSampler) -> GridTask:
 
 def pictures(grid: GridBatch, at: int) -> list[Image.Image]:
     """The cells of a sample in reading order."""
-    boxes = grid.boxes[at].reshape(-1, 4).tolist()
-    cells = [grid.pixels[at, :, top : top + high, left : left + wide] for top, left, high, wide in boxes]
-    return [Image.fromarray(cell.permute(1, 2, 0).numpy()) for cell in cells]
+    return [Image.fromarray(cell.permute(1, 2, 0).numpy()) for cell in grid.cells[at].flatten(0, 1)]
 
 
 def cells_of(batch: LatentBatch, at: int) -> list[torch.Tensor]:
@@ -147,16 +145,10 @@ def test_given_cells_know_nothing_of_the_target(base: Flux2Klein, grid: GridBatc
     assert not torch.isclose(after.z[before.generated], before.z[before.generated]).all(-1).any()
 
 
-def test_holes_of_two_sizes_are_refused(base: Flux2Klein, grid: GridBatch) -> None:
-    """Guards against positions of one sample that are used for another."""
-    boxes = grid.boxes.clone()
-    boxes[..., 3] = torch.tensor([48, 80])
-    boxes[:, :, 1, 1] = 48
-    grid = replace(grid, cells=torch.nn.functional.pad(grid.cells, (0, 16)))
-    assert base.encode(replace(grid, boxes=boxes), seed=0).size == ((4, 3), (4, 3), (4, 5), (4, 5))
-    holes = torch.tensor([[True, False], [False, True]])
-    with pytest.raises(ValueError, match="differ in size; allowed: micro_batch 1"):
-        base.encode(replace(grid, boxes=boxes, holes=holes), seed=0)
+def test_rows_of_two_sizes(base: Flux2Klein, grid: GridBatch) -> None:
+    """Guards against a hole of the size of another row, and positions counted in another row's width."""
+    sizes = torch.tensor([[[64, 48], [48, 64]]] * 2)
+    assert base.encode(replace(grid, sizes=sizes), seed=0).size == ((3, 4), (4, 3), (4, 3), (3, 4))
 
 
 # ---- noise and time ----------------------------------------------------------------------------------------------
@@ -196,7 +188,7 @@ def test_given_cells_stay_clean_at_every_step(
 ) -> None:
     """Guards against conditions that are noised or drift while the holes are made."""
     task = sampler.task(sampler.walk(4, hole=holes), SIDE)
-    calls, batch = Calls(base.bare, monkeypatch), base.encode(grid_of(task), 0)
+    calls, batch = Calls(base.bare, monkeypatch), base.encode(at_inference(task), 0)
     (made,) = base.sample([task], steps=3, guidance=4.0, seed=0)
     given = ~batch.generated[0]
     assert len(made) == len(holes) and len(calls) == 6
@@ -214,7 +206,7 @@ def test_a_perfect_model_gives_the_truth_back(
     """Guards against a step of the wrong sign, statistics left out of the decoding, and holes in each other's place."""
     shown = sampler.task(sampler.walk(4, hole=holes), SIDE)
     cells = torch.from_numpy(np.array(shown.cells(filled=True))).permute(0, 1, 4, 2, 3)
-    filled = replace(grid_of(shown), cells=cells[None])
+    filled = replace(at_inference(shown), cells=cells[None])
     truth = base.encode(filled, 0)
 
     def oracle(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> torch.Tensor:

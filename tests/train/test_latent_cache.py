@@ -1,20 +1,29 @@
-"""The cache of VAE posteriors: nothing but time changes."""
+"""The cache of VAE posteriors: nothing but time changes, and what it holds is not decoded."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
 
+from graphbuild.images.node import Node
 from graphbuild_train import preflight
-from graphbuild_train.latent_cache import PosteriorCache
+from graphbuild_train.latent_cache import LatentCache
+from tests.support.tiny_models import save_flux_dev
+from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.support.training import Ground, grounded, recorded, state
+
+ROUNDS: dict[str, Any] = {"walks": 8, "steps": 6, "optimiser": {"learning_rate": 1e-3, "ema": 0.5}}
+"""Three rounds over the same eight grid tasks."""
+OTHERS: dict[str, Any] = {
+    "flux_dev": (save_flux_dev, "visualcloze_dev"),
+    "sdxl": (save_sdxl, "onepic"),
+    "flux2_klein": (save_flux2_klein, "flux2_klein"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +32,81 @@ def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
         yield made
 
 
-class Vae:
-    """Counts the pictures it sees; a posterior says which one it is."""
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kind of every stored picture that was decoded in this process."""
+    seen: list[str] = []
+    decoded = Node.decoded
 
-    seen = 0
+    def counted(node: Node, *arguments: Any, **options: Any) -> Any:
+        seen.append(node.kind)
+        return decoded(node, *arguments, **options)
 
-    def encode(self, pixels: Tensor) -> Any:
-        self.seen += len(pixels)
-        mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand(-1, 4, *(side // 8 for side in pixels.shape[2:]))
-        return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(torch.cat([mean, torch.zeros_like(mean)], 1)))
+    monkeypatch.setattr(Node, "decoded", counted)
+    return seen
 
 
-def test_rounds_with_the_cache_equal_rounds_without(ground: Ground) -> None:
+# ---- a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", [{}, {"cell_fit": "aspect", "row_sizes": "own", "hole_fill": "grey"}])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rounds_with_the_cache_equal_rounds_without(
+    workers: int, cells: dict[str, Any], ground: Ground, decodes: list[str]
+) -> None:
     """Guards against a draw that is kept instead of the posterior, and against pictures taken for one another."""
-    options = {"walks": 8, "steps": 6, "optimiser": {"learning_rate": 1e-3, "ema": 0.5}}
-    without = ground.trained("without", **options)
-    cached = ground.trained("cached", **options, cache_gb=1.0)
+    name = f"{workers}-{len(cells)}"
+    options = {**ROUNDS, "workers": workers, "cells": cells, "micro_batch": 1 if cells else 2}
+    without = ground.trained(f"without-{name}", **options)
+    cached = ground.trained(f"cached-{name}", **options, cache_gb=1.0)
     assert recorded(without.out, "loss") == recorded(cached.out, "loss")
     assert all(torch.equal(tensor, state(cached.out)[name]) for name, tensor in state(without.out).items())
-    assert cached.cache is not None and without.cache is None
-    assert cached.cache.hits >= 2 * cached.cache.misses > 0  # the first of three rounds fills it
+    hits, misses = cached.base.cache.hits, cached.base.cache.misses
+    assert hits >= 2 * misses > 0 == without.base.cache.hits  # the first of three rounds fills it
+
+
+def test_what_is_cached_is_not_decoded(ground: Ground, decodes: list[str]) -> None:
+    """Guards against a cache that is asked only after the work is done, which is most of a loader's time."""
+    trainer = ground.trainer("decodes", **ROUNDS, cache_gb=1.0)
+    grids = trainer._grids(0)
+    first = [trainer.base.encode(*next(grids)).z for _ in range(4)]
+    once = len(decodes)
+    assert once > 0
+    second = [next(grids) for _ in range(4)]
+    assert len(decodes) == once and [len(grid.decoded) for grid, _ in second] == [0] * 4
+    again = [trainer.base.encode(grid, trainer.config.seed).z for grid, _ in second]
+    assert all(map(torch.equal, first, again)) and len(decodes) == once
+    grids.close()
+
+
+def test_a_batch_of_which_a_part_is_cached(ground: Ground) -> None:
+    """Guards against latents of another sample of the batch, and bits that depend on how many are encoded at once."""
+    trainer = ground.trainer("part", **ROUNDS, cache_gb=1.0)
+    whole = trainer.base.encode(*next(trainer._grids(0)))
+    one = ground.trainer("one", **{**ROUNDS, "micro_batch": 1}, cache_gb=1.0)
+    one.base.encode(*next(one._grids(0)))
+    trainer.base.cache = one.base.cache
+    grid, seed = next(trainer._grids(0))
+    assert grid.decoded.tolist() == [1]
+    part = trainer.base.encode(grid, seed)
+    assert torch.equal(part.z, whole.z) and torch.equal(part.extra, whole.extra)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_base_names_what_it_encodes(name: str, ground: Ground, tmp_path: Path, decodes: list[str]) -> None:
+    """Guards against a base whose keys are of other pictures than it encodes, or never come again."""
+    save, objective = OTHERS[name]
+    model = str(save(tmp_path / "model"))
+    options = {**ROUNDS, "base": name, "model": model, "objective": objective, "resolution": 64}
+    trainer = ground.trainer(name, **options, cache_gb=1.0)
+    first = [trainer.base.encode(*next(grids)) for grids in [trainer._grids(0)] for _ in range(4)]
+    once = len(decodes)
+    second = [trainer.base.encode(*next(grids)) for grids in [trainer._grids(0)] for _ in range(4)]
+    assert len(decodes) == once > 0 and trainer.base.cache.hits > 0
+    assert all(torch.equal(one.z, other.z) for one, other in zip(first, second, strict=True))
+    assert all(
+        torch.equal(one.ids, other.ids) and one.size == other.size for one, other in zip(first, second, strict=True)
+    )
 
 
 def test_what_it_will_need_is_said_before_and_never_exceeded(ground: Ground) -> None:
@@ -50,34 +114,35 @@ def test_what_it_will_need_is_said_before_and_never_exceeded(ground: Ground) -> 
     trainer = ground.trainer("room", walks=8, cache_gb=1.0)
     predicted = preflight.cache_bytes(trainer.setup)
     trainer.fit()
-    assert trainer.cache is not None
-    used = 1e9 - trainer.cache.room
+    used = 1e9 - trainer.base.cache.room
     assert predicted / 2 < used <= predicted
 
 
+# ---- the cache ---------------------------------------------------------------------------------------------------
+
+
 def test_it_stops_at_its_size() -> None:
-    """Guards against a cache that grows until the machine swaps."""
-    vae = Vae()
-    cache = PosteriorCache(vae, 2 * 8 * 64 * 4 / 1e9)  # two posteriors of 8 x 8 x 8
-    pictures = torch.rand(3, 1, 3, 64, 64)
+    """Guards against a cache that grows until the machine swaps, and one that drops what a loader relies on."""
+    cache = LatentCache(2 * 800 / 1e9)  # two of the three
     for _ in range(2):
-        for picture in pictures:
-            vae.encode(picture)
-    assert (vae.seen, cache.hits, cache.misses, cache.room) == (4, 2, 4, 0)
+        for number in range(3):
+            assert cache.get(str(number), lambda number=number: torch.full((100,), number)).unique() == number
+    assert (cache.hits, cache.misses, cache.room) == (2, 4, 0)
+    assert "0" in cache and "1" in cache and "2" not in cache
 
 
-def test_equal_bytes_of_another_shape_are_another_picture() -> None:
-    """Guards against a wide black picture that gets the latents of a tall one."""
-    vae = Vae()
-    PosteriorCache(vae, 1.0)
-    shapes = [vae.encode(torch.zeros(1, 3, *size)).latent_dist.mean.shape[2:] for size in ((16, 32), (32, 16))]
-    assert shapes == [(2, 4), (4, 2)] and vae.seen == 2
+def test_it_keeps_its_own_copy_and_nothing_without_a_name() -> None:
+    """Guards against posteriors that change with the batch they came in, and pictures at inference that are kept."""
+    cache = LatentCache(1.0)
+    cache.get("a", lambda: torch.ones(4)).zero_()
+    assert cache.get("a", lambda: torch.zeros(4)).unique() == 1
+    cache.get("", lambda: torch.ones(4))
+    assert cache.get("", lambda: torch.zeros(4)).unique() == 0
 
 
-def test_it_keeps_its_own_copy() -> None:
-    """Guards against posteriors that change with the batch they came in."""
-    vae = Vae()
-    PosteriorCache(vae, 1.0)
-    first = vae.encode(torch.ones(1, 3, 16, 16)).latent_dist
-    first.parameters.zero_()
-    assert vae.encode(torch.ones(1, 3, 16, 16)).latent_dist.mean.unique() == 1
+def test_a_worker_of_its_own_memory_gets_the_names_only() -> None:
+    """Guards against gigabytes of latents sent to every spawned worker."""
+    cache = LatentCache(1.0)
+    cache.get("a", lambda: torch.zeros(1000, 1000))
+    sent = pickle.dumps(cache)
+    assert len(sent) < 1000 and "a" in pickle.loads(sent) and "b" not in pickle.loads(sent)

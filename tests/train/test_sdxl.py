@@ -128,8 +128,7 @@ def test_cells_are_encoded_alone_and_put_in_their_place(base: Sdxl, grid: GridBa
         draws = generator(7, int(grid.index[at]), "vae")
         for row in range(2):
             for column in range(2):
-                top, left, height, width = grid.boxes[at, row, column].tolist()
-                pixels = grid.pixels[at, :, top : top + height, left : left + width].permute(1, 2, 0)
+                pixels = grid.cells[at, row, column].permute(1, 2, 0)
                 cell = pipe.image_processor.preprocess(Image.fromarray(pixels.numpy()))
                 encoded = pipe.vae.encode(cell).latent_dist.sample(draws) * 0.13025
                 placed = latents[at, :, row * CELL :, column * CELL :][:, :CELL, :CELL]
@@ -280,10 +279,10 @@ def test_cells_that_make_no_canvas_are_refused(base: Sdxl, sampler: PathSampler,
     odd = collate([sample.load() for sample in GridTaskList(sampler, 1, resolution=72)])
     with pytest.raises(ValueError, match=r"72 x 72 pixels; allowed: multiples of 16"):
         base.encode(odd, seed=0)
-    boxes = grid.boxes.clone()
-    boxes[:, 0, :, 3] = 48
+    sizes = grid.sizes.clone()
+    sizes[:, 0, 1] = 48
     with pytest.raises(ValueError, match="row_sizes shared"):
-        base.encode(replace(grid, boxes=boxes), seed=0)
+        base.encode(replace(grid, sizes=sizes), seed=0)
 
 
 def test_a_model_of_velocities_is_refused(model: Path, tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from graphbuild.data import GridBatch
-from graphbuild.tasks.grid import GridTask
+
+_MIXED = "the cells of a batch differ in size; allowed: micro_batch 1, or cell_fit crop_square"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,6 @@ class LatentBatch:
         extra: float32 B x S x E, channels that the model gets beside the noisy ones; None for bases without.
         text: what the base's model wants to be told, by name; first dimension B.
         index: int64 B, the walks; all randomness is counted by them.
-        types, paths: of the tasks; `next`: the position to resume at after this batch.
     """
 
     z: Tensor
@@ -39,9 +38,6 @@ class LatentBatch:
     extra: Tensor | None = None
     text: Mapping[str, Tensor]
     index: Tensor
-    types: Sequence[str] = ()
-    paths: Sequence[str] = ()
-    next: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -49,43 +45,53 @@ class LatentBatch:
         return [height * width for height, width in self.size]
 
 
-def geometry(grid: GridBatch, divisor: int) -> list[list[tuple[int, int, int, int]]]:
-    """Top, left, height and width in pixels of every cell, row by row, the same for all samples.
+def floats(pixels: Tensor) -> Tensor:
+    """Pixels B x 3 x H x W of 0..255 as float32 in [-1, 1], channels last in memory."""
+    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1.0)
+
+
+def cells_of(grid: GridBatch) -> list[Tensor]:
+    """Each cell of the decoded samples, row by row: uint8 D x 3 x height x width.
 
     Raises:
-        ValueError: samples differ, or a side is not a multiple of `divisor`: a hole would end inside a token.
+        ValueError: the samples' cells differ in size.
     """
-    boxes = grid.boxes[0]
-    if not bool((grid.boxes == boxes).all()):
-        raise ValueError("the cells of a batch differ in size; allowed: micro_batch 1, or cell_fit crop_square")
-    if bool((boxes % divisor).any()):
-        height, width = boxes[..., 2:][(boxes % divisor).any(-1)][0].tolist()
+    return [cell for row in grid.rows() for cell in row.chunk(grid.holes.shape[1], -1)]
+
+
+def check_sides(grid: GridBatch, divisor: int) -> None:
+    """Refuse samples of different sizes, and sides that are no multiple of `divisor`: a hole would end inside a token.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if len(grid.sizes) and bool((grid.sizes != grid.sizes[0]).any()):
+        raise ValueError(_MIXED)
+    odd = (grid.sizes % divisor).any(-1)
+    if bool(odd.any()):
+        height, width = grid.sizes[odd][0].tolist()
         raise ValueError(f"resolution: cells of {width} x {height} pixels; allowed: multiples of {divisor}")
-    return [[(box[0], box[1], box[2], box[3]) for box in row] for row in boxes.tolist()]
 
 
-def grid_of(task: GridTask) -> GridBatch:
-    """A task as a batch of one to sample from: holes not shown, words as at inference."""
-    cells = task.cells()
-    height, width = (max(cell.shape[side] for row in cells for cell in row) for side in (0, 1))
-    pixels = np.zeros((1, len(cells), len(cells[0]), height, width, 3), np.uint8)
-    for row, column in np.ndindex(pixels.shape[1:3]):
-        high, wide = cells[row][column].shape[:2]
-        pixels[0, row, column, :high, :wide] = cells[row][column]
-    walk = task.walk
-    return GridBatch(
-        index=torch.tensor([walk.index]),
-        items=torch.tensor([walk.rows]),
-        cells=torch.from_numpy(pixels).permute(0, 1, 2, 5, 3, 4),
-        decoded=torch.tensor([0]),
-        boxes=torch.tensor([task.boxes], dtype=torch.int32),
-        holes=torch.from_numpy(task.hole_mask[-1:].copy()),
-        paths=[walk.path.name],
-        types=[walk.path.type],
-        kinds=[walk.kinds],
-        prompts=[task.evaluation.text],
-        keys=[""],
-        row_keys=[[""] * len(cells)],
-        snapshot=task.drawing.graph.digest,
-        next=walk.index + 1,
-    )
+def stacked(samples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The units of samples, 1 x C x h x w each, as one B x C x h x w for each unit.
+
+    Raises:
+        ValueError: the samples' units differ in size.
+    """
+    columns = list(zip(*samples, strict=True))
+    if any(len({unit.shape for unit in column}) > 1 for column in columns):
+        raise ValueError(_MIXED)
+    return [torch.cat(column) for column in columns]
+
+
+def views(size: Sequence[tuple[int, int]]) -> Tensor:
+    """int64 S, the unit of each token, for units of these heights and widths."""
+    lengths = torch.tensor([height * width for height, width in size])
+    return torch.arange(len(size)).repeat_interleave(lengths)
+
+
+def holes_in_row(holes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bool B x L holes as B x (h w) tokens of the row, h x w tokens in reading order."""
+    height, width = size
+    return holes.repeat_interleave(width // holes.shape[1], 1).repeat(1, height)

@@ -138,7 +138,7 @@ class TrainConfig(Strict):
     workers: Whole = 0
     """Processes that decode grid tasks; 0 decodes in threads of the training process."""
     cache_gb: NotNegative = 0.0
-    """Main memory for what the VAE said of pictures it has seen, in GB; only with `walks`."""
+    """Main memory for cached VAE posteriors, in GB; only with `walks`. What is cached is not decoded again."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     seed: Whole = 0
 

@@ -1,52 +1,55 @@
-"""What a VAE said of pictures it has seen: its posterior, not a draw from it, so that every round still draws anew."""
+"""Cached VAE posteriors: the posterior, not a draw from it, so that every round still draws anew."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-import xxhash
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from graphbuild.data import GridSample
 
-class PosteriorCache:
-    """Stands in for the `encode` of one VAE and asks it only for pictures that it was not asked for before.
+Units = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], list[str]]
+"""`Base.units`: keys of rows, keys of cells, and holes, to the keys of what a base encodes of a grid task."""
 
-    A picture is known by a hash of the pixels that the VAE would see, so whatever made them is part of the key: items,
-    variants, degradations, size, holes and how they are filled. So is how many are seen at once, which can change a
-    last bit: with the cache and without, losses are equal in every bit. Mean and log-variance are kept as they came, in
-    main memory; when `gigabytes` are used, new ones are not kept.
-    """
 
-    def __init__(self, vae: Any, gigabytes: float) -> None:
+class LatentCache:
+    """Parameters of posteriors (mean and log-variance) in main memory, by key. Nothing is ever dropped: when
+    `gigabytes` are used, new ones are not kept."""
+
+    def __init__(self, gigabytes: float) -> None:
         self.room = int(gigabytes * 1e9)
         self.hits = self.misses = 0
-        self._known: dict[bytes, Tensor] = {}
-        self._encode = vae.encode
-        vae.encode = self.encode
+        self._kept: dict[str, Tensor | None] = {}
 
-    def encode(self, pixels: Tensor) -> Any:
-        """B x 3 x H x W pixels to an object with `latent_dist`, as diffusers' VAEs return it."""
-        keys = [_key(picture, len(pixels)) for picture in pixels]
-        missing = sum(key not in self._known for key in keys)
-        self.hits, self.misses = self.hits + len(keys) - missing, self.misses + missing
-        if missing:
-            parameters = self._encode(pixels).latent_dist.parameters
-            for key, own in zip(keys, parameters, strict=True):
-                self._keep(key, own)
-        else:
-            parameters = torch.stack([self._known[key] for key in keys]).to(pixels.device)
-        return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(parameters))
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
 
-    def _keep(self, key: bytes, parameters: Tensor) -> None:
-        if key not in self._known and parameters.nbytes <= self.room:
-            self.room -= parameters.nbytes
-            self._known[key] = parameters.to("cpu", copy=True)
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process knows the keys of now; its loader asks for no more."""
+        return {**vars(self), "_kept": dict.fromkeys(self._kept)}
+
+    def get(self, key: str, encode: Callable[[], Tensor]) -> Tensor:
+        """The parameters under a key; where there are none yet, what `encode` gives. An empty key is never kept."""
+        if (kept := self._kept.get(key)) is not None:
+            self.hits += 1
+            return kept
+        self.misses += 1
+        made = encode()
+        if key and made.nbytes <= self.room:
+            self.room -= made.nbytes
+            self._kept[key] = made.to("cpu", copy=True)
+        return made
 
 
-def _key(picture: Tensor, together: int) -> bytes:
-    shape = f"{together}|{tuple(picture.shape)}|{picture.dtype}".encode()
-    pixels: Any = picture.contiguous().view(torch.uint8).cpu().numpy()
-    return xxhash.xxh3_128(shape + xxhash.xxh3_128(pixels).digest()).digest()
+@dataclass(frozen=True)
+class Known:
+    """Tells a loader whether a cache holds all that a base encodes of a sample, so that it need not be decoded."""
+
+    cache: LatentCache
+    units: Units
+
+    def __call__(self, sample: GridSample) -> bool:
+        keys = self.units(sample.row_keys, sample.cell_keys, sample.walk.holes)
+        return all(key in self.cache for key in keys)

@@ -37,7 +37,7 @@ from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.run import export_run
 from graphbuild_train.journal import Journal, Step
-from graphbuild_train.latent_cache import PosteriorCache
+from graphbuild_train.latent_cache import Known, LatentCache
 from graphbuild_train.model_setup import autocast_only, compiled, forward_within, sound_attention, spare
 from graphbuild_train.objective import objective_of
 from graphbuild_train.preflight import Setup
@@ -99,7 +99,7 @@ class Trainer:
         )  # fmt: skip
         self.lora = lora.lora_state(self.base.bare)
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
-        self.cache = PosteriorCache(self.base.pipe.vae, config.cache_gb) if config.cache_gb else None
+        self.base.cache = LatentCache(config.cache_gb)
         self.step = 0
         if self.restored:
             self._restore(self.restored)
@@ -110,6 +110,11 @@ class Trainer:
     def dtype(self) -> torch.dtype:
         """Of the frozen base and of activations."""
         return torch.float32 if self.config.dtype == "float32" else torch.bfloat16
+
+    @property
+    def known(self) -> Known | None:
+        """Lets loaders leave out pixels whose posteriors are cached."""
+        return Known(self.base.cache, self.base.units) if self.config.cache_gb else None
 
     def _shared_out(self) -> int:
         """Forward passes of each process for one step."""
@@ -233,7 +238,7 @@ class Trainer:
             tasks = GridTasks(
                 self.sampler, resolution=config.resolution, start=first, stop=config.walks or None,
                 batch=config.micro_batch, rank=self.accelerator.process_index, world=self.world,
-                cells=config.cells,
+                cells=config.cells, known=self.known,
             )  # fmt: skip
             loader = DataLoader(
                 tasks, batch_size=config.micro_batch, num_workers=config.workers, collate_fn=collate,
@@ -295,8 +300,9 @@ class Trainer:
             return None
         watch, config = self.config.watch, self.config
         tasks = GridTasks(
-            self.spared, resolution=config.resolution, stop=watch.tasks, rank=0, world=1, cells=config.cells
-        )
+            self.spared, resolution=config.resolution, stop=watch.tasks, rank=0, world=1, cells=config.cells,
+            known=self.known,
+        )  # fmt: skip
         return validate(self.base, self.objective, DataLoader(tasks, collate_fn=collate), config.seed)
 
     @cached_property

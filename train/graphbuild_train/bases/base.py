@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from graphbuild.data import GridBatch
 from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
-from graphbuild_train.batch import LatentBatch
-from graphbuild_train.objective import Objective
+from graphbuild_train.batch import LatentBatch, stacked
+from graphbuild_train.latent_cache import LatentCache
+from graphbuild_train.objective import Objective, generators
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +36,7 @@ class Base(ABC):
     Attributes:
         model: the module that gets the LoRA, called by `predict`. A wrapper (DDP, compiled) may be put in its place;
             `bare` stays the module itself.
+        cache: of VAE posteriors; by default it keeps nothing.
     """
 
     objectives: ClassVar[tuple[str, ...]]
@@ -58,6 +61,7 @@ class Base(ABC):
                 module.requires_grad_(False).eval()
         self.bare: nn.Module = getattr(pipe, self.denoiser)
         self.model = self.bare
+        self.cache = LatentCache(0.0)
 
     @classmethod
     def load(
@@ -92,10 +96,61 @@ class Base(ABC):
         named = {f"{self.denoiser}_lora_layers": layers, f"{self.denoiser}_lora_adapter_metadata": adapter}
         self.pipe.save_lora_weights(folder, **named)
 
+    def posteriors(self, grid: GridBatch) -> list[list[DiagonalGaussianDistribution]]:
+        """The VAE's posterior of every unit of every sample, from the cache or its pixels.
+
+        Each is encoded alone, so that its bits depend neither on the batch nor on the cache.
+        """
+        pictures = self.pictures(grid)
+        places = {sample: at for at, sample in enumerate(grid.decoded.tolist())}
+
+        def posterior(key: str, unit: int, sample: int) -> DiagonalGaussianDistribution:
+            def encode() -> Tensor:
+                place = places[sample]
+                picture = pictures[unit][place : place + 1].to(self.pipe.vae.dtype)
+                parameters: Tensor = self.pipe.vae.encode(picture).latent_dist.parameters
+                return parameters
+
+            return DiagonalGaussianDistribution(self.cache.get(key, encode).to(self.device))
+
+        return [
+            [posterior(key, unit, sample) for unit, key in enumerate(keys)]
+            for sample, keys in enumerate(self._keys(grid, len(pictures)))
+        ]
+
+    def drawn(self, grid: GridBatch, seed: int) -> list[Tensor]:
+        """A draw from the posterior of each unit, B x C x h x w; draws are counted by walk.
+
+        Raises:
+            ValueError: units of the samples differ in size.
+        """
+        samples = zip(self.posteriors(grid), generators(seed, grid.index, "vae"), strict=True)
+        return stacked([[posterior.sample(draws) for posterior in own] for own, draws in samples])
+
+    def _keys(self, grid: GridBatch, units: int) -> list[list[str]]:
+        if not grid.keys:  # at inference: its holes are not what their keys stand for
+            return [[""] * units] * len(grid.index)
+        holes = [[column for column, hole in enumerate(row) if hole] for row in grid.holes.tolist()]
+        return [self.units(*of) for of in zip(grid.row_keys, grid.cell_keys, holes, strict=True)]
+
     @staticmethod
     @abstractmethod
     def pipeline_class() -> Any:
         """The class of diffusers' pipeline for it."""
+
+    @staticmethod
+    @abstractmethod
+    def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
+        """What the VAE is shown of a grid task, as keys made of those of its rows and cells; see `GridSample`."""
+
+    @abstractmethod
+    def pictures(self, grid: GridBatch) -> list[Tensor]:
+        """The same as pictures, in the same order: D x 3 x h x w in [-1, 1] of the decoded samples, laid out in memory
+        as diffusers' pipeline has them, so that last bits are equal.
+
+        Raises:
+            ValueError: cells of sizes that the base cannot encode.
+        """
 
     @abstractmethod
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:

@@ -32,26 +32,24 @@ def unpacked(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, *size), 2)
 
 
-def packed_mask(mask: Tensor) -> Tensor:
-    """B x 1 x H x W as B x tokens x 256: one channel for each pixel of a token, as FLUX.1-Fill takes it."""
-    return packed(pixel_unshuffle(mask, VAE_SCALE))
-
-
 def positions(first: int, size: tuple[int, int], left: int = 0) -> Tensor:
     """h w x 3 float32 position ids of a unit: `first`, the token's row, and its column counted from `left`."""
     height, width = size
     return torch.cartesian_prod(torch.tensor([first]), torch.arange(height), torch.arange(left, left + width)).float()
 
 
-def encoded(vae: Any, pixels: Tensor, draws: list[torch.Generator]) -> Tensor:
-    """Tokens of B x 3 x H x W pixels in [-1, 1]: a draw from the posterior, in the units of the model, float32."""
-    shown = pixels.to(vae.dtype).contiguous(memory_format=torch.channels_last)  # the pipelines' order: equal last bits
-    latents = vae.encode(shown).latent_dist.sample(draws)
+def tokens(vae: Any, latents: Tensor) -> Tensor:
+    """Latents of the VAE as tokens in the units of the model, float32."""
     return packed((latents - vae.config.shift_factor) * vae.config.scaling_factor).float()
 
 
+def sizes(latents: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Height and width in tokens of each unit."""
+    return tuple((unit.shape[2] // 2, unit.shape[3] // 2) for unit in latents)
+
+
 def decoded(vae: Any, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """The opposite of `encoded`: B x 3 x H x W, about [-1, 1]."""
+    """The pixels of tokens: B x 3 x H x W, about [-1, 1]."""
     latents = unpacked(tokens, size) / vae.config.scaling_factor + vae.config.shift_factor
     pixels: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     return pixels
@@ -61,14 +59,14 @@ def encoded_text(pipe: Any, prompts: Sequence[str], device: torch.device) -> dic
     """`prompt_embeds` B x 512 x D of T5, padding included, and `pooled` B x P of CLIP, as diffusers' pipelines have
     them, without their warning for every prompt that is longer than CLIP reads."""
 
-    def tokens(tokenizer: Any, length: int) -> Tensor:
+    def words(tokenizer: Any, length: int) -> Tensor:
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
         ids: Tensor = tokenizer(list(prompts), **options).input_ids
         return ids.to(device)
 
     return {
-        "prompt_embeds": pipe.text_encoder_2(tokens(pipe.tokenizer_2, TEXT_LENGTH))[0],
-        "pooled": pipe.text_encoder(tokens(pipe.tokenizer, pipe.tokenizer.model_max_length)).pooler_output,
+        "prompt_embeds": pipe.text_encoder_2(words(pipe.tokenizer_2, TEXT_LENGTH))[0],
+        "pooled": pipe.text_encoder(words(pipe.tokenizer, pipe.tokenizer.model_max_length)).pooler_output,
     }
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from graphbuild.data import GridBatch
+from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import LatentBatch, geometry, grid_of
+from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, stacked, views
 from graphbuild_train.objective import generator
 
 if TYPE_CHECKING:
@@ -48,33 +49,30 @@ class Flux2Klein(Base):
 
         return Flux2KleinPipeline
 
+    @staticmethod
+    def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
+        return list(chain(*cells))
+
+    def pictures(self, grid: GridBatch) -> list[Tensor]:
+        check_sides(grid, _TOKEN)
+        return [floats(cell).contiguous() for cell in cells_of(grid)]
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
-        boxes = [box for row in geometry(grid, _TOKEN) for box in row]
         grid = grid.to(self.device)
-        orders = [_order(len(boxes), holes) for holes in grid.holes.tolist()]
-        sizes = {tuple((boxes[cell][2] // _TOKEN, boxes[cell][3] // _TOKEN) for cell in order) for order in orders}
-        if len(sizes) > 1:
-            raise ValueError("the holes of a batch differ in size; allowed: micro_batch 1, or row_sizes shared")
-        (size,) = sizes
-        encoded = []
-        for picture, order in zip(grid.floats(), orders, strict=True):
-            ordered = [boxes[cell] for cell in order]
-            encoded.append(self._tokens([picture[None, :, y : y + h, x : x + w] for y, x, h, w in ordered]))
-        lengths = torch.tensor([height * width for height, width in size])
-        view = torch.arange(len(size)).repeat_interleave(lengths).to(self.device)
+        found = zip(self.posteriors(grid), grid.holes.tolist(), strict=True)
+        cells = stacked([[self._normal(own[cell].mode()) for cell in _order(len(own), holes)] for own, holes in found])
+        size = tuple((cell.shape[2], cell.shape[3]) for cell in cells)
+        view = views(size).to(self.device)
         further = len(size) - grid.holes.sum(1, keepdim=True)  # the last view that is given
         return LatentBatch(
-            z=torch.cat([z for z, _ in encoded]).float(),
+            z=torch.cat([cell.flatten(2).transpose(1, 2) for cell in cells], 1).float(),
             generated=(view == 0) | (view > further),
-            view=view.expand(len(orders), -1),
-            ids=encoded[0][1],
+            view=view.expand(len(grid.index), -1),
+            ids=torch.cat([_positions(_APART * time, unit) for time, unit in enumerate(size)]).to(self.device),
             size=size,
             text=self._text(grid.prompts),
             index=grid.index,
-            types=grid.types,
-            paths=grid.paths,
-            next=grid.next,
         )
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
@@ -99,7 +97,7 @@ class Flux2Klein(Base):
         """One picture by the stock pipeline."""
         from PIL import Image
 
-        grid = grid_of(task)
+        grid = at_inference(task)
         batch = self.encode(grid, seed)
         noise = torch.randn(batch.z.shape[1:], generator=generator(seed, task.walk.index, "sample"))[None]
         cells = [cell for row in task.cells() for cell in row]
@@ -120,7 +118,7 @@ class Flux2Klein(Base):
         """Several pictures at once, which the pipeline has no way to ask for, at its noise levels and guidance."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        batch = self.encode(grid_of(task), seed)
+        batch = self.encode(at_inference(task), seed)
         wordless = replace(batch, text=self._text([""]))
 
         def guided(x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
@@ -133,11 +131,14 @@ class Flux2Klein(Base):
         further = len(batch.size) - len(task.holes) + 1
         return [self._decode(_picture(z, batch, view)) for view in (0, *range(further, len(batch.size)))]
 
-    def _tokens(self, cells: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Latents 1 x S x C and positions S x 4 (time, y, x, 0) of cells 1 x 3 x H x W, the first of them at time 0."""
-        vae = self.pipe.vae
-        z, ids = self.pipe.prepare_image_latents(cells, 1, None, self.device, vae.dtype)
-        return z, ids[0].float() - torch.tensor([_APART, 0, 0, 0], device=ids.device)
+    def _normal(self, latents: Tensor) -> Tensor:
+        """Latents of the VAE as the model has them: pairs by pairs, each channel at mean 0 and variance 1."""
+        pipe, norm = self.pipe, self.pipe.vae.bn
+        latents = pipe._patchify_latents(latents)
+        mean = norm.running_mean.view(1, -1, 1, 1).to(latents)
+        spread = (norm.running_var.view(1, -1, 1, 1) + pipe.vae.config.batch_norm_eps).sqrt().to(latents)
+        normal: Tensor = (latents - mean) / spread
+        return normal
 
     def _decode(self, latents: Tensor) -> Image.Image:
         pipe, norm = self.pipe, self.pipe.vae.bn
@@ -156,6 +157,13 @@ def _order(cells: int, holes: Sequence[bool]) -> list[int]:
     made = [cells - len(holes) + column for column, hole in enumerate(holes) if hole]
     given = [cell for cell in range(cells) if cell not in made]
     return [*made[:1], *given, *made[1:]]
+
+
+def _positions(time: int, size: tuple[int, int]) -> Tensor:
+    """h w x 4 float32 (time, y, x, 0)."""
+    height, width = size
+    one = torch.tensor([0])
+    return torch.cartesian_prod(one + time, torch.arange(height), torch.arange(width), one).float()
 
 
 def _picture(tokens: Tensor, batch: LatentBatch, view: int) -> Tensor:

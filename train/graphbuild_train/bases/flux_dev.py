@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graphbuild.data import GridBatch
+from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux, per_token
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import LatentBatch, geometry, grid_of
-from graphbuild_train.objective import generators
+from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, views
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,31 +41,30 @@ class FluxDev(Base):
 
         return FluxPipeline
 
+    @staticmethod
+    def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
+        return list(chain(*cells))
+
+    def pictures(self, grid: GridBatch) -> list[Tensor]:
+        check_sides(grid, flux.TOKEN)
+        return [floats(cell) for cell in cells_of(grid)]
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
-        rows = geometry(grid, flux.TOKEN)
         grid = grid.to(self.device)
-        pixels, draws = grid.floats(), generators(seed, grid.index, "vae")
-        cells = [
-            flux.encoded(self.pipe.vae, pixels[..., top : top + height, left : left + width], draws)
-            for top, left, height, width in chain(*rows)
-        ]
-        size = tuple((height // flux.TOKEN, width // flux.TOKEN) for _, _, height, width in chain(*rows))
-        lengths = torch.tensor([cell.shape[1] for cell in cells], device=self.device)
-        holes = torch.zeros(len(grid.index), len(cells), dtype=torch.bool, device=self.device)
-        holes[:, -len(rows[0]) :] = grid.holes
-        view = torch.arange(len(cells), device=self.device).repeat_interleave(lengths)
+        cells = self.drawn(grid, seed)
+        size, columns = flux.sizes(cells), grid.holes.shape[1]
+        lengths = torch.tensor([height * width for height, width in size], device=self.device)
+        holes = grid.holes.new_zeros(len(grid.index), len(cells))
+        holes[:, -columns:] = grid.holes
         return LatentBatch(
-            z=torch.cat(cells, 1),
+            z=torch.cat([flux.tokens(self.pipe.vae, cell) for cell in cells], 1),
             generated=holes.repeat_interleave(lengths, 1),
-            view=view.expand(len(grid.index), -1),
-            ids=self._positions(rows, size).to(self.device),
+            view=views(size).to(self.device).expand(len(grid.index), -1),
+            ids=self._positions(size, columns).to(self.device),
             size=size,
             text=flux.encoded_text(self.pipe, grid.prompts, self.device),
             index=grid.index,
-            types=grid.types,
-            paths=grid.paths,
-            next=grid.next,
         )
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
@@ -77,7 +75,7 @@ class FluxDev(Base):
         predict = partial(self._velocity, guidance=guidance)
         made = []
         for task in tasks:
-            batch = self.encode(grid_of(task), seed)
+            batch = self.encode(at_inference(task), seed)
             cells = torch.split(self.objective.sample(predict, batch, steps=steps, seed=seed), batch.lengths, 1)
             first = len(cells) - len(task.walk.kinds)
             pixels = [flux.decoded(self.pipe.vae, cells[first + hole], batch.size[first + hole]) for hole in task.holes]
@@ -101,8 +99,10 @@ class FluxDev(Base):
         )[0]
         return velocity.float()
 
-    def _positions(self, rows: list[list[tuple[int, int, int, int]]], size: Sequence[tuple[int, int]]) -> Tensor:
+    def _positions(self, size: Sequence[tuple[int, int]], columns: int) -> Tensor:
         if self.objective.name == "onediffusion":
             return torch.cat([flux.positions(view, unit) for view, unit in enumerate(size)])
-        places = [(row, cell[1] // flux.TOKEN) for row, cells in enumerate(rows, start=1) for cell in cells]
-        return torch.cat([flux.positions(row, unit, left) for (row, left), unit in zip(places, size, strict=True)])
+        places = [divmod(cell, columns) for cell in range(len(size))]
+        return torch.cat([
+            flux.positions(row + 1, unit, column * unit[1]) for (row, column), unit in zip(places, size, strict=True)
+        ])  # fmt: skip

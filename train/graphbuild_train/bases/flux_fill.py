@@ -16,8 +16,8 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.layouts import FILLS, generate
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import LatentBatch, geometry
-from graphbuild_train.objective import generator, generators
+from graphbuild_train.batch import LatentBatch, check_sides, floats, holes_in_row, views
+from graphbuild_train.objective import generator
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,31 +38,39 @@ class FluxFill(Base):
 
         return VisualClozePipeline
 
+    @staticmethod
+    def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
+        """Rows as they are shown, and the last one with the truth in its holes."""
+        return [*rows[:-1], f"{rows[-1]} without {list(holes)}", rows[-1]]
+
+    def pictures(self, grid: GridBatch) -> list[Tensor]:
+        check_sides(grid, flux.TOKEN)
+        rows = [floats(row) for row in grid.rows()]
+        if not rows:
+            return []
+        hidden = grid.holes[grid.decoded].repeat_interleave(rows[-1].shape[3] // grid.holes.shape[1], 1)
+        shown = rows[-1].masked_fill(hidden[:, None, None], FILLS[self.hole_fill] / 127.5 - 1)
+        return [*rows[:-1], shown.contiguous(memory_format=torch.channels_last), rows[-1]]
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
-        rows = geometry(grid, flux.TOKEN)
         grid = grid.to(self.device)
-        pixels, hidden = grid.floats(), grid.mask()
-        shown = pixels.masked_fill(hidden, FILLS[self.hole_fill] / 127.5 - 1)
-        areas = [_area(row) for row in rows]
-        draws = generators(seed, grid.index, "vae")
-        seen = [flux.encoded(self.pipe.vae, shown[area], draws) for area in areas]
-        truth = flux.encoded(self.pipe.vae, pixels[areas[-1]], draws)  # other rows have no holes
-        mask = torch.cat([flux.packed_mask(hidden[area].float()) for area in areas], 1)
-        size = tuple((row[0][2] // flux.TOKEN, sum(cell[3] for cell in row) // flux.TOKEN) for row in rows)
-        view = torch.cat([torch.full((height * width,), row) for row, (height, width) in enumerate(size)])
+        *rows, truth = self.drawn(grid, seed)
+        size = flux.sizes(rows)
+        shown = [flux.tokens(self.pipe.vae, row) for row in rows]
+        query = holes_in_row(grid.holes, size[-1])
+        before = query.new_zeros(len(query), sum(row.shape[1] for row in shown[:-1]))
+        generated = torch.cat([before, query], 1)
+        mask = generated.float()[..., None].expand(-1, -1, flux.TOKEN**2)
         return LatentBatch(
-            z=torch.cat([*seen[:-1], truth], 1),
-            generated=mask[..., 0].bool(),
-            view=view.to(self.device).expand(len(grid.index), -1),
+            z=torch.cat([*shown[:-1], flux.tokens(self.pipe.vae, truth)], 1),
+            generated=generated,
+            view=views(size).to(self.device).expand(len(grid.index), -1),
             ids=torch.cat([flux.positions(row, unit) for row, unit in enumerate(size, start=1)]).to(self.device),
             size=size,
-            extra=torch.cat([torch.cat(seen, 1), mask], -1),
+            extra=torch.cat([torch.cat(shown, 1), mask], -1),
             text=flux.encoded_text(self.pipe, grid.prompts, self.device),
             index=grid.index,
-            types=grid.types,
-            paths=grid.paths,
-            next=grid.next,
         )
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
@@ -91,9 +99,3 @@ class FluxFill(Base):
             options = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": 512}
             made.append(generate(stage, task.pipeline_kwargs(), generator=draws, **options))
         return made
-
-
-def _area(row: list[tuple[int, int, int, int]]) -> tuple[Any, ...]:
-    """Where a row is in the pictures of a batch."""
-    top, _, height, _ = row[0]
-    return ..., slice(top, top + height), slice(0, sum(cell[3] for cell in row))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from graphbuild.data import GridBatch
+from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import LatentBatch, geometry, grid_of
-from graphbuild_train.objective import Ddpm, Objective, generator, generators
+from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, holes_in_row
+from graphbuild_train.objective import Ddpm, Objective, generator
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,31 +58,33 @@ class Sdxl(Base):
             raise ValueError(f"model: {model!r} predicts {says}; allowed for sdxl: models that predict epsilon")
         return base
 
+    @staticmethod
+    def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
+        return list(chain(*cells))
+
+    def pictures(self, grid: GridBatch) -> list[Tensor]:
+        check_sides(grid, 2 * _LATENT)
+        return [floats(cell) for cell in cells_of(grid)]
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
-        cells = [cell for row in geometry(grid, 2 * _LATENT) for cell in row]
         grid = grid.to(self.device)
-        pixels = grid.floats()
-        batch, _, height, width = pixels.shape
-        if sum(high * wide for _, _, high, wide in cells) != height * width:
+        cells, columns = self.drawn(grid, seed), grid.holes.shape[1]
+        rows = [torch.cat(cells[start : start + columns], 3) for start in range(0, len(cells), columns)]
+        if len({row.shape[3] for row in rows}) > 1:
             raise ValueError("cells do not fill a canvas; allowed for sdxl: row_sizes shared, or square cells")
-        down, across = height // _LATENT, width // _LATENT
-        z = pixels.new_empty(batch, self.pipe.vae.config.latent_channels, down, across)
-        draws = generators(seed, grid.index, "vae")
-        for cell in cells:
-            posterior = self.pipe.vae.encode(_part(pixels, cell, 1)).latent_dist
-            _part(z, cell, _LATENT).copy_(posterior.sample(draws) * self.pipe.vae.config.scaling_factor)
+        z = torch.cat(rows, 2) * self.pipe.vae.config.scaling_factor
+        batch, _, down, across = z.shape
+        query = holes_in_row(grid.holes, (rows[-1].shape[2], across))
+        given = query.new_zeros(batch, down * across - query.shape[1])
         return LatentBatch(
             z=z.flatten(2).transpose(1, 2),
-            generated=grid.mask()[:, 0, ::_LATENT, ::_LATENT].flatten(1),
+            generated=torch.cat([given, query], 1),
             view=torch.zeros(batch, down * across, dtype=torch.int64, device=self.device),
             ids=torch.cartesian_prod(torch.arange(down), torch.arange(across)).float().to(self.device),
             size=((down, across),),
-            text=self._text(grid.prompts, height, width),
+            text=self._text(grid.prompts, down * _LATENT, across * _LATENT),
             index=grid.index,
-            types=grid.types,
-            paths=grid.paths,
-            next=grid.next,
         )
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
@@ -107,8 +110,9 @@ class Sdxl(Base):
         return [self._paint(task, steps, guidance, seed) for task in tasks]
 
     def _paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
-        grid = grid_of(task)
+        grid = at_inference(task)
         batch = self.encode(grid, seed)
+        ((down, across),) = batch.size
         noise = torch.randn(batch.z.shape[1:], generator=generator(seed, task.walk.index, "sample"))[None].to(batch.z)
         hole = _canvas(batch.generated[..., None], batch)
         given, noise = (_canvas(tokens, batch).to(self.dtype) for tokens in (batch.z, noise))
@@ -120,15 +124,15 @@ class Sdxl(Base):
             prompt=grid.prompts,
             negative_prompt=[""],  # what training sees where the words are left out; the default is zeros
             latents=torch.where(hole, noise, given),
-            height=grid.pixels.shape[2],
-            width=grid.pixels.shape[3],
+            height=down * _LATENT,
+            width=across * _LATENT,
             num_inference_steps=steps,
             guidance_scale=guidance,
             callback_on_step_end=keep,
             output_type="latent",
         ).images
-        query = geometry(grid, 2 * _LATENT)[-1]
-        return [self._decode(_part(latents, query[column], _LATENT)) for column in task.holes]
+        query = latents[:, :, -int(grid.sizes[0, -1, 0]) // _LATENT :].chunk(grid.holes.shape[1], -1)
+        return [self._decode(query[column]) for column in task.holes]
 
     def _decode(self, latents: Tensor) -> Image.Image:
         vae = self.pipe.vae
@@ -153,9 +157,3 @@ class Sdxl(Base):
 def _canvas(tokens: Tensor, batch: LatentBatch) -> Tensor:
     """B x S x C as B x C x height x width."""
     return tokens.transpose(1, 2).reshape(len(tokens), -1, *batch.size[0])
-
-
-def _part(picture: Tensor, box: tuple[int, int, int, int], pixels: int) -> Tensor:
-    """A view of a box given in pixels, in a picture whose elements are so many pixels wide."""
-    top, left, height, width = (side // pixels for side in box)
-    return picture[..., top : top + height, left : left + width]
