@@ -11,8 +11,8 @@ from graphbuild.annotators.base import Annotator, Derived, Request, Skip
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCaption(Annotator):
-    """The caption from the item's own row, as the source gave it (`description_0` of Subjects200K, a sidecar file
-    of a folder)."""
+    """The caption from the item's own row, as the source gave it: subject and description of Subjects200K, a sidecar
+    file of a folder."""
 
     makes: ClassVar[tuple[str, ...]] = ("caption",)
 

@@ -58,8 +58,9 @@ class Subjects200K(Source):
     """Subjects200K (Tan et al., OminiControl, arXiv 2411.15098): 206,841 pairs, 10.6 GB, Apache-2.0.
 
     The left square of a canvas, with `description_0`, is `image`; the right one, with `description_1`, is
-    `reference`. The squares are worked out for every row, because the collections differ in padding. Nothing is
-    filtered: `quality_assessment` goes to `meta` as it is, null included.
+    `reference`. Captions are `item + " " + description`, as VisualCloze trains them: a description alone ("this item
+    is photographed up close") need not name its subject. The squares are worked out for every row, because the
+    collections differ in padding. Nothing is filtered: `quality_assessment` goes to `meta` as it is, null included.
 
     A shard that is gone or damaged stops the read instead of failing its thousands of rows: it can be fetched again.
 
@@ -213,8 +214,8 @@ def _item(key: str, values: Mapping[str, Any]) -> SourceItem:
         nodes={"image": left, "reference": right},
         licence="Apache-2.0",
         attribution="Yuanshi/Subjects200K",
-        caption=description.get("description_0") or None,
-        reference_caption=description.get("description_1") or None,
+        caption=_caption(description, "description_0"),
+        reference_caption=_caption(description, "description_1"),
         subject=description.get("item") or None,
         category=description.get("category") or None,
         meta={
@@ -223,6 +224,11 @@ def _item(key: str, values: Mapping[str, Any]) -> SourceItem:
             "description_valid": description.get("description_valid"),
         },
     )
+
+
+def _caption(description: Mapping[str, Any], side: str) -> str | None:
+    words = description.get(side)
+    return " ".join(filter(None, (description.get("item"), words))) if words else None
 
 
 def _pair(canvas: bytes | None) -> tuple[Pixels, Pixels] | tuple[Unusable, Unusable]:

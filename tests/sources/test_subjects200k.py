@@ -93,7 +93,7 @@ def test_pairs_of_both_collections_are_cut_exactly(shards: Path, pair: tuple[Ima
         np.testing.assert_array_equal(np.asarray(item.nodes["reference"]), right)
     np.testing.assert_array_equal(np.asarray(third.nodes["image"]), right)
     assert first.original == pq.read_table(shards / "data/train-00000.parquet")["image"][0].as_py()["bytes"]
-    assert (first.caption, first.reference_caption) == ("a cat on a sofa", "a cat in a garden")
+    assert (first.caption, first.reference_caption) == ("Cat a cat on a sofa", "Cat a cat in a garden")
     assert (first.subject, first.category, first.group) == ("Cat", "animal", None)
     assert (first.licence, first.attribution) == ("Apache-2.0", "Yuanshi/Subjects200K")
     assert first.uri == first.key == "data/train-00000.parquet#0000000"
@@ -112,7 +112,25 @@ def test_unusable_rows_say_why_on_both_sides(shards: Path) -> None:
     assert nodes[1:4] == [Unusable("bad_geometry", "100x100"), null, null]
     assert items[0].original and items[1].original and [item.original for item in items[2:5]] == [None, None, b""]
     assert np.asarray(nodes[5]).shape == (512, 512, 3)
-    assert (items[6].subject, items[6].reference_caption) == (None, None)
+    assert (items[6].subject, items[6].caption, items[6].reference_caption) == (None, "a cat on a sofa", None)
+
+
+def test_captions_name_the_subject(shards: Path) -> None:
+    """A row of the published shape. Guards against training on words that never say what is shown."""
+    published = row(
+        None,
+        item="Eames Lounge Chair",
+        description_0="In a modern city loft, this item is positioned near a large window at dusk.",
+        description_1="Nestled in a cozy nook of a rustic cabin, this item is seen beside a roaring fireplace.",
+        category="Furniture",
+    )
+    (shards / "data/train-00002.parquet").write_bytes(parquet([published]))
+    (item,) = Subjects200K(path=shards).read(["data/train-00002.parquet#0000000"])
+    assert (item.caption, item.reference_caption) == (
+        "Eames Lounge Chair In a modern city loft, this item is positioned near a large window at dusk.",
+        "Eames Lounge Chair Nestled in a cozy nook of a rustic cabin, this item is seen beside a roaring fireplace.",
+    )
+    assert item.subject == "Eames Lounge Chair"
 
 
 def test_only_needed_row_groups_are_read_and_the_order_is_kept(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
