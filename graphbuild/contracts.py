@@ -106,11 +106,7 @@ class LineageDocument(Document):
     codec: dict[str, str]
     schema_version: int
     parents: dict[str, str]
-    author: str | None = Field(
-        default=None,
-        exclude_if=lambda author: author is None,
-        description="the distribution, or the module of a file of one's own, that the class comes from; not of ours",
-    )
+    author: str | None = Field(None, exclude_if=lambda name: name is None, description="who wrote it: not for ours")
 
 
 class CommitDocument(Document):
@@ -189,6 +185,7 @@ class StatusDocument(Document):
     not_live: list[str] = Field(description="versions with commits that no kind is served by")
     retriable: int
     snapshot: str
+    gaps: list[str] = Field(default_factory=list, description="units of live versions that are not committed")
 
 
 class CellDocument(Document):
@@ -240,9 +237,21 @@ class Item(NamedTuple):
     meta: str | None
 
 
+def encodable(text: str | None) -> str | None:
+    """A text that UTF-8 can hold: a lone surrogate becomes `?`."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
+
+
+def _printable(text: str | None) -> str | None:
+    if text is None or text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 @dataclass(slots=True)
 class Outcome:
-    """One planned node and what became of it: an edge row, plus the bytes on their way to a node part."""
+    """One planned node and what became of it: an edge row, plus its bytes on their way to a node part and, from a
+    source, its items row (JSON). Texts come from anywhere and are made fit to store."""
 
     item_ix: int
     item_id: str
@@ -260,6 +269,11 @@ class Outcome:
     seed: int | None = None
     attrs: str | None = None
     data: bytes | pa.Buffer | None = None
+    item: str | None = None
+
+    def __post_init__(self) -> None:
+        self.reason, self.detail = _printable(self.reason), _printable(self.detail)
+        self.attrs = encodable(self.attrs)
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -303,7 +317,7 @@ _EDGE_TAIL: list[tuple[str, pa.DataType]] = [
 EDGES = pa.schema([*_EDGE_HEAD, ("part", pa.string()), ("offset", pa.int64()), ("nbytes", pa.int64()), *_EDGE_TAIL])
 """One row per planned node of a unit, in (item_ix, kind, variant) order."""
 
-SPOOL = pa.schema([*_EDGE_HEAD, *_EDGE_TAIL, ("item_id", pa.string()), ("data", pa.binary())])
+SPOOL = pa.schema([*_EDGE_HEAD, *_EDGE_TAIL, ("item_id", pa.string()), ("data", pa.binary()), ("item", pa.string())])
 """Finished outcomes of a unit that is still under way."""
 
 ITEMS = pa.schema(
@@ -381,16 +395,3 @@ JSON_DOCUMENTS: Mapping[str, type[Document]] = {
     "status": StatusDocument,
     "walk": WalkDocument,
 }
-
-
-def schema_files() -> dict[str, str]:
-    """File name -> text of every contract, as `graphbuild schema --write` lays them down."""
-    arrow = {f"{name}.arrow.json": _arrow_json(schema) for name, schema in ARROW_SCHEMAS.items()}
-    documents = {f"{name}.schema.json": model.model_json_schema() for name, model in JSON_DOCUMENTS.items()}
-    return {name: json.dumps(body, indent=2, sort_keys=True) + "\n" for name, body in (arrow | documents).items()}
-
-
-def _arrow_json(schema: pa.Schema) -> dict[str, Any]:
-    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    fields = [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema]
-    return {"fields": fields, "metadata": metadata}

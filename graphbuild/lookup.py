@@ -67,7 +67,7 @@ def short_name(what: str, use: str, builtin: Mapping[str, str]) -> str:
         return by_class[name]
     raise ValueError(
         f"{what} {use!r} is not part of graphbuild, and no code is loaded because a graph names it; name it yourself: "
-        f"graphbuild run --pipeline FILE"
+        f"--pipeline FILE"
     )
 
 

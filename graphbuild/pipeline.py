@@ -174,14 +174,15 @@ def _live_commits(out: str | os.PathLike[str]) -> list[CommitDocument]:
 
 
 def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source | None:
-    """The source of an existing graph, at `path` or where its last run found it; None if it is not there any more."""
+    """The source of an existing graph, at `path` or where its last run found it; None if it is not there any more, or
+    is not one of ours: its class is not imported because a graph names it."""
     graph = Graph.open(out)
     location = {"path": path} if path is not None else last_location(graph)
     if not graph.source_commits:
         return None
-    use = short_name("source", graph.source_commits[0].document.use, SOURCES)
-    source = resolve_source(use, **graph.document.source.params, **location)
     try:
+        use = short_name("source", graph.source_commits[0].document.use, SOURCES)
+        source = resolve_source(use, **graph.document.source.params, **location)
         source.entries()
     except ValueError:
         if path is not None:

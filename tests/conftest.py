@@ -95,11 +95,11 @@ def ray_address() -> Iterator[str]:
 @pytest.fixture
 def control(request: pytest.FixtureRequest) -> Callable[..., str]:
     """Tell test annotators what to do: `control(**{key: "fail" | "skip" | "kill"})` returns their tag, the same for
-    the whole test, and replaces what was said before."""
+    the whole test, and replaces what was said before. `order(orders, "-annotator")` speaks to annotators alone."""
     tag = "".join(char if char.isalnum() else "_" for char in request.node.name)
-    path = _SESSION / "control" / f"{tag}.orders"
 
-    def order(orders: dict[str, str] | None = None) -> str:
+    def order(orders: dict[str, str] | None = None, to: str = "") -> str:
+        path = _SESSION / "control" / f"{tag}{to}.orders"
         path.write_text("".join(f"{what} {key}\n" for key, what in (orders or {}).items()))
         return tag
 

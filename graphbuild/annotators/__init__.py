@@ -94,7 +94,7 @@ def recorded(use: str, config: Mapping[str, Any], *, named: bool = False) -> Ann
     if given:
         raise ValueError(
             f"{name} was made with {', '.join(given)}, which is not taken from a graph; name it yourself: "
-            "graphbuild run --pipeline FILE"
+            "--pipeline FILE"
         )
     return annotator
 

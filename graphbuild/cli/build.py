@@ -108,28 +108,33 @@ def plan(
 def retry(
     graph: GraphArgument,
     path: PathOption = None,
+    pipeline: PipelineOption = None,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute failed rows again that may succeed now; unchanged rows are kept. Publishes a new revision.
 
+    No items are added. Code of your own, servers and local models are not taken from a graph: --pipeline names them.
+
     Example:
 
       graphbuild retry photos-graph
     """
     from graphbuild.engine.run import run as build
-    from graphbuild.pipeline import live_annotators, live_source
+    from graphbuild.pipeline import live_annotators, live_source, load_annotators
 
     with refusing():
         source = live_source(graph, path)
         if source is None:
-            ERR.print("the source is not at hand (--path PATH), so only annotators are retried", markup=False)
-        producers, refused = live_annotators(graph)
+            ERR.print("source not found; retrying annotators only (give --path)", markup=False)
+        producers, refused = (list(load_annotators(pipeline)), []) if pipeline else live_annotators(graph)
         for line in refused:
             ERR.print(f"not retried: {line}", markup=False)
-        report = build(source, producers, graph, executor=executor, address=address, retry=True, console=ERR)  # type: ignore[arg-type]
-    raise typer.Exit(_show_report(report, graph, strict=False, as_json=as_json))
+        how: dict[str, Any] = {"executor": executor, "address": address, "retry": True, "new_items": False}
+        report = build(source, producers, graph, console=ERR, **how)
+    code = _show_report(report, graph, strict=False, as_json=as_json)
+    raise typer.Exit(UNDONE if refused else code)
 
 
 def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 
 from graphbuild.cli.app import app
-from graphbuild.contracts import schema_files
+from graphbuild.contracts import ARROW_SCHEMAS, JSON_DOCUMENTS
 
 
 @app.command()
@@ -27,3 +29,16 @@ def schema(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
         typer.echo(name if write is None else target)
+
+
+def schema_files() -> dict[str, str]:
+    """File name -> text of every contract, as `graphbuild schema --write` lays them down."""
+    arrow = {f"{name}.arrow.json": _arrow_json(schema) for name, schema in ARROW_SCHEMAS.items()}
+    documents = {f"{name}.schema.json": model.model_json_schema() for name, model in JSON_DOCUMENTS.items()}
+    return {name: json.dumps(body, indent=2, sort_keys=True) + "\n" for name, body in (arrow | documents).items()}
+
+
+def _arrow_json(schema: pa.Schema) -> dict[str, Any]:
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    fields = [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema]
+    return {"fields": fields, "metadata": metadata}

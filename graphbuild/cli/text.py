@@ -54,6 +54,9 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
     """How far a graph is."""
     yield status_table(document)
     yield from (f"not live: {version}" for version in document.not_live)
+    yield from (f"not committed: {unit}" for unit in document.gaps[:10])
+    if len(document.gaps) > 10:
+        yield f"not committed: {len(document.gaps) - 10} more units"
     yield f"snapshot {document.snapshot}"
 
 

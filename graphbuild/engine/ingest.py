@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from graphbuild.contracts import Outcome, PartRef, Unit
+from graphbuild.contracts import Outcome, PartRef, Unit, encodable
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.records import IngestUnit, UnitReport
-from graphbuild.engine.rows import previous_rows, scrub, unit_document
+from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, unit_document
+from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.images.codecs import CODECS, Encoded, Pixels, check_image
@@ -19,41 +23,151 @@ from graphbuild.store.files import AlreadyPublished, Files, Workspace
 from graphbuild.store.parts import items_name, read_table, write_items
 
 ItemRow = dict[str, Any]
-Rows = dict[tuple[int, str, int], Outcome]
+Rows = dict[Key, Outcome]
 
 
 class ReplanNeeded(GraphError):
     """Another run published this shard's items first, and they differ: its items part counts."""
 
 
-def run_source_unit(
-    work: IngestUnit, files: Files, workspace: Workspace, progress: Callable[[int, int], None]
-) -> UnitReport:
-    """Read, check and store the items of one shard, then commit them.
+class Ingesting:
+    """One unit of a source under way: `read`, then `commit`."""
 
-    Raises:
-        ReplanNeeded: another run gave this shard other items.
-    """
-    known = published_items(files, work.unit)
-    previous = previous_rows(files, work.unit)
-    kept = _kept(previous, work.retry)
-    done = {item_ix for item_ix, _, _ in kept}
-    entries = work.entries or [Entry(row["key"], row["stamp"]) for row in known.values()]
-    todo = {ix: entry for ix, entry in enumerate(entries, work.unit.shard.start) if ix not in done}
-    items: list[ItemRow] = []
-    rows: Rows = {}
-    for item_ix, item in zip(todo, work.source.read([entry.key for entry in todo.values()]), strict=True):
-        row, outcomes = _ingest(work, item_ix, item, known.get(item_ix))
-        items.append({**row, "stamp": todo[item_ix].stamp})
-        rows |= {outcome.key: outcome for outcome in outcomes}
-        progress(len(outcomes), sum(outcome.status == "failed" for outcome in outcomes))
-    part = _publish_items(files, workspace, work.unit, list(known.values()) or items)
-    every = sorted([*kept.values(), *rows.values()], key=lambda row: row.key)
-    report = UnitReport(unit=work.unit, revision=work.revision, computed=len(rows), reused=len(kept))
-    report.computed_failed = sum(row.retriable for row in rows.values())
-    document = unit_document(work.producer, work.unit, work.revision, items=part)
-    report.settle(publish_unit(files, workspace, rows=every, previous=previous, document=document), every)
-    return report
+    def __init__(
+        self, work: IngestUnit, files: Files, workspace: Workspace, flush_s: float, report: UnitReport
+    ) -> None:
+        self.work, self.files, self.workspace = work, files, workspace
+        self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if work.deaths else flush_s
+        self.report = report
+        self.known = published_items(files, work.unit)
+        self.previous = previous_rows(files, work.unit)
+        self.kept = _kept(self.previous, work.retry)
+        done = {item_ix for item_ix, _, _ in self.kept}
+        entries = work.entries or [Entry(row["key"], row["stamp"]) for row in self.known.values()]
+        todo = {ix: entry for ix, entry in enumerate(entries, work.unit.shard.start) if ix not in done}
+        planned = [[ix, entry.key, entry.stamp, entry.key in work.replaces] for ix, entry in todo.items()]
+        self.spool = Spool(files, workspace, work.unit, work.revision, planned)
+        spooled = self.spool.load()
+        again = {row.item_ix for row in spooled if row.retriable}  # what failed may have been mended since
+        self.rows: Rows = {row.key: row for row in spooled if row.item_ix not in again}
+        read = {item_ix for item_ix, _, _ in self.rows}
+        self.todo = {item_ix: entry for item_ix, entry in todo.items() if item_ix not in read}
+        self._healthy = False
+
+    def read(self, progress: Callable[[int, int], None]) -> None:
+        """Read and check every item that is not there yet; finished ones go to the spool.
+
+        Raises:
+            ValueError: the source itself cannot be read any more.
+        """
+        deadly = {item_ix for item_ix, _, _ in self.spool.condemned(self.work.deaths > 0)}
+        for item_ix in deadly & self.todo.keys():
+            self._finish(self._unreadable(item_ix, None))
+        left = {item_ix: entry for item_ix, entry in self.todo.items() if item_ix not in deadly}
+        for item_ix, item in self._alone(left) if self.work.deaths else self._items(left):
+            rows = self._settled(item_ix, item)
+            self._finish(rows)
+            progress(len(rows), sum(row.status == "failed" for row in rows))
+
+    def commit(self) -> None:
+        """Publish items, nodes and edges, unless no outcome changed.
+
+        Raises:
+            ReplanNeeded: another run gave this shard other items.
+        """
+        items = [json.loads(row.item) for row in self.rows.values() if row.item is not None]
+        items.sort(key=lambda row: row["item_ix"])
+        part = _publish_items(self.files, self.workspace, self.work.unit, list(self.known.values()) or items)
+        every = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
+        document = unit_document(self.work.producer, self.work.unit, self.work.revision, items=part)
+        committed = publish_unit(self.files, self.workspace, rows=every, previous=self.previous, document=document)
+        self.spool.close()
+        self.report.reused = len(self.kept)
+        self.report.settle(committed, every)
+
+    def _items(self, left: dict[int, Entry]) -> Iterator[tuple[int, SourceItem | BaseException]]:
+        """The items in order; one that raises is read again by itself, and then is its exception."""
+        reader: Iterator[SourceItem] | None = None
+        waiting = deque(left.items())
+        while waiting:
+            item_ix, entry = waiting[0]
+            try:
+                reader = reader or iter(self.work.source.read([entry.key for _, entry in waiting]))
+                item: SourceItem | BaseException = next(reader)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                reader, item = None, self._one(entry)
+            waiting.popleft()
+            yield item_ix, item
+
+    def _alone(self, left: dict[int, Entry]) -> Iterator[tuple[int, SourceItem | BaseException]]:
+        """The items one by one, each named before it is read: the last worker died."""
+        for item_ix, entry in left.items():
+            self.spool.alone((item_ix, self.work.source.makes[0], 0))
+            yield item_ix, self._one(entry)
+
+    def _one(self, entry: Entry) -> SourceItem | BaseException:
+        try:
+            (item,) = self.work.source.read([entry.key])
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if not self._healthy:
+                self.work.source.entries()  # raises if it is the source that is gone, and not the item that is odd
+                self._healthy = True
+            return error
+        return item
+
+    def _settled(self, item_ix: int, item: SourceItem | BaseException) -> list[Outcome]:
+        """The rows of one item. Whatever it raises is their failure."""
+        if isinstance(item, BaseException):
+            return self._unreadable(item_ix, item)
+        try:
+            return self._ingest(item_ix, item)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self._unreadable(item_ix, error)
+
+    def _unreadable(self, item_ix: int, error: BaseException | None) -> list[Outcome]:
+        """The rows of an item that raised `error`, or that killed its workers."""
+        reason, detail = failure_of(error) if error is not None else (DEADLY["reason"], DEADLY["detail"])
+        key = self.todo[item_ix].key
+        nodes = dict.fromkeys(self.work.producer.variants, Unusable(reason, detail))
+        return self._ingest(item_ix, SourceItem(key=key, uri=key, original=None, nodes=nodes), error)
+
+    def _finish(self, rows: list[Outcome]) -> None:
+        self.rows.update((row.key, row) for row in rows)
+        self.report.computed += len(rows)
+        self.report.computed_failed += sum(row.retriable for row in rows)
+        self.spool.add(rows, self.flush_s)
+
+    def _ingest(self, item_ix: int, item: SourceItem, error: BaseException | None = None) -> list[Outcome]:
+        """The outcomes of one item, its items row with the first. A file that is not the one recorded fails."""
+        work, known = self.work, self.known.get(item_ix)
+        if item.key != self.todo[item_ix].key:
+            raise ValueError(f"the source gave {item.key!r} in its place")
+        sha256 = None if item.original is None else hashlib.sha256(item.original).hexdigest()
+        item_id = item_id_of(work.producer.name, item.key, sha256 if item.key in work.replaces else None)
+        nodes = dict(item.nodes)
+        if known is not None:
+            item_id = known["item_id"]
+            if known["sha256"] is not None and known["sha256"] != sha256 and sha256 is not None:
+                nodes = dict.fromkeys(nodes, Unusable("changed", "the file is not the one this item was made from"))
+        row = {**_item_row(work, item_ix, item_id, item, sha256), "stamp": self.todo[item_ix].stamp}
+        outcomes = []
+        for kind in work.producer.variants:
+            value, convert = nodes.get(kind, Unusable("missing")), work.source.colours == "srgb"
+            encoded, picture = _encode(work.producer.lineage.codec[kind], value, convert=convert)
+            outcomes.append(_outcome(work, item_ix, item_id, kind, encoded))
+            if kind == work.source.makes[0] and picture is not None:
+                row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
+        outcomes[0].item = canonical_json(row)
+        for outcome in outcomes:
+            if outcome.status == "failed":
+                self.report.failed(outcome, error)
+        return outcomes
 
 
 def published_items(files: Files, unit: Unit) -> dict[int, ItemRow]:
@@ -69,27 +183,6 @@ def _kept(previous: EdgeRows | None, retry: bool) -> Rows:
     return {row.key: row for row in rows if row.item_ix not in again}
 
 
-def _ingest(work: IngestUnit, item_ix: int, item: SourceItem, known: ItemRow | None) -> tuple[ItemRow, list[Outcome]]:
-    """The items row and the outcomes of one item. A file that is not the one recorded in `known` fails."""
-    sha256 = None if item.original is None else hashlib.sha256(item.original).hexdigest()
-    name = work.producer.name
-    item_id = item_id_of(name, item.key, sha256 if item.key in work.replaces else None)
-    nodes = dict(item.nodes)
-    if known is not None:
-        item_id = known["item_id"]
-        if known["sha256"] is not None and known["sha256"] != sha256 and sha256 is not None:
-            nodes = dict.fromkeys(nodes, Unusable("changed", "the file is not the one this item was made from"))
-    row = _item_row(work, item_ix, item_id, item, sha256)
-    outcomes = []
-    for kind in work.producer.variants:
-        value, convert = nodes.get(kind, Unusable("missing")), work.source.colours == "srgb"
-        encoded, picture = _encode(work.producer.lineage.codec[kind], value, convert=convert)
-        outcomes.append(_outcome(work, item_ix, item_id, kind, encoded))
-        if kind == work.source.makes[0] and picture is not None:
-            row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
-    return row, outcomes
-
-
 def _encode(codec: str, value: bytes | Pixels | Unusable, *, convert: bool) -> tuple[Encoded | Unusable, Pixels | None]:
     """The value ready to store, with its picture: decoding once both checks a file and hashes its looks."""
     if isinstance(value, Unusable):
@@ -100,18 +193,25 @@ def _encode(codec: str, value: bytes | Pixels | Unusable, *, convert: bool) -> t
         return CODECS[codec].encode(value), value
     except UnusableImage as error:
         return Unusable(error.reason, str(error)), None
+    except Exception as error:
+        # Bytes that a decoder stumbles over are at fault themselves; whatever else fails may be gone another time.
+        reason, detail = failure_of(error)
+        return Unusable("undecodable" if reason == "error" and isinstance(value, bytes) else reason, detail), None
 
 
 def _outcome(work: IngestUnit, item_ix: int, item_id: str, kind: str, encoded: Encoded | Unusable) -> Outcome:
-    seed = seed_of(work.producer.version, item_id, 0)
-    base = Outcome(item_ix=item_ix, item_id=item_id, kind=kind, variant=0, status="failed", seed=seed)
+    row = partial(Outcome, item_ix, item_id, kind, 0, seed=seed_of(work.producer.version, item_id, 0))
     if isinstance(encoded, Unusable):
-        base.reason, base.detail = encoded.reason, scrub(encoded.detail) or None
-        return base
-    base.status, base.data, base.content_hash = "ok", encoded.data, checksum(encoded.data)
-    base.format, base.width, base.height = encoded.format, encoded.width, encoded.height
-    base.attrs = canonical_json(dict(encoded.attrs)) if encoded.attrs else None
-    return base
+        return row("failed", reason=encoded.reason, detail=scrub(encoded.detail) or None)
+    return row(
+        "ok",
+        format=encoded.format,
+        width=encoded.width,
+        height=encoded.height,
+        content_hash=checksum(encoded.data),
+        attrs=canonical_json(dict(encoded.attrs)) if encoded.attrs else None,
+        data=encoded.data,
+    )
 
 
 def _item_row(work: IngestUnit, item_ix: int, item_id: str, item: SourceItem, sha256: str | None) -> ItemRow:
@@ -123,8 +223,8 @@ def _item_row(work: IngestUnit, item_ix: int, item_id: str, item: SourceItem, sh
         "item_id": item_id,
         "source": work.source.name,
         "sha256": sha256,
-        "meta": canonical_json(dict(item.meta)) if item.meta else None,
-        **{name: getattr(item, name) for name in copied + words},
+        "meta": encodable(canonical_json(dict(item.meta))) if item.meta else None,
+        **{name: encodable(getattr(item, name)) for name in copied + words},
     }
 
 

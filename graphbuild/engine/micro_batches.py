@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip
-from graphbuild.errors import GraphError
 
 
 @dataclass
@@ -20,26 +19,23 @@ class Loaded:
     batch_size: int
 
 
-Results = list[Derived | Skip | Exception]
+Results = list[Derived | Skip | BaseException]
 
 
 def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
     """One result per request, in order; what went wrong with a request is its result.
 
     A batch that runs out of GPU memory is halved, and so is every later one on this worker. A batch that fails
-    otherwise is tried again one by one, so that one bad input costs one row.
-
-    Raises:
-        GraphError, MemoryError: of the unit rather than of a row.
+    otherwise is tried again one by one, so that one bad input costs one row. Only Ctrl-C is not a row's.
     """
     results: Results = []
     while rest := batch[len(results) :]:
         part, too_large = rest[: loaded.batch_size], False
         try:
             results += _answers(annotator, part, loaded)
-        except (GraphError, MemoryError):
+        except KeyboardInterrupt:
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit of a library, too, is the failure of its row
             too_large = len(part) > 1 and out_of_memory(error)
             if not too_large:
                 results += [error] if len(part) == 1 else _one_by_one(annotator, part, loaded)
@@ -50,7 +46,7 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
 
 
 def _answers(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
-    answers = list(annotator.annotate(batch, loaded.model))
+    answers: Results = list(annotator.annotate(batch, loaded.model))
     if len(answers) != len(batch):
         raise ValueError(f"annotate returned {len(answers)} results for {len(batch)} requests")
     return answers
@@ -60,9 +56,10 @@ def _one_by_one(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) 
     return [result for request in batch for result in annotate(annotator, [request], loaded)]
 
 
-def out_of_memory(error: Exception) -> bool:
-    """True for the error with which torch says that a GPU is full; torch need not be installed to tell."""
-    return any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
+def out_of_memory(error: BaseException) -> bool:
+    """True for a MemoryError, and for the error with which torch says that a GPU is full; torch need not be installed
+    to tell."""
+    return any(cls.__name__ in ("OutOfMemoryError", "MemoryError") for cls in type(error).__mro__)
 
 
 def _release() -> None:

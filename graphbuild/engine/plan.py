@@ -61,6 +61,7 @@ def make_plan(
     shard_size: int | None = None,
     accept_changed: bool = False,
     retry: bool = False,
+    new_items: bool = True,
     here: bool = True,
 ) -> Plan:
     """Compare what is wanted with what is committed. Writes nothing; opens no image unless a file's stamp changed.
@@ -69,17 +70,18 @@ def make_plan(
         source: None plans only for the items the graph already has.
         limit: take only the first items of the listing.
         retry: also plan units with failed rows that may succeed now.
+        new_items: False leaves the graph the items it has; the source is only read again for those.
         here: the work is done on this machine, so that its memory counts.
 
     Raises:
         GraphError, ValueError: wrong usage; the message says what to change.
         MissingWeights: checkpoints, packages or memory that the work needs are not here; the message lists them all.
     """
-    entries = list(source.entries()) if source is not None else []
+    entries = list(source.entries()) if source is not None and new_items else []
     document = _document(files, source, len(entries), shard_size)
     head = read_head(files)[1]
     published = published_shards(files)
-    known = known_items(files) if source is not None else {}
+    known = known_items(files) if source is not None and new_items else {}
     taken = entries if limit is None else entries[:limit]
     changed = compare(source, taken, known, accept_changed) if source is not None else frozenset()
     shards = [*published, *new_shards(published, taken, changed, known, document.shard_size)]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from traceback import format_exception
+from typing import Any, NamedTuple
 
 from graphbuild.annotators.base import Annotator, Resources
 from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome, Shard, Status, Unit
 from graphbuild.sources.base import Entry, Source
+
+MOST_FAILURES = 100
+"""Failed rows of one unit that its report names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,17 @@ class Job:
     resources: Resources = Resources()
 
 
+class Failure(NamedTuple):
+    """A row that failed in this run, for people; `trace` is the Python traceback, if there is one."""
+
+    item_ix: int
+    kind: str
+    variant: int
+    reason: str
+    detail: str
+    trace: str = ""
+
+
 @dataclass(kw_only=True)
 class UnitReport:
     """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; `final` says that
@@ -89,8 +104,15 @@ class UnitReport:
     computed: int = 0
     computed_failed: int = 0
     reused: int = 0
+    failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     annotate_seconds: float = 0.0
+
+    def failed(self, row: Outcome, error: BaseException | None = None) -> None:
+        """Note a row that failed; of the first few with its traceback."""
+        if len(self.failures) < MOST_FAILURES:
+            trace = "" if error is None else "".join(format_exception(error))[-4000:]
+            self.failures.append(Failure(*row.key, row.reason or "", row.detail or "", trace))
 
     def settle(self, document: CommitDocument | None, rows: Sequence[Outcome]) -> None:
         """Take the totals from what was committed, or from `rows` when nothing had to be published."""

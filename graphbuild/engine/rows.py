@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from graphbuild.annotators.base import Annotator, Each, needs_of
 from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Unit
+from graphbuild.engine.micro_batches import out_of_memory
 from graphbuild.engine.records import AnnotateUnit, Producer
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import seed_of
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files
@@ -139,6 +140,9 @@ def unit_document(
     )
 
 
+MOST_TEXT = 10_000
+"""Characters of a message that are looked at."""
+
 _SCRUB = (
     (re.compile(r"\b\w+://\S+"), "<url>"),
     (re.compile(r"0x[0-9a-fA-F]+"), "<address>"),
@@ -148,9 +152,25 @@ _SCRUB = (
 )
 
 
+def failure_of(error: BaseException) -> tuple[str, str]:
+    """Reason and detail of a row that failed with an exception."""
+    if isinstance(error, UnusableImage) and isinstance(error.reason, str):
+        return error.reason, scrub(str(error))
+    return "out_of_memory" if out_of_memory(error) else "error", told(error)
+
+
+def told(error: BaseException) -> str:
+    """An exception's class and scrubbed message; some messages raise in turn."""
+    try:
+        return scrub(f"{type(error).__name__}: {error}")
+    except Exception as another:
+        return f"{type(error).__name__}, whose message raises {type(another).__name__}"
+
+
 def scrub(message: str) -> str:
     """An error message without paths, addresses, times and hosts, one line of at most 300 characters: equal
     failures give equal bytes."""
+    message = message[:MOST_TEXT]
     for pattern, word in _SCRUB:
         message = pattern.sub(word, message)
     return " ".join(message.split())[:300]

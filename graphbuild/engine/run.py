@@ -18,7 +18,7 @@ from rich.console import Console
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import RunReport
-from graphbuild.engine.executors.inline import run_inline
+from graphbuild.engine.executors.inline import run_inline, units_died_on
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
 from graphbuild.engine.records import Job, UnitReport
@@ -29,7 +29,7 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source
 from graphbuild.store.card import write_card
-from graphbuild.store.files import AlreadyPublished, Files, Workspace, remove_dead_workspaces
+from graphbuild.store.files import AlreadyPublished, Files, Workspace
 from graphbuild.store.graph import Graph, Head, change_head, read_document
 from graphbuild.store.status import status_of
 
@@ -49,6 +49,7 @@ def run(
     shard_size: int | None = None,
     accept_changed: bool = False,
     retry: bool = False,
+    new_items: bool = True,
     address: str | None = None,
     flush_s: float = FLUSH_SECONDS,
     console: Console | None = None,
@@ -64,6 +65,7 @@ def run(
         shard_size: items per shard of a new graph; by default 1,024, fewer for small sources.
         accept_changed: add files whose bytes changed as new items instead of refusing.
         retry: compute failed rows that may succeed now again.
+        new_items: False adds no items to the graph, whatever the source has.
         flush_s: seconds after which a long unit saves its finished rows.
         console: where progress goes; standard error by default.
 
@@ -76,6 +78,7 @@ def run(
     files = Files(out)
     chosen = [resolve(a) if isinstance(a, str) else a for a in annotators]
     options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed}
+    options["new_items"] = new_items
     options["here"] = address is None and "RAY_ADDRESS" not in os.environ
     first = make_plan(files, source, chosen, retry=retry, **options)
     run = _Run(files, executor, address, flush_s, console or Console(stderr=True))
@@ -102,7 +105,7 @@ class _Run:
 
     @contextmanager
     def workspace_open(self) -> Iterator[None]:
-        remove_dead_workspaces(self.files)
+        self.killed = units_died_on(self.files)
         self.workspace = Workspace.create(self.files, self.run_id)
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
@@ -134,7 +137,7 @@ class _Run:
         change_head(self.files, self.workspace, lambda head: {**plan.makes(), **head})
 
     def execute(self, plan: Plan) -> Schedule:
-        schedule = Schedule(plan)
+        schedule = Schedule(plan, self.killed)
         progress = Progress(self.console, sum(unit.rows for unit in plan.units))
         worker_args = (str(self.files.root), self.workspace.name, self.flush_s)
         try:

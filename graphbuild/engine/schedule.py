@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from graphbuild.annotators.base import Resources
@@ -22,13 +22,17 @@ _ONE = Resources()
 
 
 class Schedule:
-    """The state of one run. Executors take jobs with `next_job` and give back `finish` or `died`."""
+    """The state of one run. Executors take jobs with `next_job` and give back `finish` or `died`.
 
-    def __init__(self, plan: Plan) -> None:
+    Args:
+        killed: units that the process of an earlier run died on: their rows run alone.
+    """
+
+    def __init__(self, plan: Plan, killed: Collection[str] = ()) -> None:
         self.reports: list[UnitReport] = []
         self.errors: list[str] = []
         self.replan = False
-        self._waiting: deque[Job] = deque(make_jobs(plan))
+        self._waiting: deque[Job] = deque(make_jobs(plan, killed))
         self._open: set[UnitKey] = {unit_key(work) for job in self._waiting for work in job.units}
         self._lost: set[UnitKey] = set()
         self._tries: Counter[UnitKey] = Counter()
@@ -137,18 +141,19 @@ class Schedule:
         return any(key in self._open for key in parent_keys(work))
 
 
-def make_jobs(plan: Plan) -> list[Job]:
-    """Units of one shard that share a pool and a depth of derivation become one job; shard by shard."""
+def make_jobs(plan: Plan, killed: Collection[str] = ()) -> list[Job]:
+    """Units of one shard that share a pool and a depth of derivation become one job, shard by shard; those that an
+    earlier run died on run by themselves."""
     depth: dict[tuple[str, str], int] = {}
     for producer in plan.producers:
         parents = (depth.get((live.annotator, live.version), 0) for live in producer.parents.values())
         depth[producer.name, producer.version] = max((d + 1 for d in parents), default=0)
-    groups: dict[tuple[int, int, str], list[AnyUnit]] = {}
+    groups: dict[tuple[int, int, str, str], list[AnyUnit]] = {}
     for unit in plan.units:
-        work = unit.work
-        key = (work.unit.shard.index, depth[work.producer.name, work.producer.version], _pool(work))
-        groups.setdefault(key, []).append(work)
-    return [_job(pool, works) for (_, _, pool), works in sorted(groups.items())]
+        work, alone = unit.work, str(unit.work.unit) if str(unit.work.unit) in killed else ""
+        key = (work.unit.shard.index, depth[work.producer.name, work.producer.version], _pool(work), alone)
+        groups.setdefault(key, []).append(replace(work, deaths=1) if alone else work)
+    return [_job(pool, works) for (_, _, pool, _), works in sorted(groups.items())]
 
 
 def _job(pool: str, works: list[AnyUnit]) -> Job:

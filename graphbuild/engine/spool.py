@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
 from graphbuild.contracts import SPOOL, Outcome, Unit
 from graphbuild.engine.rows import Key
-from graphbuild.hashing import canonical_json, checksum, digest_of
-from graphbuild.store.files import Files, Workspace
+from graphbuild.hashing import canonical_json, digest_of
+from graphbuild.store.files import Files, Workspace, file_checksum
 from graphbuild.store.parts import edges_name, outcomes
 
-SPOOL_BYTES = 256 << 20
+SPOOL_BYTES = 32 << 20
+CAREFUL_FLUSH_SECONDS = 1.0
+"""The same for a unit that a worker died on."""
+
 CONDEMN_AFTER = 3
+DEADLY = {
+    "status": "failed",
+    "reason": "killed_worker",
+    "detail": f"{CONDEMN_AFTER} workers died with only this row in flight",
+}
 
 
 class Spool:
-    """The staging folder of one (unit, revision, planned keys, parents' hashes): any run with that digest shares it."""
+    """The staging folder of one (unit, revision, what is planned): any run with that digest shares it.
 
-    def __init__(self, files: Files, workspace: Workspace, unit: Unit, revision: int, planned: list[Outcome]) -> None:
-        identity = [unit.model_dump(), revision, [[row.key, row.parents] for row in planned]]
+    Args:
+        planned: tells what the rows are made from, JSON-ready: keys and parents' hashes, or the files of a source.
+    """
+
+    def __init__(
+        self, files: Files, workspace: Workspace, unit: Unit, revision: int, planned: Sequence[object]
+    ) -> None:
+        identity = [unit.model_dump(), revision, planned]
         self.files, self.workspace = files, workspace
         self.folder = f"_staging/{digest_of(identity)}"
         self._unit = {"commit": edges_name(unit, revision)}
@@ -41,8 +55,9 @@ class Spool:
 
     def _load_file(self, name: str, expected: str) -> list[Outcome]:
         try:
-            data = self.files.map(name)
-            return outcomes(pa.ipc.open_file(data).read_all()) if checksum(data)[:16] == expected else []
+            if self.files.checksum(name)[:16] != expected:
+                return []
+            return outcomes(pa.ipc.open_file(self.files.map(name)).read_all())
         except (OSError, pa.ArrowException):
             return []
 
@@ -61,14 +76,13 @@ class Spool:
         self._waiting, self._bytes, self._flushed_at = [], 0, time.monotonic()
 
     def _write(self, rows: list[Outcome]) -> None:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, SPOOL) as writer:
+        temp = self.workspace.temp()
+        with pa.OSFile(temp, "wb") as sink, pa.ipc.new_file(sink, SPOOL) as writer:
             writer.write_table(spool_table(rows))
-        data = sink.getvalue().to_pybytes()
         self._mark()
-        digest = checksum(data)[:16]
+        digest = file_checksum(temp)[:16]
         name = f"{self.folder}/{self.workspace.name.partition('+')[0]}-{self._count:05d}-{digest}.arrow"
-        self.files.publish(name, data, self.workspace)
+        self.files.publish_file(temp, name)
         self._count += 1
         for row, kept in zip(rows, self._load_file(name, digest), strict=True):
             row.data = kept.data

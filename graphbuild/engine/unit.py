@@ -10,11 +10,11 @@ from typing import Any
 from graphbuild.annotators.base import Derived, Each, Request, Skip, makes_of, needs_of
 from graphbuild.contracts import Item, Outcome
 from graphbuild.engine.commit import publish_unit
-from graphbuild.engine.micro_batches import Loaded, annotate, out_of_memory
+from graphbuild.engine.micro_batches import Loaded, annotate
 from graphbuild.engine.records import AnnotateUnit, UnitReport
-from graphbuild.engine.rows import Key, rows_of, scrub, unit_document
-from graphbuild.engine.spool import CONDEMN_AFTER, Spool
-from graphbuild.errors import GraphError, UnusableImage
+from graphbuild.engine.rows import Key, failure_of, rows_of, unit_document
+from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum, seed_of
 from graphbuild.images.codecs import CODECS
 from graphbuild.images.node import Node
@@ -22,9 +22,6 @@ from graphbuild.store.files import Files, Workspace
 from graphbuild.store.graph import read_node
 
 BROKEN_ROWS = 100
-CAREFUL_FLUSH_SECONDS = 1.0
-
-_DEADLY = f"{CONDEMN_AFTER} workers died with only this row in flight"
 
 
 class AnnotatorBroken(GraphError):
@@ -62,16 +59,11 @@ class Annotating:
         self._annotator = work.annotator
         self._makes = makes_of(self._annotator)
         self._codecs = {name: CODECS[work.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
-        found = rows_of(work, files)
-        self.items, self.parents, self.previous, self.kept, self._todo = (
-            found.items,
-            found.parents,
-            found.previous,
-            found.kept,
-            found.todo,
-        )
+        self.plan = rows_of(work, files)
+        self._todo = self.plan.todo
         self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
-        self.spool = Spool(files, workspace, work.unit, work.revision, list(self._todo.values()))
+        planned = [[row.key, row.parents] for row in self._todo.values()]
+        self.spool = Spool(files, workspace, work.unit, work.revision, planned)
         self._resume()
 
     def _resume(self) -> None:
@@ -81,7 +73,10 @@ class Annotating:
                 self.rows[row.key] = row
         for key in self.spool.condemned(self.work.deaths > 0):
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
-            self.rows |= {row: self._failed(row, "killed_worker", _DEADLY) for row in rows if row in self._todo}
+            condemned = [self._row(row, **DEADLY) for row in rows if row in self._todo]
+            self.rows |= {row.key: row for row in condemned}
+            for row in condemned:
+                self.report.failed(row)
 
     # ---- annotating ------------------------------------------------------------------------------------------
 
@@ -111,7 +106,7 @@ class Annotating:
             kind, of_variant = (need.kind, variant) if isinstance(need, Each) else (need, 0)
             key = (kind, item.item_ix, of_variant)
             if key not in nodes:
-                rows = self.parents[kind]
+                rows = self.plan.parents[kind]
                 row = rows.find(item.item_ix, kind, of_variant)
                 assert row is not None
                 nodes[key] = read_node(self.files, rows, row)
@@ -124,22 +119,28 @@ class Annotating:
         self.report.annotate_seconds += time.perf_counter() - started
         return [row for pair in zip(batch, results, strict=True) for row in self._settle(*pair)]
 
-    def _settle(self, request: Request, result: Derived | Skip | Exception) -> list[Outcome]:
-        """The rows of one request, one per made kind."""
+    def _settle(self, request: Request, result: Derived | Skip | BaseException) -> list[Outcome]:
+        """The rows of one request, one per made kind. Whatever is wrong with a result is a failure of its rows."""
         keys = {name: (request.item.item_ix, kind.name, request.variant) for name, kind in self._makes.items()}
         todo = {name: key for name, key in keys.items() if key in self._todo}
-        if isinstance(result, UnusableImage):
-            return [self._failed(key, result.reason, scrub(str(result))) for key in todo.values()]
-        if isinstance(result, Exception):
-            reason = "out_of_memory" if out_of_memory(result) else "error"
-            return [self._failed(key, reason, scrub(f"{type(result).__name__}: {result}")) for key in todo.values()]
+        wrong = result if isinstance(result, BaseException) else self._wrong(result)
+        if wrong is not None:
+            return [self._raised(key, wrong) for key in todo.values()]
         if isinstance(result, Skip):
             return [self._row(key, status="skipped", reason=result.reason) for key in todo.values()]
-        if not isinstance(result, Derived):
-            return self._settle(request, TypeError(f"{type(result).__name__} is neither Derived nor Skip"))
-        if unknown := sorted(set(result.nodes) - set(self._makes)):
-            return self._settle(request, ValueError(f"made {unknown}, which is not in makes {sorted(self._makes)}"))
+        assert isinstance(result, Derived)
         return [self._stored(name, key, result) for name, key in todo.items()]
+
+    def _wrong(self, result: object) -> Exception | None:
+        try:
+            if isinstance(result, Skip):
+                return None if isinstance(result.reason, str) else TypeError(f"{result!r}: the reason is a word")
+            if not isinstance(result, Derived):
+                return TypeError(f"{type(result).__name__} is neither Derived nor Skip")
+            unknown = sorted(set(result.nodes) - set(self._makes))
+            return ValueError(f"made {unknown}, which is not in makes {sorted(self._makes)}") if unknown else None
+        except Exception as error:
+            return error
 
     def _stored(self, name: str, key: Key, result: Derived) -> Outcome:
         if name not in result.nodes:
@@ -147,10 +148,8 @@ class Annotating:
         try:
             encoded = self._codecs[name].encode(result.nodes[name])
             facts = _facts(encoded.attrs, result)
-        except UnusableImage as error:
-            return self._failed(key, error.reason, scrub(str(error)))
-        except (ValueError, TypeError) as error:
-            return self._failed(key, "error", scrub(f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            return self._raised(key, error)
         return self._row(
             key,
             format=encoded.format,
@@ -161,8 +160,11 @@ class Annotating:
             **facts,
         )
 
-    def _failed(self, key: Key, reason: str, detail: str) -> Outcome:
-        return self._row(key, status="failed", reason=reason, detail=detail)
+    def _raised(self, key: Key, error: BaseException) -> Outcome:
+        reason, detail = failure_of(error)
+        row = self._row(key, status="failed", reason=reason, detail=detail)
+        self.report.failed(row, error)
+        return row
 
     def _row(self, key: Key, **values: Any) -> Outcome:
         planned = self._todo[key]
@@ -176,22 +178,18 @@ class Annotating:
         self.report.computed_failed = self.tally.failed
         self.spool.add(rows, self.flush_s)
         if self.tally.broken:
-            last = next(row for row in reversed(rows) if row.status == "failed")
-            raise AnnotatorBroken(
-                f"{self.work.producer.name}: {self.tally.failed} of {self.tally.done} rows failed, the last with "
-                f"{last.reason}: {last.detail}"
-            )
+            raise AnnotatorBroken(f"{self.tally.failed} of {self.tally.done} rows failed")
 
     # ---- committing ------------------------------------------------------------------------------------------
 
     def commit(self) -> UnitReport:
         """Publish the unit, unless no outcome changed."""
-        rows = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
-        refs = (rows.commit.ref for rows in self.parents.values())
+        rows = sorted([*self.plan.kept.values(), *self.rows.values()], key=lambda row: row.key)
+        refs = (rows.commit.ref for rows in self.plan.parents.values())
         document = unit_document(self.work.producer, self.work.unit, self.work.revision, refs)
-        committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.previous, document=document)
+        committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.plan.previous, document=document)
         self.spool.close()
-        self.report.reused = len(self.kept)
+        self.report.reused = len(self.plan.kept)
         self.report.settle(committed, rows)
         return self.report
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from graphbuild.engine.ingest import ReplanNeeded, run_source_unit
+from graphbuild.engine.ingest import Ingesting, ReplanNeeded
 from graphbuild.engine.micro_batches import Loaded
 from graphbuild.engine.preflight import fetch_missing
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, UnitReport
@@ -42,7 +42,7 @@ class Worker:
         running = [_Running(self, work, progress) for work in job.units]
         for run in running:
             run.open()
-        items = next((run.making.items for run in running if run.making is not None), [])
+        items = next((run.making.plan.items for run in running if run.making is not None), [])
         size = max((run.batch_size for run in running), default=1)
         for start in range(0, len(items), size):
             nodes: Nodes = {}
@@ -75,12 +75,18 @@ class _Running:
         return self.work.annotator.resources.batch_size if isinstance(self.work, AnnotateUnit) else 1
 
     def open(self) -> None:
+        if isinstance(self.work, IngestUnit):
+            self._ingest(self.work)
+            return
         with self._timed(), _recorded(self.report):
-            if isinstance(self.work, IngestUnit):
-                self.report = run_source_unit(self.work, self.worker.files, self.worker.workspace, self.progress)
-            else:
-                self.making = Annotating(self.work, self.worker.files, self.worker.workspace, self.worker.flush_s)
-                self.report = self.making.report
+            self.making = Annotating(self.work, self.worker.files, self.worker.workspace, self.worker.flush_s)
+            self.report = self.making.report
+
+    def _ingest(self, work: IngestUnit) -> None:
+        with self._timed(), _recorded(self.report):
+            ingesting = Ingesting(work, self.worker.files, self.worker.workspace, self.worker.flush_s, self.report)
+            ingesting.read(self.progress)
+            ingesting.commit()
 
     def advance(self, items: Sequence[Any], nodes: Nodes) -> None:
         if self.making is None or self.report.error is not None:
@@ -96,7 +102,7 @@ class _Running:
                 self.making.commit()
             # Rows that were settled by their parents, kept or resumed took no time, but belong to the whole.
             self.progress(
-                len(self.making.items) * sum(self.work.producer.variants.values()) - self.making.tally.done, 0
+                len(self.making.plan.items) * sum(self.work.producer.variants.values()) - self.making.tally.done, 0
             )
 
     @contextmanager

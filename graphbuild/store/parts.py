@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -109,7 +110,6 @@ def write_nodes(  # noqa: PLR0917 - what a part is named after, then what it hol
         files.publish_file(temp, name)
         for row, (offset, size) in zip(written, offsets, strict=True):
             places[row.item_ix, row.variant] = Place(name, offset, size)
-            row.data = None
     return parts, places
 
 
@@ -137,6 +137,8 @@ def _write_part(temp: str, first: list[Outcome], rest: Iterator[list[Outcome]]) 
     while group:
         writer.write_table(_node_table(group), row_group_size=len(group))
         size += sum(len(row.data or b"") for row in group)
+        for row in group:
+            row.data = None  # so that memory is bounded by a row group, not by a part
         group = next(rest, None) if size < PART_BYTES else None
         written.extend(group or ())
     writer.close()
@@ -373,7 +375,15 @@ def outcomes(table: pa.Table) -> list[Outcome]:
         values["parents"] = tuple(Parent(**parent) for parent in values["parents"])
         rows.append(Outcome(**{"item_id": "", **values}))
     if "data" in table.column_names:
-        column = table.column("data").combine_chunks()
-        for row, value in zip(rows, column, strict=True):
-            row.data = value.as_buffer()
+        values = (value for chunk in table.column("data").chunks for value in _buffers(chunk))
+        for row, value in zip(rows, values, strict=True):
+            row.data = value
     return rows
+
+
+def _buffers(values: pa.BinaryArray) -> Iterator[pa.Buffer | None]:
+    """Each value as a part of the array's own buffer; its scalars would be copies."""
+    _, offsets, data = values.buffers()
+    starts = np.frombuffer(offsets, np.int32)[values.offset :].tolist()
+    for number, valid in enumerate(values.is_valid().to_pylist()):
+        yield data.slice(starts[number], starts[number + 1] - starts[number]) if valid else None

@@ -12,18 +12,30 @@ def status_of(graph: Graph) -> StatusDocument:
     """Counts per live kind, units done and wanted, reasons, and what is being built beside the live versions."""
     producers = sorted({(live.annotator, live.version) for live in graph.head.values()})
     commits = [commit for producer in producers for commit in graph.unit_commits(*producer)]
-    shards = len([name for name in graph.fs.names("items") if name.endswith(".parquet")])
+    wanted = _shards(graph)
     return StatusDocument(
         graph=graph.url,
         items=sum(shard.stop - shard.start for shard in graph.shards),
         kinds={kind: _counts(graph, kind) for kind in sorted(graph.head)},
-        units={"done": len(commits), "wanted": len(producers) * shards},
+        units={"done": len(commits), "wanted": len(producers) * len(wanted)},
         reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},
         live=dict(sorted(graph.head.items())),
         not_live=sorted(f"{a} {v}" for a, v in graph.producers() if (a, v) not in producers),
         retriable=sum(commit.document.retriable_rows for commit in commits),
         snapshot=graph.digest,
+        gaps=[
+            f"{annotator} {version} shard-{shard:05d}"
+            for annotator, version in producers
+            for shard in sorted(wanted - {c.ref.shard for c in graph.unit_commits(annotator, version)})
+        ],
     )
+
+
+def _shards(graph: Graph) -> set[int]:
+    """Numbers of the shards that there are, and of those that are missing between them."""
+    items = (name.removesuffix(".parquet").rpartition("-")[2] for name in graph.fs.names("items"))
+    found = {int(number) for number in items if number.isdecimal()} | {shard.index for shard in graph.shards}
+    return set(range(max(found, default=-1) + 1))
 
 
 def _counts(graph: Graph, kind: str) -> dict[Status, int]:

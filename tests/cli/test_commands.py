@@ -15,7 +15,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from graphbuild.cli import app
-from graphbuild.contracts import RunReport, StatusDocument, schema_files
+from graphbuild.cli.schema import schema_files
+from graphbuild.contracts import RunReport, StatusDocument
 from graphbuild.store.graph import Graph
 from tests.support.annotators import calls, leftovers, write_photos
 
@@ -372,12 +373,16 @@ def test_retry_computes_only_what_failed(cli: Command, control: Callable[..., st
     assert cli(line).code == 0 and len(calls(tag)) == 6, "a plain rerun retries nothing"
     control()
     result = cli("retry g --executor inline")
+    assert result.code == 1 and "not retried: annotator 'tests.support.annotators:Ordered'" in result.err
+    assert len(calls(tag)) == 6, "no code is imported because a graph names it"
+    (Path("photos") / "new.jpg").write_bytes((Path("photos") / names[0]).read_bytes())
+    result = cli("retry g --pipeline mine.yaml --executor inline")
     assert result.code == 0, result.text
-    assert calls(tag)[6:] == [names[1]]
+    assert calls(tag)[6:] == [names[1]] and status(cli).items == 6, "no new items"
     assert status(cli).kinds["canny"] == {"ok": 6, "skipped": 0, "failed": 0}
     assert sorted(commit.ref.revision for commit in Graph.open("g").commits("canny")) == [0, 0, 0, 0, 0, 1]
     assert old.kinds()["canny"] == 5 and cli("verify g --full").code == 0
-    assert "nothing to do" in cli("retry g --executor inline").out
+    assert "nothing to do" in cli("retry g --pipeline mine.yaml --executor inline").out
 
 
 def test_retry_works_from_another_folder(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from graphbuild.contracts import ARROW_SCHEMAS, JSON_DOCUMENTS, schema_files
+from graphbuild.cli.schema import schema_files
+from graphbuild.contracts import ARROW_SCHEMAS, JSON_DOCUMENTS
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete
 

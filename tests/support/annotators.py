@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from graphbuild.annotators.base import Annotator, Derived, Each, Request, Resources, Skip, each, parameter
 from graphbuild.contracts import RunReport
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.sources.base import Source
 
 PHOTO_FILES = (
     "astronaut.png",
@@ -70,8 +71,8 @@ def leftovers(out: Path) -> list[str]:
     return [str(path.relative_to(out)) for name in ("_tmp", "_staging") for path in (out / name).glob("*")]
 
 
-def build(folder: Path, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> RunReport:
-    """One run over a folder of photographs, inline unless told otherwise, without progress."""
+def build(folder: Path | Source, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> RunReport:
+    """One run over a folder of photographs, or a source, inline unless told otherwise, without progress."""
     from rich.console import Console
 
     from graphbuild.engine.run import run
@@ -79,7 +80,9 @@ def build(folder: Path, out: Path, annotators: Sequence[Annotator | str], **opti
 
     options.setdefault("executor", "inline")
     options.setdefault("console", Console(quiet=True))
-    return run(resolve("folder", path=str(folder)), annotators, out, **options)
+    return run(
+        folder if isinstance(folder, Source) else resolve("folder", path=str(folder)), annotators, out, **options
+    )
 
 
 def complete(report: RunReport) -> RunReport:
@@ -88,11 +91,13 @@ def complete(report: RunReport) -> RunReport:
     return report
 
 
-def _build_and_exit(folder: Path, out: Path, annotators: Sequence[Annotator | str], options: dict[str, Any]) -> None:
+def _build_and_exit(
+    folder: Path | Source, out: Path, annotators: Sequence[Annotator | str], options: dict[str, Any]
+) -> None:
     complete(build(folder, out, annotators, **options))
 
 
-def start(folder: Path, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> ForkServerProcess:
+def start(folder: Path | Source, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> ForkServerProcess:
     """`build` in a process of its own, started within milliseconds, that a test may kill."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -115,7 +120,7 @@ def calls(tag: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _log(tag: str, key: str) -> None:
+def log(tag: str, key: str) -> None:
     with open(Path(os.environ["GRAPHBUILD_TEST_CONTROL"], f"{tag}.log"), "a") as file:
         file.write(key + "\n")
 
@@ -135,7 +140,7 @@ class Ordered(Annotator):
         return [self._one(request) for request in batch]
 
     def _one(self, request: Request) -> Derived | Skip:
-        _log(self.tag, request.item.key)
+        log(self.tag, request.item.key)
         order = orders(self.tag).get(request.item.key)
         if order == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -160,7 +165,7 @@ class Slow(Annotator):
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
         for request in batch:
-            _log(self.tag, request.item.key)
+            log(self.tag, request.item.key)
             time.sleep(0.05)
         return [Derived({"canny": _edges(request)}) for request in batch]
 
@@ -221,7 +226,7 @@ class Child(Annotator):
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
         for request in batch:
             if self.tag:
-                _log(self.tag + "-child", request.item.key)
+                log(self.tag + "-child", request.item.key)
         return [Derived({"foreground_mask": request.inputs["canny"].values() == 0}) for request in batch]
 
 
@@ -253,7 +258,7 @@ class Hungry(Annotator):
     resources: Resources = Resources(batch_size=8)
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
-        _log(self.tag, str(len(batch)))
+        log(self.tag, str(len(batch)))
         if len(batch) > self.fits:
             raise OutOfMemoryError("CUDA out of memory")
         return [Derived({"canny": _edges(request)}) for request in batch]
@@ -288,7 +293,7 @@ class Answers(Annotator):
     resources: Resources = Resources(batch_size=8)
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip | Exception]:
-        _log(self.tag, str(len(batch)))
+        log(self.tag, str(len(batch)))
         failed = RuntimeError("no answer")
         return [failed if r.item.item_ix % 3 == 0 else Derived({"canny": _edges(r)}) for r in batch]
 
@@ -306,7 +311,7 @@ class Weighted(Annotator):
 
     def load(self, device: str) -> Any:
         if self.tag:
-            _log(self.tag, f"{os.getpid()} {device}")
+            log(self.tag, f"{os.getpid()} {device}")
         return json.loads((self.checkpoints()["model"].folder() / "config.json").read_text())
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:

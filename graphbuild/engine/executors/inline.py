@@ -7,6 +7,7 @@ from collections.abc import Callable
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.worker import Progress, Worker
+from graphbuild.store.files import Files, remove_dead_workspaces
 
 
 def run_inline(
@@ -15,9 +16,29 @@ def run_inline(
     progress: Progress,
     finished: Callable[[Job, list[UnitReport]], None],
 ) -> None:
-    """Work until nothing is left that can be done."""
+    """Work until nothing is left that can be done.
+
+    Native code can end this process with nobody left to say so: the workspace says which units are under way.
+    """
     worker = make_worker()
     while job := schedule.next_job():
+        for work in job.units:
+            worker.files.append(_marker(worker.workspace.name), str(work.unit))
         reports = worker.run(job, progress)
+        worker.files.remove(_marker(worker.workspace.name))
         schedule.finish(job, reports)
         finished(job, reports)
+
+
+def _marker(workspace: str) -> str:
+    return f"_tmp/{workspace}/units.txt"
+
+
+def units_died_on(files: Files) -> frozenset[str]:
+    """Units that runs in one process died on, from the workspaces they left; these are removed."""
+    marked = {}
+    for name in files.names("_tmp"):
+        if files.exists(_marker(name)):
+            marked[name] = files.read(_marker(name)).decode(errors="replace").splitlines()
+    remove_dead_workspaces(files)
+    return frozenset(unit for name, units in marked.items() if not files.exists(f"_tmp/{name}") for unit in units)
