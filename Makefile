@@ -1,11 +1,12 @@
-# demo, test, check and bench make .venv on first use; each installs no more than it needs.
+# demo, test, numeric, check and bench make .venv on first use; each installs no more than it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+OTHER_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench
+.PHONY: demo test numeric check bench
 
 # A graph of the photographs that come with scikit-image, and pictures of tasks drawn from it. No weights, no downloads.
 demo: $(VENV)/.core
@@ -14,6 +15,11 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.all
 	$(TEST)
+
+# What compares floats, with the kernels of another processor, and with one thread.
+numeric: $(VENV)/.all
+	$(OTHER_KERNELS) $(TEST) -m numeric
+	OMP_NUM_THREADS=1 $(TEST) -m numeric
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": os.pathsep.join(dict.fromkeys(_PATHS)),
     "RAY_AUTH_MODE": "disabled",
+    "TORCHINDUCTOR_CACHE_DIR": str(_SESSION / "inductor"),  # else other kernels find code compiled for these
 }
 sys.path[:0] = [path for path in _PATHS[:2] if path not in sys.path]
 (_SESSION / "control").mkdir()

@@ -56,7 +56,7 @@ def tiny_sam2(folder: Path) -> dict[str, Any]:
     Sam2ImageProcessor(size=square, mask_size={"height": side // 4, "width": side // 4}).save_pretrained(
         folder / "sam2"
     )
-    free: dict[str, Any] = {"pred_iou_thresh": -100.0, "stability_score_thresh": 0.0, "points_per_side": 4}
+    free: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 4}
     return {"model": str(folder / "sam2"), **free}
 
 

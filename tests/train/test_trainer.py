@@ -92,7 +92,6 @@ def test_workers_do_not_change_a_step(ground: Ground, plain: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.numeric
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiling_does_not_change_a_step(ground: Ground) -> None:
     """Guards against a compiled block that leaves out its LoRA."""
