@@ -34,7 +34,9 @@ def server() -> Iterator[ChatServer]:
 
 
 def client(server: ChatServer, **options: Any) -> VlmServer:
-    return VlmServer(address=server.url, model=server.model, **{"pause_s": 0.01, "tries": 3, "timeout_s": 5, **options})
+    return VlmServer(
+        address=server.url, model=server.model, **{"pause_s": 0.01, "tries": 3, "timeout_s": 30, **options}
+    )
 
 
 def ask(vlm: VlmServer, *words: str, temperature: float = 0.0) -> list[Any]:
@@ -88,7 +90,7 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatc
 
 def test_replies_keep_their_order_and_requests_run_at_once() -> None:
     """Guards against one request after another, more at once than allowed, and replies given to the wrong rows."""
-    with chat_server(delay_s=0.05) as server:
+    with chat_server(together=4) as server:
         for at in range(12):
             server.order(f"question {at}.", f"say:answer {at}")
         replies = ask(client(server, in_flight=4), *(f"question {at}." for at in range(12)))
@@ -101,7 +103,7 @@ def test_replies_keep_their_order_and_requests_run_at_once() -> None:
 
 def _enough(trouble: str) -> float:
     """A time-out that only a server which hangs exceeds, however busy the machine is."""
-    return 1.0 if trouble == "hang" else 30.0
+    return 3.0 if trouble == "hang" else 30.0
 
 
 @pytest.mark.parametrize("trouble", ["429", "429:0", "429:soon", "500", "503", "408", "drop", "half", "hang"])
@@ -123,11 +125,16 @@ def test_trouble_that_stays_costs_one_row(server: ChatServer, trouble: str) -> N
 
 
 @pytest.mark.parametrize("how", ["seconds", "date"])
-def test_a_pause_that_the_server_asks_for_is_kept(server: ChatServer, how: str) -> None:
+def test_a_pause_that_the_server_asks_for_is_kept(
+    server: ChatServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guards against a Retry-After header that is read and not obeyed."""
-    server.order("bad", "429:1" if how == "seconds" else f"429:{email.utils.formatdate(time.time() + 2, usegmt=True)}")
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    asked = "50" if how == "seconds" else email.utils.formatdate(time.time() + 50, usegmt=True)
+    server.order("bad", f"429:{asked}")
     ask(client(server), "bad day")
-    assert 0.9 <= server.at[1] - server.at[0] < 30
+    assert len(pauses) == 1 and 20 < pauses[0] <= 50
 
 
 def test_no_pause_is_longer_than_a_minute(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +266,7 @@ def test_transformers_serve(tmp_path: Path, photos: Path) -> None:
         vlm = VlmServer(address=f"http://localhost:{port}", model=model, tries=8, pause_s=1.0)
         replies = vlm.ask([Question(PICTURE, ("Describe the picture",))], max_new_tokens=1, temperature=0.0)
     finally:
-        process.terminate()
-        process.wait(20)
+        process.kill()
+        process.wait()
     (said,) = replies  # the server also spells out where the answer of this tokenizer begins
     assert isinstance(said, str) and said.endswith(tuple(CAPTIONS)), replies

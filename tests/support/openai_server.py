@@ -28,22 +28,22 @@ class ChatServer(ThreadingHTTPServer):
     url: its address, for `server=`.
     model: the one model it serves; `listing`: further fields of its entry in the list of models.
     key: what it wants to see as the bearer token; None for no check.
-    delay_s: how long it thinks.
+    together: it answers no conversation before it had so many at once.
     asked: the bodies of all requests, in order; `at`: when each came; `headers`: their headers.
     most_in_flight: requests it had at once at most.
     """
 
     daemon_threads = True
 
-    def __init__(self, *, model: str = MODEL, key: str | None = None, delay_s: float = 0.0, **listing: str) -> None:
+    def __init__(self, *, model: str = MODEL, key: str | None = None, together: int = 1, **listing: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.model, self.key, self.delay_s, self.listing = model, key, delay_s, listing
+        self.model, self.key, self.together, self.listing = model, key, together, listing
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.asked: list[dict[str, Any]] = []
         self.at: list[float] = []
         self.headers: list[dict[str, str]] = []
         self.most_in_flight = 0
-        self.closing = threading.Event()
+        self.closing, self.full = threading.Event(), threading.Event()
         self._in_flight = 0
         self._orders: list[tuple[str, list[str]]] = []
         self._lock = threading.Lock()
@@ -68,6 +68,8 @@ class ChatServer(ThreadingHTTPServer):
             self.headers.append(headers)
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            if self._in_flight >= self.together:
+                self.full.set()
             orders = [what for words, what in self._orders if what and words in _words(body)]
             return orders[0].pop(0) if orders else ""
 
@@ -112,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         ordered = self.server.enter(body, dict(self.headers.items()))
         try:
-            self.server.closing.wait(self.server.delay_s)
+            self.server.full.wait(20)
             self._do(ordered, body)
         finally:
             self.server.leave()
