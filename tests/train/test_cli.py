@@ -161,7 +161,7 @@ def test_own_rows_are_shown_as_they_are(
     asked: list[Any] = []
 
     def sample(self: FluxFill, tasks: Sequence[GridTask], **_: Any) -> list[list[Any]]:
-        asked.extend((task.holes, task.pipeline_kwargs()) for task in tasks)  # their graph is gone afterwards
+        asked.extend((task.holes, task.pipeline_kwargs()) for task in tasks)  # before they are let go
         return [[] for _ in tasks]
 
     monkeypatch.setattr(FluxFill, "sample", sample)
@@ -193,15 +193,36 @@ def test_a_lora_answers_tasks_of_a_graph(ground: Ground, out: Path, tmp_path: Pa
     ("kinds", "words"),
     [
         ("canny", "--kinds canny: allowed: two or more"),
-        ("canny,canny", "cells: ['canny', 'canny'] has a role twice"),
+        ("", "--rows needs --kinds"),
         ("canny,depth,image", "pictures; wanted: 3"),
         ("canny,imag", "unknown kind 'imag'"),
-        ("canny,caption", "cell 'caption' is a text"),
+        ("canny,caption", "caption"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(out: Path, rows: Path, kinds: str, words: str) -> None:
     """Guards against a picture made from the wrong columns."""
     refused(invoke("sample", out, "--rows", rows, "--kinds", kinds), words)
+
+
+def test_a_picture_that_cannot_be_read_is_named(out: Path, rows: Path) -> None:
+    """Guards against a traceback of a decoder that does not say which of one's files is meant."""
+    (rows / "1" / "b.jpg").write_text("no picture")
+    refused(invoke("sample", out, "--rows", rows, "--kinds", "canny,image"), str(rows / "1" / "b.jpg"))
+
+
+def test_rows_and_pictures_are_in_the_order_of_their_numbers(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against the tenth row becoming the second, so that another picture is made than the one that lacks."""
+    for row in range(1, 11):
+        (tmp_path / "rows" / str(row)).mkdir(parents=True)
+        for name in ("2-a", "10-b")[: 2 - (row == 10)]:
+            Image.new("RGB", (64, 64), (20 * row, len(name), 0)).save(tmp_path / "rows" / str(row) / f"{name}.png")
+    shown: list[Any] = []
+    monkeypatch.setattr(FluxFill, "sample", lambda self, tasks, **_: shown.extend(tasks[0].cells()) or [[]])
+    done("sample", out, "--rows", tmp_path / "rows", "--kinds", "canny,image", "--out", tmp_path / "made")
+    colours = [[tuple(cell[0, 0, :2].tolist()) for cell in row] for row in shown]
+    assert colours == [[(20 * row, 3), (20 * row, 4) if row < 10 else (0, 0)] for row in range(1, 11)]
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

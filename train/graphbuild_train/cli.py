@@ -190,8 +190,8 @@ def sample(
 ) -> None:
     """Generate with a LoRA: from your own rows of pictures, or from tasks of a graph.
 
-    A row is a folder of pictures in the order of their names, one for each of --kinds; the last row lacks the last
-    one, which is made.
+    A row is a folder of pictures in the order of their names (2 before 10), one for each of --kinds; the last row lacks
+    the last one, which is made.
 
     Examples:
 
@@ -202,6 +202,8 @@ def sample(
     with refusing():
         if (rows is None) == (graph is None):
             raise GraphError("say either --rows FOLDER, your own pictures, or --graph GRAPH")
+        if rows is not None and not kinds:
+            raise GraphError("--rows needs --kinds: what the pictures of a row show, in order, such as canny,image")
         from graphbuild_train import sampling as pictures
 
         said = read_recipe(recipe_file(recipe)) if recipe else pictures.recipe_in(lora)

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from PIL import Image
-from rich.console import Console
 
-from graphbuild.engine.run import run
 from graphbuild.errors import GraphError
-from graphbuild.kinds.registry import Kind
-from graphbuild.sources.base import Entry, Source, SourceItem, location
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import SamplerConfig
-from graphbuild.tasks.paths import Content, PathSet, TaskPath
+from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.pictures import PictureRows
 from graphbuild.tasks.sampler import PathSampler
-from graphbuild.tasks.walk import Walk
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.lora_file import read_diffusers
 from graphbuild_train.objective import objective_of
-
-OWN = "own"
 
 
 def recipe_in(lora: Path) -> dict[str, Any]:
@@ -61,7 +52,8 @@ def from_graph(config: TrainConfig, lora: Path, graph: str, *, count: int, out: 
     """Make the holes of the first tasks that a sampler draws; yields each picture's file."""
     switches = replace(config.sampler, split=None)
     sampler = PathSampler(Graph.open(graph), config.paths, seed=seed, on_missing="drop", config=switches)
-    yield from _made(config, lora, sampler, list(sampler.walks(0, count)), out=out, seed=seed)
+    tasks = (sampler.task(index, config.resolution, cells=config.cells) for index in range(count))
+    yield from _made(config, lora, tasks, out=out, seed=seed)
 
 
 def from_rows(
@@ -70,87 +62,51 @@ def from_rows(
     """Make the last picture of the last row of one's own pictures; yields its file.
 
     Args:
-        folder: one folder a row, in the order of their names; the last one lacks the last picture.
+        folder: one folder a row; rows and the pictures in each are in the order of their names, 2 before 10. The last
+            row lacks the last picture.
         kinds: what the columns are; the words of the instruction follow from them.
         caption: what the missing picture shows; empty for none.
 
     Raises:
-        GraphError: a row has another number of pictures, or a kind is unknown or named twice.
+        GraphError: a row has another number of pictures than there are kinds.
+        ValueError: a picture cannot be read, or a kind is unknown.
     """
-    source = Rows(path=str(folder), kinds=tuple(kinds), caption=caption)
-    content = Content(source="caption", of=kinds[-1]) if caption else None
-    path = TaskPath(name=OWN, cells=tuple(kinds), targets=(len(kinds) - 1,), content=content)
-    with tempfile.TemporaryDirectory() as temporary:
-        graph = Path(temporary, "graph")
-        texts = ["source_caption"] if caption else []
-        run(source, texts, graph, executor="inline", console=Console(quiet=True))
-        rows = len(source.entries())
-        one = SamplerConfig(rows=(1.0,))  # rows are named, not drawn: they may look alike
-        sampler = PathSampler(Graph.open(graph), PathSet(name=OWN, paths=(path,)), seed=seed, config=one)
-        items, columns = list(range(rows)), range(len(kinds))
-        walk = sampler.walk(0, path=OWN, items=items, hole=len(kinds) - 1, columns=columns)
-        yield from _made(config, lora, sampler, [walk], out=out, seed=seed)
+    rows = PictureRows(_pictures(folder, kinds), kinds, caption=caption)
+    task = rows.task(config.resolution, seed=seed, cells=config.cells)
+    yield from _made(config, lora, [task], out=out, seed=seed)
 
 
-def _made(
-    config: TrainConfig, lora: Path, sampler: PathSampler, walks: Sequence[Walk], *, out: Path, seed: int
-) -> Iterator[Path]:
+def _pictures(folder: Path, kinds: Sequence[str]) -> list[list[Path | None]]:
+    """The files of each row, None for the one that is to be made."""
+    if len(kinds) < 2:
+        raise GraphError(f"--kinds {','.join(kinds)}: allowed: two or more, such as canny,image")
+    folders = _in_order(path for path in folder.iterdir() if path.is_dir())
+    if not folders:
+        raise GraphError(f"{folder}: no folders; allowed: one folder a row, such as rows/1, rows/2")
+    rows: list[list[Path | None]] = []
+    for row in folders:
+        files = _in_order(path for path in row.iterdir() if path.is_file())
+        wanted = len(kinds) - (row == folders[-1])
+        if len(files) != wanted:
+            raise GraphError(f"{row}: {len(files)} pictures; wanted: {wanted}")
+        rows.append([*files, *[None] * (len(kinds) - wanted)])
+    return rows
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """By name, numbers in it by value, without hidden ones."""
+    shown = [path for path in paths if not path.name.startswith(".")]
+    return sorted(shown, key=lambda path: [int(part) if part.isdigit() else part
+                                           for part in re.split(r"([0-9]+)", path.name)])  # fmt: skip
+
+
+def _made(config: TrainConfig, lora: Path, tasks: Iterable[GridTask], *, out: Path, seed: int) -> Iterator[Path]:
     base = load(config, lora)
     out.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"steps": config.watch.sample_steps, "guidance": config.watch.sample_guidance}
-    for walk in walks:
-        task = sampler.task(walk, config.resolution, cells=config.cells)
+    for task in tasks:
         (pictures,) = base.sample([task], seed=seed, **options)
         for number, picture in enumerate(pictures):
-            file = out / f"{walk.index:07d}-{walk.path.name}-{number}.png"
+            file = out / f"{task.walk.index:07d}-{task.walk.path.name}-{number}.png"
             picture.save(file)
             yield file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows(Source):
-    """One's own pictures: a folder a row, one picture a kind; what the last row lacks is a black picture."""
-
-    name: ClassVar[str] = "rows"
-    path: str = location()
-    kinds: tuple[str, ...] = ()
-    caption: str = ""
-
-    @property
-    def makes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The kinds that were named."""
-        return self.kinds
-
-    def codec(self, kind: Kind) -> str:
-        return "source"
-
-    def entries(self) -> list[Entry]:
-        rows = sorted(path.name for path in Path(self.path).iterdir() if path.is_dir())
-        if not rows:
-            raise GraphError(f"{self.path}: no folders; allowed: one folder a row, such as rows/1, rows/2")
-        if len(self.kinds) < 2:
-            raise GraphError(f"--kinds {','.join(self.kinds)}: allowed: two or more")
-        for row in rows:
-            wanted = len(self.kinds) - (row == rows[-1])
-            if len(found := self._files(row)) != wanted:
-                raise GraphError(f"{Path(self.path, row)}: {len(found)} pictures; wanted: {wanted}")
-        return [Entry(row, "") for row in rows]
-
-    def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
-        for key in keys:
-            pictures = [file.read_bytes() for file in self._files(key)]
-            missing = [_black(pictures[0])] * (len(self.kinds) - len(pictures))
-            nodes = dict(zip(self.kinds, [*pictures, *missing], strict=True))
-            yield SourceItem(key=key, uri=key, original=pictures[0], nodes=nodes, group=key, caption=self.caption)
-
-    def _files(self, row: str) -> list[Path]:
-        return sorted(file for file in Path(self.path, row).iterdir() if file.is_file() and file.name[0] != ".")
-
-
-def _black(picture: bytes) -> bytes:
-    """A black PNG of the size of a picture."""
-    with Image.open(io.BytesIO(picture)) as opened:
-        size = opened.size
-    buffer = io.BytesIO()
-    Image.new("RGB", size).save(buffer, "PNG")
-    return buffer.getvalue()
