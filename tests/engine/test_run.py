@@ -89,7 +89,7 @@ def test_ray_and_inline_give_the_same_bytes(  # noqa: PLR0917 - fixtures
     monkeypatch.setattr(ray_pool._Driver, "_limit", lambda self, job: workers)
     monkeypatch.setattr(ray_pool._Driver, "_start", counted)
     if order == "backward":
-        monkeypatch.setattr(schedule, "make_jobs", lambda plan: make_jobs(plan)[::-1])
+        monkeypatch.setattr(schedule, "make_jobs", lambda *plan: make_jobs(*plan)[::-1])
     complete(build(photos, tmp_path / "ray", EVERYTHING, executor="ray", limit=12))
     assert len(started) == workers
     assert tree(tmp_path / "ray") == tree(inline)
