@@ -168,6 +168,7 @@ class RunReport(Document):
     items_per_second: float
     annotator_share: float = Field(description="share of worker time spent inside annotators, 0..1")
     errors: list[str]
+    went_live: dict[str, Live] = Field(default_factory=dict, description="kinds that another version serves now")
     failed: int = Field(description="failed rows in the graph")
     retriable: int = Field(description="failed rows in the graph that may succeed another time")
     snapshot: str | None
@@ -185,6 +186,7 @@ class StatusDocument(Document):
     not_live: list[str] = Field(description="versions with commits that no kind is served by")
     retriable: int
     snapshot: str
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="of each version, live or not")
     gaps: list[str] = Field(default_factory=list, description="units of live versions that are not committed")
 
 

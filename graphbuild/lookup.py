@@ -4,6 +4,7 @@ it is asked for."""
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -50,6 +51,11 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     """` (did you mean 'canny'?)`, or nothing if no name is like it."""
     close = difflib.get_close_matches(name, list(names), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def look_in(*folders: str | os.PathLike[str]) -> None:
+    """Let modules of one's own in these folders be found, after what is installed."""
+    sys.path += [path for folder in folders if (path := os.path.abspath(folder)) not in sys.path]
 
 
 def short_name(what: str, use: str, builtin: Mapping[str, str]) -> str:

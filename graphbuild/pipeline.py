@@ -12,7 +12,7 @@ from graphbuild.annotators import DEFAULT_FOR, recorded, resolve
 from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import CommitDocument, RunReport
 from graphbuild.errors import GraphError
-from graphbuild.lookup import short_name, suggestion
+from graphbuild.lookup import look_in, short_name, suggestion
 from graphbuild.sources import SOURCES
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
@@ -77,6 +77,7 @@ def assemble(
     Raises:
         GraphError, ValueError: the options say too little, or name what does not exist.
     """
+    look_in(os.getcwd())
     if source is None and pipeline is None:
         raise GraphError("say where items come from: --source NAME (sample, folder, subjects200k) or --pipeline FILE")
     location = {} if path is None else {"path": path}
@@ -123,6 +124,7 @@ def pipeline_file(name_or_file: str | os.PathLike[str]) -> Path:
     candidates = [Path(text)] if text.endswith((".yaml", ".yml")) else [f / f"{text}.yaml" for f in pipeline_folders()]
     for candidate in candidates:
         if candidate.is_file():
+            look_in(candidate.parent, os.getcwd())
             return candidate
     known = f"there are {', '.join(pipeline_names())}, or the name of a .yaml file"
     raise GraphError(f"no pipeline {text!r}{suggestion(text, pipeline_names())}; {known}")

@@ -141,31 +141,44 @@ def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool)
     from graphbuild.cli import text
 
     say(report.model_dump_json(), text.report_lines(report, where), as_json)
-    for error in report.errors:
-        ERR.print(error, markup=False)
     if report.units_left:
         ERR.print(f"{len(report.units_left)} units are left undone; continue with: {command_line()}", markup=False)
         return UNDONE
     if report.failed:
         again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(str(where))}"
         ERR.print(f"{report.failed} failed rows{again if report.retriable else ''}", markup=False)
-    return UNDONE if strict and report.failed else DONE
+    return UNDONE if report.errors or (strict and report.failed) else DONE
 
 
 @app.command()
-def status(graph: GraphArgument, as_json: JsonOption = False) -> None:
+def status(
+    graph: GraphArgument,
+    failed: Annotated[bool, typer.Option("--failed", help="List the failed rows instead.")] = False,
+    kind: Annotated[str | None, typer.Option(help="With --failed: only of this kind.")] = None,
+    reason: Annotated[str | None, typer.Option(help="With --failed: only for this reason.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Count nodes by kind and outcome, and say how far the graph is.
 
-    Example:
+    Examples:
 
       graphbuild status photos-graph --json
+
+      graphbuild status photos-graph --failed --kind canny
     """
     from graphbuild.cli import text
     from graphbuild.store.graph import Graph
-    from graphbuild.store.status import status_of
+    from graphbuild.store.status import failed_rows, status_of
 
     with refusing():
-        document = status_of(Graph.open(graph))
+        if (kind or reason) and not failed:
+            raise GraphError("--kind and --reason go with --failed")
+        opened = Graph.open(graph)
+        if failed:
+            rows = failed_rows(opened, kind, reason)
+            say(json.dumps(rows), text.failed_lines(rows), as_json)
+            return
+        document = status_of(opened)
     say(document.model_dump_json(), text.status_lines(document), as_json)
 
 

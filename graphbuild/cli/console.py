@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from graphbuild.errors import GraphError, MissingNode
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
-DONE, UNDONE, REFUSED = 0, 1, 2
+DONE, UNDONE, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
 
 GraphArgument = Annotated[Path, typer.Argument(help="The graph folder.", metavar="GRAPH")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
@@ -51,6 +53,21 @@ LayoutOption = Annotated[str, typer.Option(help="The layout sentence: pipeline o
 SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is as good as Ctrl-C."""
+
+
+def heed_sigterm() -> None:
+    """From now on SIGTERM raises `Terminated`: what is under way ends as on Ctrl-C, temporary files removed."""
+
+    def terminated(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)
+
+
 @contextmanager
 def refusing() -> Iterator[None]:
     """Wrong usage and refused input: one message, exit code 2."""
@@ -65,7 +82,8 @@ def refusing() -> Iterator[None]:
     except OSError as error:
         raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:
-        raise stop(f"stopped; what is committed is kept, continue with: {command_line()}", UNDONE) from error
+        code = TERMINATED if isinstance(error, Terminated) else UNDONE
+        raise stop(f"stopped; what is committed is kept, continue with: {command_line()}", code) from error
 
 
 def stop(why: str, code: int) -> typer.Exit:

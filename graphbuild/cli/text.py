@@ -31,6 +31,9 @@ def plan_document(planned: Plan, where: Path) -> Document:
 
 def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
     """The same to be read."""
+    for kind, live in planned.replaces().items():
+        old = planned.head[kind]
+        yield f"{kind}: {live.annotator} {live.version} goes live when complete, not {old.annotator} {old.version}"
     if not planned.units:
         yield f"{where}: nothing to do, all {planned.wanted} units are committed"
         return
@@ -42,6 +45,8 @@ def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
 
 def report_lines(report: RunReport, where: Path) -> Iterator[str | Table]:
     """What a run did."""
+    for kind, live in report.went_live.items():
+        yield f"{kind}: {live.annotator} {live.version} is live now"
     if not report.annotators and not report.units_left:
         yield f"{where}: nothing to do, all {report.units_wanted} units are committed"
         return
@@ -53,11 +58,23 @@ def report_lines(report: RunReport, where: Path) -> Iterator[str | Table]:
 def status_lines(document: StatusDocument) -> Iterator[str | Table]:
     """How far a graph is."""
     yield status_table(document)
-    yield from (f"not live: {version}" for version in document.not_live)
+    for version, params in document.params.items():
+        live = "not live" if version in document.not_live else "live"
+        if params or live == "not live":
+            yield f"{live}: {version} {' '.join(f'{name}={value}' for name, value in params.items())}".rstrip()
     yield from (f"not committed: {unit}" for unit in document.gaps[:10])
     if len(document.gaps) > 10:
         yield f"not committed: {len(document.gaps) - 10} more units"
     yield f"snapshot {document.snapshot}"
+
+
+def failed_lines(rows: Sequence[Document]) -> Iterator[str | Table]:
+    """Such rows, one line each."""
+    for row in rows:
+        variant = f" variant {row['variant']}" if row["variant"] else ""
+        key = row["key"] if row["key"].isprintable() else ascii(row["key"])
+        yield f"{key}: {row['kind']}{variant}: {row['reason']}: {row['detail'] or 'no more is known'}"
+    yield f"{len(rows)} failed row{'' if len(rows) == 1 else 's'}"
 
 
 def verdict_lines(verdict: Verdict, where: Path, full: bool) -> Iterator[str]:

@@ -166,7 +166,7 @@ class Ingesting:
         outcomes[0].item = canonical_json(row)
         for outcome in outcomes:
             if outcome.status == "failed":
-                self.report.failed(outcome, error)
+                self.report.failed(outcome, item.key, error)
         return outcomes
 
 

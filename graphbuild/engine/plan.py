@@ -20,7 +20,7 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source, source_params
 from graphbuild.store.files import Files
-from graphbuild.store.graph import Head, newest_commits, read_document, read_head, read_lineage
+from graphbuild.store.graph import Head, newest_commits, past_lives, read_document, read_head, read_lineage
 from graphbuild.store.parts import Commit, read_commit
 
 
@@ -38,6 +38,7 @@ class Plan:
     retriable: int
     vanished: int
     notes: tuple[str, ...] = ()
+    passed: frozenset[Live] = frozenset()
 
     def reasons(self) -> dict[tuple[str, str], int]:
         """(annotator, why) -> units, in dependency order."""
@@ -48,8 +49,10 @@ class Plan:
         return {kind: Live(annotator=m.name, version=m.version) for m in self.producers for kind in m.variants}
 
     def replaces(self) -> dict[str, Live]:
-        """The kinds among them whose live version is another one."""
-        return {kind: live for kind, live in self.makes().items() if self.head.get(kind, live) != live}
+        """The kinds among them whose live version is another one, and changes when this plan is done: to a version that
+        has work to do, or never was live because its run was killed. What `promote` took away stays away."""
+        other = {kind: live for kind, live in self.makes().items() if self.head.get(kind, live) != live}
+        return {kind: live for kind, live in other.items() if live not in self.passed}
 
 
 def make_plan(
@@ -94,6 +97,7 @@ def make_plan(
     works = (unit.work for unit in planner.units)
     at_work = list({work.producer.version: work.annotator for work in works if isinstance(work, AnnotateUnit)}.values())
     refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
+    at_work_on = {Live(annotator=u.work.producer.name, version=u.work.producer.version) for u in planner.units}
     return Plan(
         document=document,
         head=head,
@@ -103,6 +107,7 @@ def make_plan(
         num_items=sum(item.num_items for item in shards),
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
+        passed=frozenset(past_lives(files) - at_work_on),
         notes=(*non_commercial(at_work), *(without_gpu(at_work) if here else ())),
     )
 

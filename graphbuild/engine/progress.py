@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -62,7 +63,8 @@ class Progress:
 
 
 def write_event(files: Files, run_id: str, job: Job, reports: Sequence[UnitReport]) -> None:
-    """One line per finished unit in `runs/<run_id>/events.jsonl`: times and errors stay out of the parts."""
+    """One line per finished unit in `runs/<run_id>/events.jsonl`, and one per failed row with its traceback in
+    `failures.jsonl`: times and tracebacks stay out of the parts."""
     for report in reports:
         event = {
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -74,6 +76,9 @@ def write_event(files: Files, run_id: str, job: Job, reports: Sequence[UnitRepor
             "error": report.error,
         }
         files.append(f"runs/{run_id}/events.jsonl", canonical_json(event))
+        for failure in report.failures:
+            line = {"unit": str(report.unit), **failure._asdict()}
+            files.append(f"runs/{run_id}/failures.jsonl", json.dumps(line))  # ASCII: keys may be no UTF-8
 
 
 def by_annotator(reports: Sequence[UnitReport]) -> dict[str, AnnotatorReport]:

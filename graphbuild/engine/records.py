@@ -80,7 +80,7 @@ class Job:
 class Failure(NamedTuple):
     """A row that failed in this run, for people; `trace` is the Python traceback, if there is one."""
 
-    item_ix: int
+    key: str
     kind: str
     variant: int
     reason: str
@@ -108,11 +108,11 @@ class UnitReport:
     seconds: float = 0.0
     annotate_seconds: float = 0.0
 
-    def failed(self, row: Outcome, error: BaseException | None = None) -> None:
-        """Note a row that failed; of the first few with its traceback."""
+    def failed(self, row: Outcome, key: str, error: BaseException | None = None) -> None:
+        """Note a row of the item `key` that failed, with the traceback of what it raised."""
         if len(self.failures) < MOST_FAILURES:
             trace = "" if error is None else "".join(format_exception(error))[-4000:]
-            self.failures.append(Failure(*row.key, row.reason or "", row.detail or "", trace))
+            self.failures.append(Failure(key, row.kind, row.variant, row.reason or "", row.detail or "", trace))
 
     def settle(self, document: CommitDocument | None, rows: Sequence[Outcome]) -> None:
         """Take the totals from what was committed, or from `rows` when nothing had to be published."""

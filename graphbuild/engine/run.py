@@ -17,7 +17,7 @@ from rich.console import Console
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
-from graphbuild.contracts import RunReport
+from graphbuild.contracts import Live, RunReport
 from graphbuild.engine.executors.inline import run_inline, units_died_on
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
@@ -82,6 +82,8 @@ def run(
     options["here"] = address is None and "RAY_ADDRESS" not in os.environ
     first = make_plan(files, source, chosen, retry=retry, **options)
     run = _Run(files, executor, address, flush_s, console or Console(stderr=True))
+    if not first.units and not first.replaces() and not os.access(files.root, os.W_OK):
+        return run.report(first, Graph.open(files.root), source)  # finished, on a disk that cannot be written
     with run.workspace_open():
         run.prepare(first)
         for note in first.notes:
@@ -102,6 +104,7 @@ class _Run:
         self.reports: list[UnitReport] = []
         self.errors: list[str] = []
         self.left: list[str] = []
+        self.went_live: dict[str, Live] = {}
 
     @contextmanager
     def workspace_open(self) -> Iterator[None]:
@@ -137,7 +140,8 @@ class _Run:
         change_head(self.files, self.workspace, lambda head: {**plan.makes(), **head})
 
     def execute(self, plan: Plan) -> Schedule:
-        schedule = Schedule(plan, self.killed)
+        self.schedule = schedule = Schedule(plan, self.killed)
+        self._said = 0
         progress = Progress(self.console, sum(unit.rows for unit in plan.units))
         worker_args = (str(self.files.root), self.workspace.name, self.flush_s)
         try:
@@ -149,6 +153,7 @@ class _Run:
                 run_ray(schedule, worker_args, self.address, progress, self._finished)
         finally:
             progress.close()
+            self._say_errors()
             self.reports += schedule.reports
             self.errors += schedule.errors
             self.left = schedule.left
@@ -156,6 +161,15 @@ class _Run:
 
     def _finished(self, job: Job, reports: list[UnitReport]) -> None:
         write_event(self.files, self.run_id, job, reports)
+        self._say_errors()
+
+    def _say_errors(self) -> None:
+        """At once, not at the end of a run of days."""
+        for error in self.schedule.errors[self._said :]:
+            self.console.print(error, highlight=False, markup=False)
+            if self.files.exists(name := f"runs/{self.run_id}/failures.jsonl"):
+                self.console.print(f"tracebacks: {self.files.path(name)}", highlight=False, markup=False)
+        self._said = len(self.schedule.errors)
 
     def finish(self, plan: Plan, source: Source | None) -> RunReport:
         """Promote what is complete, clean up, and leave snapshot, card and report."""
@@ -163,7 +177,7 @@ class _Run:
         if not self.left:
             self._promote(plan)
         graph = Graph.open(self.files.root)
-        report = self._report(plan, graph, source)
+        report = self.report(plan, graph, source)
         graph.publish_snapshot(self.workspace)
         if self.reports or self.errors:
             text = report.model_dump_json(indent=2) + "\n"
@@ -179,8 +193,9 @@ class _Run:
 
         if plan.replaces():
             change_head(self.files, self.workspace, promoted)
+            self.went_live = plan.replaces()
 
-    def _report(self, plan: Plan, graph: Graph, source: Source | None) -> RunReport:
+    def report(self, plan: Plan, graph: Graph, source: Source | None) -> RunReport:
         seconds = time.perf_counter() - self._clock
         work = sum(report.seconds for report in self.reports)
         items = sum(shard.stop - shard.start for shard in {report.unit.shard for report in self.reports})
@@ -200,6 +215,7 @@ class _Run:
             items_per_second=round(items / seconds, 3),
             annotator_share=round(sum(r.annotate_seconds for r in self.reports) / work, 4) if work else 0.0,
             errors=self.errors,
+            went_live=self.went_live,
             failed=sum(counts["failed"] for counts in status.kinds.values()),
             retriable=status.retriable,
             snapshot=graph.digest,

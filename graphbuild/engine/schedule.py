@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from graphbuild.annotators.base import Resources
 from graphbuild.engine.plan import Plan
-from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, UnitReport
+from graphbuild.engine.records import MOST_FAILURES, AnnotateUnit, AnyUnit, Failure, IngestUnit, Job, UnitReport
 from graphbuild.engine.unit import BROKEN_ROWS
 
 UNIT_TRIES = 3
@@ -17,6 +17,7 @@ MAX_DEATHS = 20
 SHARED = "cpu"
 
 UnitKey = tuple[str, str, int]
+Version = tuple[str, str]
 
 _ONE = Resources()
 
@@ -36,8 +37,8 @@ class Schedule:
         self._open: set[UnitKey] = {unit_key(work) for job in self._waiting for work in job.units}
         self._lost: set[UnitKey] = set()
         self._tries: Counter[UnitKey] = Counter()
-        self._stopped: set[tuple[str, str]] = set()
-        self._rows: Counter[tuple[tuple[str, str], bool]] = Counter()
+        self._stopped: set[Version] = set()
+        self._done: dict[Version, UnitReport] = {}
 
     @property
     def unfinished(self) -> bool:
@@ -101,24 +102,31 @@ class Schedule:
     def _retry_or_lose(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
         self._tries[unit_key(work)] += 1
         if report.broken:
-            self._stop(work)
+            self._stop(work, report)
         if report.final or self._tries[unit_key(work)] >= UNIT_TRIES:
             self._lose(work, report.error or "")
         else:
             self._waiting.append(replace(job, units=(work,)))
 
     def _count(self, work: AnyUnit, report: UnitReport) -> None:
-        """Stop an annotator of which more than half of at least BROKEN_ROWS finished rows failed."""
-        producer = (work.producer.name, work.producer.version)
-        self._rows[producer, True] += report.computed_failed
-        self._rows[producer, False] += report.computed
-        rows, all_bad = self._rows[producer, False], self._rows[producer, True]
-        if rows >= BROKEN_ROWS and all_bad * 2 > rows and producer not in self._stopped:
-            self.errors.append(f"{producer[0]} stopped: {all_bad} of {rows} rows failed")
-            self._stop(work)
+        """Stop an annotator of which more than half of at least BROKEN_ROWS finished rows failed, and speak of one that
+        made fewer than it failed of all its rows."""
+        version = (work.producer.name, work.producer.version)
+        total = self._done.setdefault(version, UnitReport(unit=report.unit, revision=0))
+        total.computed += report.computed
+        total.computed_failed += report.computed_failed
+        total.counts["ok"] = total.counts.get("ok", 0) + report.counts.get("ok", 0)
+        total.failures += report.failures[: MOST_FAILURES - len(total.failures)]
+        bad, done = total.computed_failed, not any(key[:2] == version for key in self._open)
+        if (total.computed >= BROKEN_ROWS and bad * 2 > total.computed) or (done and bad > total.counts["ok"]):
+            self._stop(work, total)
 
-    def _stop(self, work: AnyUnit) -> None:
-        self._stopped.add((work.producer.name, work.producer.version))
+    def _stop(self, work: AnyUnit, report: UnitReport) -> None:
+        version = (work.producer.name, work.producer.version)
+        if version not in self._stopped:
+            self._stopped.add(version)
+            failed = f"{report.computed_failed} of {report.computed} rows failed"
+            self.errors.append(f"{version[0]}: {failed}{_for_instance(report.failures)}")
 
     def _lose(self, work: AnyUnit, why: str) -> None:
         self._open.discard(unit_key(work))
@@ -139,6 +147,16 @@ class Schedule:
 
     def _blocked(self, work: AnyUnit) -> bool:
         return any(key in self._open for key in parent_keys(work))
+
+
+def _for_instance(failures: Sequence[Failure]) -> str:
+    """The commonest detail, and three keys that have it."""
+    if not failures:
+        return ""
+    failures = [failure for failure in failures if failure.trace] or failures
+    detail, times = Counter(failure.detail or failure.reason for failure in failures).most_common(1)[0]
+    keys = list(dict.fromkeys(f.key for f in failures if (f.detail or f.reason) == detail))[:3]
+    return f", most often ({times} of {len(failures)} seen) with {detail}: {', '.join(map(ascii, keys))}"
 
 
 def make_jobs(plan: Plan, killed: Collection[str] = ()) -> list[Job]:

@@ -61,6 +61,7 @@ class Annotating:
         self._codecs = {name: CODECS[work.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
         self.plan = rows_of(work, files)
         self._todo = self.plan.todo
+        self._keys = {item.item_ix: item.key for item in self.plan.items}
         self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
         planned = [[row.key, row.parents] for row in self._todo.values()]
         self.spool = Spool(files, workspace, work.unit, work.revision, planned)
@@ -76,7 +77,7 @@ class Annotating:
             condemned = [self._row(row, **DEADLY) for row in rows if row in self._todo]
             self.rows |= {row.key: row for row in condemned}
             for row in condemned:
-                self.report.failed(row)
+                self.report.failed(row, self._keys[row.item_ix])
 
     # ---- annotating ------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class Annotating:
     def _raised(self, key: Key, error: BaseException) -> Outcome:
         reason, detail = failure_of(error)
         row = self._row(key, status="failed", reason=reason, detail=detail)
-        self.report.failed(row, error)
+        self.report.failed(row, self._keys[key[0]], error)
         return row
 
     def _row(self, key: Key, **values: Any) -> Outcome:

@@ -330,6 +330,12 @@ def read_head(files: Files) -> tuple[int, Head]:
     return int(numbers[-1].removesuffix(".json")), _HEAD.validate_json(files.read(f"heads/{numbers[-1]}"))
 
 
+def past_lives(files: Files) -> set[Live]:
+    """Every (annotator, version) that some head has named; reads all heads."""
+    names = [name for name in files.names("heads") if name.endswith(".json")]
+    return {live for name in names for live in _HEAD.validate_json(files.read(f"heads/{name}")).values()}
+
+
 def change_head(files: Files, workspace: Workspace, change: Callable[[Head], Head]) -> Head:
     """Publish `change(newest head)` as the next head. A lost race rereads and reapplies; no change publishes nothing.
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from graphbuild.contracts import Status, StatusDocument
+from graphbuild.store.edges import EdgeRows
 from graphbuild.store.graph import Graph
+
+_FAILED = ("item_ix", "kind", "variant", "reason", "detail")
 
 
 def status_of(graph: Graph) -> StatusDocument:
@@ -23,6 +27,7 @@ def status_of(graph: Graph) -> StatusDocument:
         not_live=sorted(f"{a} {v}" for a, v in graph.producers() if (a, v) not in producers),
         retriable=sum(commit.document.retriable_rows for commit in commits),
         snapshot=graph.digest,
+        params={f"{a} {v}": graph.unit_commits(a, v)[0].document.lineage.params for a, v in graph.producers()},
         gaps=[
             f"{annotator} {version} shard-{shard:05d}"
             for annotator, version in producers
@@ -51,3 +56,28 @@ def _reasons(graph: Graph, kind: str) -> dict[str, int]:
     for commit in graph.commits(kind):
         reasons.update(commit.document.reasons[kind])
     return dict(sorted(reasons.items()))
+
+
+def failed_rows(graph: Graph, kind: str | None = None, reason: str | None = None) -> list[dict[str, Any]]:
+    """The failed rows of live versions, of one kind or reason if given, with the keys of their items.
+
+    Raises:
+        GraphError: the graph has no such kind.
+    """
+    keys = dict(zip(*graph.items().select(["item_ix", "key"]).to_pydict().values(), strict=True))
+    rows = []
+    for name in [kind] if kind else sorted(graph.head):
+        live = graph.live(name)
+        for commit in graph.commits(name):
+            if any(reason in (None, told.partition(":")[2]) for told in commit.document.reasons[name]):
+                rows += [
+                    {
+                        "key": keys[row.item_ix],
+                        **{column: getattr(row, column) for column in _FAILED},
+                        "annotator": live.annotator,
+                        "version": live.version,
+                    }
+                    for row in EdgeRows(graph.fs, commit).outcomes()
+                    if row.kind == name and row.status == "failed" and reason in (None, row.reason)
+                ]
+    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from graphbuild.annotators import BUILTIN, resolve
-from graphbuild.annotators.base import Annotator, needs_of
+from graphbuild.annotators.base import Annotator, Derived, Request, needs_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.contracts import Live
 from graphbuild.engine.plan import make_plan
@@ -102,6 +103,9 @@ class Own(Canny):
     """An annotator of one's own in a graph that was made before versions named authors."""
 
     makes: ClassVar[tuple[str, ...]] = ("hed",)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        return [Derived({"hed": request.inputs["image"].array()[:, :, 0].copy()}) for request in batch]
 
 
 def test_own_annotators_in_a_graph_from_before_authors(

@@ -9,19 +9,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, TaskCancelledError
 
 from graphbuild.annotators.base import Resources
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.worker import Progress, Worker
 from graphbuild.errors import GraphError
+from graphbuild.lookup import look_in
 from graphbuild.models.device import device_memory
 
 JOBS_IN_FLIGHT = 2
@@ -31,7 +33,8 @@ POLL_SECONDS = 0.5
 class _Actor:
     """A worker process: one thread runs jobs, one answers how far it is."""
 
-    def __init__(self, url: str, workspace: str, flush_s: float, device: str) -> None:
+    def __init__(self, url: str, workspace: str, flush_s: float, device: str, path: Sequence[str]) -> None:
+        look_in(*path)  # annotators of one's own are found where the driver finds them
         self._worker = Worker(url, workspace, flush_s, device)
         self._done = self._failed = 0
 
@@ -186,7 +189,7 @@ class _Driver:
             )
         options = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "memory": asked["memory"]}
         device = "cuda" if asked["GPU"] else "cpu"
-        actor = self._actor.options(**options).remote(*self.worker_args, device)
+        actor = self._actor.options(**options).remote(*self.worker_args, device, sys.path)
         node = actor.node.options(concurrency_group="watch").remote()
         return _Handle(actor, node, job.resources.recycle or math.inf)
 
@@ -210,8 +213,9 @@ class _Driver:
         handle = next(handle for handle in self._handles() if ref in handle.jobs)
         try:
             reports = ray.get(ref)
-        except RayActorError as error:
-            self._bury(handle, str(error).strip().splitlines()[0])
+        except (RayActorError, OutOfMemoryError, TaskCancelledError) as error:
+            ray.kill(handle.actor)  # after the last two it may still be there
+            self._bury(handle, (str(error).strip() or type(error).__name__).splitlines()[0])
             return
         except RayError as error:
             job = handle.jobs.pop(ref)

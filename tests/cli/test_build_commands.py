@@ -1,0 +1,192 @@
+"""What a user sees of failures, of versions that go live, of own code beside a pipeline, and of ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import OutOfMemoryError, TaskCancelledError
+from rich.console import Console
+from typer.testing import CliRunner
+
+from graphbuild.annotators.canny import Canny
+from graphbuild.cli import app
+from graphbuild.engine.executors import ray as ray_pool
+from graphbuild.engine.plan import make_plan
+from graphbuild.store.files import Files, Workspace
+from graphbuild.store.graph import Graph, read_head
+from graphbuild.store.promote import promote
+from graphbuild.store.status import failed_rows
+from tests.support.annotators import SomeFail, build, calls, complete, leftovers, write_photos
+from tests.support.sources import InMemory, Misbehaving
+
+# ---- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_an_annotator_of_which_every_row_fails(tmp_path: Path, photos: Path) -> None:
+    """Guards against 18 failures that end with exit code 0 and do not say what went wrong."""
+    said = Console(record=True, file=io.StringIO(), width=400)
+    report = build(photos, tmp_path / "g", [SomeFail(percent=100), "lsd"], console=said)
+    assert report.units_left == []
+    expected = "some_fail: 18 of 18 rows failed, most often (18 of 18 seen) with RuntimeError: no luck: "
+    assert report.errors == [expected + "'p00.jpg', 'p01.png', 'p02.jpg'"]
+    shown = said.export_text()
+    assert report.errors[0] in shown and "failures.jsonl" in shown
+    traces = (tmp_path / "g/runs" / report.run_id / "failures.jsonl").read_text().splitlines()
+    assert len(traces) == 18 and "in annotate" in json.loads(traces[0])["trace"]
+
+
+def test_half_of_a_small_set(tmp_path: Path, photos: Path) -> None:
+    """A few failures are counted, more than half of a small set is the annotator's fault."""
+    assert complete(build(photos, tmp_path / "g", [SomeFail(percent=40)])).failed < 9
+    assert build(photos, tmp_path / "h", [SomeFail(percent=70)]).errors
+
+
+def test_failed_rows_are_listed(tmp_path: Path, photos: Path) -> None:
+    """Guards against a graph that counts its failures and cannot say which."""
+    folder = write_photos(tmp_path / "photos", range(5))
+    (folder / "bad.jpg").write_bytes(b"junk")
+    out = tmp_path / "g"
+    build(folder, out, [SomeFail(percent=30)])
+    every = failed_rows(Graph.open(out))
+    assert {row["kind"] for row in every} == {"canny", "image"}
+    answer = CliRunner().invoke(app, ["status", str(out), "--failed", "--kind", "image", "--json"])
+    (row,) = json.loads(answer.stdout)
+    assert (row["key"], row["reason"]) == ("bad.jpg", "undecodable") and row["detail"]
+    answer = CliRunner().invoke(app, ["status", str(out), "--failed", "--reason", "error"])
+    assert "canny: error: RuntimeError: no luck" in answer.stdout and "bad.jpg" not in answer.stdout
+
+
+# ---- what is live ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_do_leaves_what_promote_set(tmp_path: Path, photos: Path) -> None:
+    """Guards against a plain rerun that takes back what somebody chose by hand."""
+    out, new = tmp_path / "g", Canny(low=50.0)
+    complete(build(photos, out, [Canny()], limit=4))
+    old = Graph.open(out).live("canny")
+    plan = make_plan(Files(out), None, [new])
+    assert set(plan.replaces()) == {"canny"}
+    report = complete(build(photos, out, [new], limit=4))
+    assert report.went_live == {"canny": Graph.open(out).live("canny")} == plan.replaces()
+    promote(out, old.version)
+    assert make_plan(Files(out), None, [new]).replaces() == {}
+    assert complete(build(photos, out, [new], limit=4)).went_live == {}
+    assert Graph.open(out).live("canny") == old
+
+
+def test_a_version_that_was_never_live_goes_live(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run killed between its last unit and its head: the next one has nothing to compute and finishes it."""
+    out = tmp_path / "g"
+    complete(build(photos, out, [Canny()], limit=4))
+    with monkeypatch.context() as killed:
+        killed.setattr("graphbuild.engine.run._Run._promote", lambda self, plan: None)
+        build(photos, out, [Canny(low=50.0)], limit=4)
+    number = read_head(Files(out))[0]
+    assert set(complete(build(photos, out, [Canny(low=50.0)], limit=4)).went_live) == {"canny"}
+    assert read_head(Files(out))[0] == number + 1
+
+
+def test_status_shows_the_parameters_of_versions(tmp_path: Path, photos: Path) -> None:
+    complete(build(photos, tmp_path / "g", [Canny(low=50.0)], limit=4))
+    complete(build(photos, tmp_path / "g", [Canny(low=60.0)], limit=4))
+    shown = CliRunner().invoke(app, ["status", str(tmp_path / "g")]).stdout
+    assert "not live: canny" in shown and "low=50.0" in shown and "low=60.0" in shown
+
+
+def test_a_finished_graph_on_a_disk_that_cannot_be_written(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(build(photos, tmp_path / "g", ["canny"], limit=4))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr(Workspace, "create", None)
+    assert complete(build(photos, tmp_path / "g", ["canny"], limit=4)).units_wanted == 4
+
+
+# ---- own code ----------------------------------------------------------------------------------------------------
+
+SKETCHES = """
+from dataclasses import dataclass
+from typing import ClassVar
+import graphbuild as gb
+
+@dataclass(frozen=True, kw_only=True)
+class PencilSketch(gb.Condition):
+    makes: ClassVar = ("hed",)
+    sigma: float = 8.0
+
+    def annotate(self, batch, model):
+        return [gb.Derived({"hed": r.inputs["image"].array()[:, :, 0].copy()}) for r in batch]
+"""
+
+
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_own_code_beside_a_pipeline(executor: str, tmp_path: Path, photos: Path) -> None:
+    """Guards against `No module named sketches` for a file that lies beside the pipeline that names it."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "sketches.py").write_text(SKETCHES)
+    (own / "mine.yaml").write_text('source: folder\nannotators: [{use: "sketches:PencilSketch", sigma: 4}]\n')
+    options = ["--path", photos, "--out", "g", "--limit", "3", "--executor", executor]
+    command = [sys.executable, "-P", "-m", "graphbuild.cli", "run", "--pipeline", own / "mine.yaml", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Graph.open(tmp_path / "g").kinds() == {"image": 3, "hed": 3}
+    command = [sys.executable, "-P", "-m", "graphbuild.cli", "run", "--source", "folder", *options]
+    done = subprocess.run([*command, "--annotators", "lsd"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, "an annotator that was not named need not be importable: " + done.stderr
+
+
+# ---- ends --------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    """Guards against a job of a cluster whose end leaves temporary files behind."""
+    photos = write_photos(tmp_path / "photos", range(18))
+    (tmp_path / "mine.yaml").write_text(
+        "source: folder\nannotators: [{use: 'tests.support.annotators:Slow', tag: terminated}]\n"
+    )
+    options = ["--path", photos, "--out", tmp_path / "g", "--shard-size", "9", "--executor", "inline"]
+    command = [sys.executable, "-m", "graphbuild.cli", "run", "--pipeline", tmp_path / "mine.yaml", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while len(calls("terminated")) < 11 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "continue with: graphbuild run" in said
+    assert not list((tmp_path / "g/_tmp").iterdir())
+    assert Graph.open(tmp_path / "g").kinds()["canny"] == 9
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("error", [OutOfMemoryError("the memory monitor"), TaskCancelledError()], ids=type)
+def test_a_lost_worker_is_replaced(
+    error: Exception,
+    tmp_path: Path,
+    control: Callable[..., str],
+    ray_address: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against a run that ends because Ray's memory monitor took one of its workers."""
+    get, lost = ray_pool.ray.get, [error]
+
+    def get_or_lose(ref: Any, **options: Any) -> Any:
+        answer = get(ref, **options)
+        if lost and isinstance(answer, list):
+            raise lost.pop()
+        return answer
+
+    monkeypatch.setattr(ray_pool.ray, "get", get_or_lose)
+    tag = control()
+    complete(build(InMemory(tag=tag), tmp_path / "g", [Misbehaving(tag=tag)], executor="ray", shard_size=3))
+    assert lost == [] and Graph.open(tmp_path / "g").kinds() == {"image": 6, "caption": 6}
+    assert leftovers(tmp_path / "g") == []
