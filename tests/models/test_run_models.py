@@ -186,7 +186,7 @@ def test_a_pipeline_says_resources_one_by_one(tmp_path: Path) -> None:
     assert config_of(hungry) == {"tag": "t", "fits": 2, "resources": {"gpus": 0.5}}
     assert params_of(hungry) == {"tag": "t", "fits": 2}
     assert resolve("tests.support.annotators:Hungry", config_of(hungry)) == hungry, "as `retry` finds it again"
-    with pytest.raises(ValueError, match="resources has no 'gpu'; it has: cpus, gpus"):
+    with pytest.raises(ValueError, match="unknown key 'gpu'; allowed: cpus, gpus"):
         resolve("canny", {"resources": {"gpu": 1}})
 
 
