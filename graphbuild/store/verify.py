@@ -89,17 +89,17 @@ def _commit_problems(files: Files, commit: Commit, level: Level, verdict: Verdic
             yield f"{commit.name}: {count} {kind} rows are ok, but its parts hold {rows}"
     for part in [*document.parts, *([document.items] if document.items else [])]:
         verdict.parts += 1
-        yield from _part_problems(files, part, level)
+        yield from _part_problems(files, commit.name, part, level)
     if level == "full":
         yield from _row_problems(files, commit, verdict)
 
 
-def _part_problems(files: Files, part: PartRef, level: Level) -> Iterator[str]:
+def _part_problems(files: Files, commit: str, part: PartRef, level: Level) -> Iterator[str]:
     try:
         with files.open(part.name) as file, pq.ParquetFile(file) as parquet:
             rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (OSError, ValueError) as error:
-        yield f"{part.name}: {error}"
+        yield f"{part.name}, named by {commit}: {error}"
         return
     if (nbytes := files.size(part.name)) != part.nbytes:
         yield f"{part.name}: {nbytes} bytes, its commit says {part.nbytes}"

@@ -51,6 +51,7 @@ def test_version_covers_every_field() -> None:
     changes: list[dict[str, Any]] = [
         {"annotator": "other"}, {"code_version": 2}, {"params": {"low": 50.0, "high": 200.0}}, {"model": "abc"},
         {"codec": {"canny": "png8"}}, {"schema_version": 2}, {"parents": {"image": "v111111111111"}},
+        {"author": "somebody"},
     ]  # fmt: skip
     versions = {version_of(_document(**change)) for change in [{}, *changes]}
     assert len(versions) == len(changes) + 1
