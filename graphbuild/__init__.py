@@ -16,36 +16,49 @@ if TYPE_CHECKING:
     from graphbuild.annotators.testing import AnnotatorCheckError, check_annotator
     from graphbuild.contracts import RunReport
     from graphbuild.engine.run import run
-    from graphbuild.errors import CorruptNode, GraphError, MissingNode, UnusableImage
+    from graphbuild.errors import CorruptNode, GraphError, MissingNode, MissingWeights, UnusableImage
     from graphbuild.images.node import Node
     from graphbuild.kinds.registry import KINDS, Kind
     from graphbuild.models.checkpoint import Checkpoint
     from graphbuild.sources import resolve as source
     from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
     from graphbuild.store.graph import Graph
-    from graphbuild.tasks.config import HeldOut, SamplerConfig
+    from graphbuild.tasks.config import CellConfig, HeldOut, SamplerConfig
     from graphbuild.tasks.grid import GridTask
+    from graphbuild.tasks.layouts import generate
+    from graphbuild.tasks.paths import PathSet, TaskPath
+    from graphbuild.tasks.paths import load as load_paths
+    from graphbuild.tasks.pictures import PictureRows
     from graphbuild.tasks.sampler import PathSampler
     from graphbuild.tasks.walk import Walk
 
+_HOMES = {
+    "annotators": "resolve=annotator",
+    "annotators.base": "Annotator Condition Derived Request Resources Skip each parameter",
+    "annotators.testing": "AnnotatorCheckError check_annotator",
+    "contracts": "RunReport",
+    "engine.run": "run",
+    "errors": "CorruptNode GraphError MissingNode MissingWeights UnusableImage",
+    "images.node": "Node",
+    "kinds.registry": "KINDS Kind",
+    "models.checkpoint": "Checkpoint",
+    "sources": "resolve=source",
+    "sources.base": "Entry Source SourceItem Unusable location",
+    "store.graph": "Graph",
+    "tasks.config": "CellConfig HeldOut SamplerConfig",
+    "tasks.grid": "GridTask",
+    "tasks.layouts": "generate",
+    "tasks.paths": "PathSet TaskPath load=load_paths",
+    "tasks.pictures": "PictureRows",
+    "tasks.sampler": "PathSampler",
+    "tasks.walk": "Walk",
+}
+"""Module -> its public names, `name=public name` where the two differ."""
+
 _HOME = {
-    "annotator": "graphbuild.annotators:resolve",
-    "source": "graphbuild.sources:resolve",
-    "run": "graphbuild.engine.run:run",
-    "Graph": "graphbuild.store.graph:Graph",
-    "GridTask": "graphbuild.tasks.grid:GridTask",
-    **{name: f"graphbuild.annotators.base:{name}" for name in ("Annotator", "Condition", "Derived", "Request")},
-    **{name: f"graphbuild.annotators.base:{name}" for name in ("Resources", "Skip", "each", "parameter")},
-    **{name: f"graphbuild.annotators.testing:{name}" for name in ("AnnotatorCheckError", "check_annotator")},
-    "Checkpoint": "graphbuild.models.checkpoint:Checkpoint",
-    **{name: f"graphbuild.sources.base:{name}" for name in ("Entry", "Source", "SourceItem", "Unusable", "location")},
-    **{name: f"graphbuild.errors:{name}" for name in ("CorruptNode", "GraphError", "MissingNode", "UnusableImage")},
-    "RunReport": "graphbuild.contracts:RunReport",
-    "Node": "graphbuild.images.node:Node",
-    **{name: f"graphbuild.kinds.registry:{name}" for name in ("KINDS", "Kind")},
-    "PathSampler": "graphbuild.tasks.sampler:PathSampler",
-    "Walk": "graphbuild.tasks.walk:Walk",
-    **{name: f"graphbuild.tasks.config:{name}" for name in ("HeldOut", "SamplerConfig")},
+    name.rpartition("=")[2]: (f"graphbuild.{module}", name.partition("=")[0])
+    for module, names in _HOMES.items()
+    for name in names.split()
 }
 
 __version__ = "0.1.0"
@@ -53,6 +66,7 @@ __all__ = [
     "KINDS",
     "Annotator",
     "AnnotatorCheckError",
+    "CellConfig",
     "Checkpoint",
     "Condition",
     "CorruptNode",
@@ -64,8 +78,11 @@ __all__ = [
     "HeldOut",
     "Kind",
     "MissingNode",
+    "MissingWeights",
     "Node",
     "PathSampler",
+    "PathSet",
+    "PictureRows",
     "Request",
     "Resources",
     "RunReport",
@@ -73,12 +90,15 @@ __all__ = [
     "Skip",
     "Source",
     "SourceItem",
+    "TaskPath",
     "Unusable",
     "UnusableImage",
     "Walk",
     "annotator",
     "check_annotator",
     "each",
+    "generate",
+    "load_paths",
     "location",
     "parameter",
     "run",
@@ -90,7 +110,7 @@ def __getattr__(name: str) -> Any:
     """Public names are imported on first use, so that `import graphbuild` stays light."""
     if name not in _HOME:
         raise AttributeError(f"module 'graphbuild' has no attribute {name!r}")
-    module, _, attribute = _HOME[name].partition(":")
+    module, attribute = _HOME[name]
     return getattr(import_module(module), attribute)
 
 

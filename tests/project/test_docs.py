@@ -6,9 +6,11 @@ order, in an empty folder. After `<!-- test: name.py -->` the block becomes that
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,25 @@ def test_examples_run(path: Path, folder: Path) -> None:
     """An example that does not run teaches something false."""
     if not run_blocks(path, folder):
         pytest.skip(f"{path.name} has no marked example")
+
+
+SUB_PACKAGES = {"graphbuild", "graphbuild.data", "graphbuild_train"}
+"""What users import from: the public face, the torch room, the trainer."""
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_exported(path: Path) -> None:
+    """What a page imports of ours, or reads of `gb`, is public: no page teaches a module that may move."""
+    for code in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Import):
+                ours = [alias.name for alias in node.names if alias.name.partition(".")[0] in SUB_PACKAGES]
+                assert set(ours) <= SUB_PACKAGES
+            elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in SUB_PACKAGES:
+                assert node.module in SUB_PACKAGES
+                assert {alias.name for alias in node.names} <= set(import_module(node.module).__all__)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gb":
+                assert node.attr in gb.__all__
 
 
 def commands(text: str) -> set[str]:
