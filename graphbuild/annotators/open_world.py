@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, StringConstrai
 from graphbuild.annotators.base import Derived, Request, Resources, Skip, parameter
 from graphbuild.annotators.vlm import NewTokens, VlmAnnotator, fitted
 from graphbuild.images.codecs import Pixels
-from graphbuild.images.rendering import distinct_colours
+from graphbuild.images.rendering import drawn_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
 from graphbuild.models.sam2 import MODEL as SAM2
@@ -53,8 +53,8 @@ class OpenWorld(VlmAnnotator):
     """Objects of any kind: a vision-language model names them and says where they are (S. Bai et al., "Qwen2.5-VL
     Technical Report", arXiv 2502.13923), SAM 2 draws them (N. Ravi et al., arXiv 2408.00714).
 
-    `boxes` and `mask` show the same objects in the same colours, object n in colour n of `distinct_colours`; where
-    masks overlap the smaller one lies above. Boxes are cut at the picture's edge; empty ones, repeated ones and objects
+    `boxes` and `mask` show the same objects in the same colours, which the request's seed draws; where masks overlap
+    the smaller one lies above. Boxes are cut at the picture's edge; empty ones, repeated ones and objects
     without a mask are left out. Attrs: `labels` and `palette` of the mask. The score is the share of the picture that
     masks cover (0..1). The further parameters are those of `VlmAnnotator`.
 
@@ -70,6 +70,7 @@ class OpenWorld(VlmAnnotator):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("boxes", "mask")
+    code_version: ClassVar[int] = 2
     beside_server: ClassVar[Resources] = Resources(cpus=0.25, memory_gb=4)
     of: str = parameter("image", added=True)
     sam2: str = parameter(SAM2, output=False)
@@ -93,8 +94,8 @@ class OpenWorld(VlmAnnotator):
         questions = [Question(s, (self._question(s),), r.seed) for r, s in zip(batch, shown, strict=True)]
         answers = self.ask_json(vlm, questions, objects_in)
         return [
-            self._result(answer, size, picture, sam2) if isinstance(answer, list) else answer
-            for answer, size, picture in zip(answers, shown, pictures, strict=True)
+            self._result(answer, size, request, sam2) if isinstance(answer, list) else answer
+            for answer, size, request in zip(answers, shown, batch, strict=True)
         ]
 
     def _question(self, shown: Pixels) -> str:
@@ -103,23 +104,24 @@ class OpenWorld(VlmAnnotator):
         return self.prompt.replace("{max_objects}", str(self.max_objects)).replace("{coordinates}", counted)
 
     def _result(
-        self, named: Sequence[_Object], shown: Pixels, picture: Pixels, sam2: Sam2Network
+        self, named: Sequence[_Object], shown: Pixels, request: Request, sam2: Sam2Network
     ) -> Derived | Skip | Exception:
         """One row's; a picture that SAM 2 fails on must not have the whole batch asked and paid for again."""
         try:
-            return self._drawn(named, shown, picture, sam2)
+            return self._drawn(named, shown, request, sam2)
         except RuntimeError as error:
             return error
 
-    def _drawn(self, named: Sequence[_Object], shown: Pixels, picture: Pixels, sam2: Sam2Network) -> Derived | Skip:
+    def _drawn(self, named: Sequence[_Object], shown: Pixels, request: Request, sam2: Sam2Network) -> Derived | Skip:
         """Both nodes from what the model named in the picture as it was shown."""
+        picture = request.inputs["image"].array()
         height, width = shown.shape[:2] if self.coordinates == "pixels" else (1000, 1000)
         boxes = _boxes(named, (picture.shape[1] / width, picture.shape[0] / height), picture)[: self.max_objects]
         masks = masks_from_boxes(sam2, picture, [box for _, box in boxes])
         masked = [(label, box, mask) for (label, box), mask in zip(boxes, masks, strict=True) if mask.any()]
         if not masked:
             return Skip("no_objects")
-        palette = [[0, 0, 0], *distinct_colours(len(masked))]
+        palette = [[0, 0, 0], *drawn_colours(len(masked), request.seed)]
         objects = [
             {"label": label, "box": list(box), "colour": colour}
             for (label, box, _), colour in zip(masked, palette[1:], strict=True)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
 from graphbuild.images.codecs import Pixels
-from graphbuild.images.rendering import distinct_colours
+from graphbuild.images.rendering import drawn_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
 from graphbuild.models.sam2 import MODEL, PROMPTS_AT_ONCE, Sam2Network, enlarged, load_sam2, sam2_checkpoint
@@ -34,9 +34,9 @@ class Sam2(Condition):
     ones lie above them. 0 is what no region covers. The picture is stretched to the square of the checkpoint (1024
     pixels), masks come at a quarter of that and their logits are enlarged bilinearly to the size of the picture.
 
-    What no region covers is white, as in Graph200K. The largest region has the same colour in every picture, and so has
-    the second. Attrs: `palette`, and `dropped`, the number of regions beyond 255, those with the lowest score. The
-    score is the share of the picture that regions cover (0..1).
+    What no region covers is white and regions have random colours, as in Graph200K; the request's seed draws them.
+    Attrs: `palette`, and `dropped`, the number of regions beyond 255, those with the lowest score. The score is the
+    share of the picture that regions cover (0..1).
 
     Args:
         model: a hub repository (`org/name` or `org/name@commit`) or a local folder.
@@ -52,6 +52,7 @@ class Sam2(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("segments",)
+    code_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
     points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
@@ -75,14 +76,14 @@ class Sam2(Condition):
         pictures = [request.inputs["image"].array() for request in batch]
         with torch.inference_mode():
             embedded = model.embedded(pictures)
-            return [self._one(model, maps, picture) for maps, picture in zip(embedded, pictures, strict=True)]
+            return [self._one(model, maps, request) for maps, request in zip(embedded, batch, strict=True)]
 
-    def _one(self, model: Sam2Network, embedded: list[torch.Tensor], picture: Pixels) -> Derived | Skip:
+    def _one(self, model: Sam2Network, embedded: list[torch.Tensor], request: Request) -> Derived | Skip:
         logits, dropped = self._regions(model, embedded)
-        labels = _label_map(logits, *picture.shape[:2])
+        labels = _label_map(logits, *request.inputs["image"].array().shape[:2])
         if not labels.any():
             return Skip("no_segments")
-        palette = [_UNCOVERED, *distinct_colours(int(labels.max()))]
+        palette = [_UNCOVERED, *drawn_colours(int(labels.max()), request.seed)]
         attrs = {"palette": palette, "dropped": dropped}
         return Derived({"segments": labels}, score=float((labels > 0).mean()), attrs=attrs)
 

@@ -44,6 +44,7 @@ _RADIUS_AT_512 = 4.0
 _ELLIPSE_CORNERS = 48
 _SUBPIXEL_BITS = 4
 _FARTHEST = 1e6
+_FEWEST_TO_DRAW_FROM = 16
 
 
 def draw_pose(document: Mapping[str, Any]) -> Picture:
@@ -133,6 +134,14 @@ def distinct_colours(count: int) -> list[list[int]]:
         nearest = np.minimum(nearest, _distances(grid, chosen[-1]))
         chosen.append(int(nearest.argmax()))
     return [[int(part) for part in colour] for colour in grid[chosen[2:]]]
+
+
+def drawn_colours(count: int, seed: int) -> list[list[int]]:
+    """`count` (0..341) different RGB colours (0..255) in random order, from the first 16 of `distinct_colours`, or from
+    as many as it takes: so that a colour says nothing about size or rank. Equal seeds give equal colours."""
+    colours = distinct_colours(max(count, _FEWEST_TO_DRAW_FROM))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(colours))
+    return [colours[at] for at in order[:count]]
 
 
 def _distances(colours: NDArray[np.int64], at: int) -> NDArray[np.int64]:

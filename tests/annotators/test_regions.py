@@ -57,9 +57,9 @@ def photo(width: int, height: int, *, grey: bool = False) -> Pixels:
     return np.repeat(cut[:, :, 1:2], 3, axis=2) if grey else cut
 
 
-def request(picture: Pixels) -> Request:
+def request(picture: Pixels, seed: int = 7) -> Request:
     item = Item(0, "i0", "a.jpg", None, None, None, None, None)
-    return Request(item, {"image": Node.computed(0, "image", picture)}, 0, 7)
+    return Request(item, {"image": Node.computed(0, "image", picture)}, 0, seed)
 
 
 def annotated(annotator: Condition, model: Any, *pictures: Pixels) -> list[Derived | Skip]:
@@ -142,6 +142,15 @@ def test_small_regions_lie_above_large_ones_and_hidden_ones_have_no_number() -> 
     [result] = annotated(Sam2(points_per_side=4), hiding, photo(128, 64))
     assert np.unique(labels_of(result)).tolist() == [1, 2], "the whole lies below its halves"
     assert isinstance(result, Derived) and result.attrs is not None and len(result.attrs["palette"]) == 3
+
+
+def test_colours_are_drawn_for_each_request() -> None:
+    """Guards against a largest region of one colour in every picture; one request keeps its own."""
+    tiles, picture = answering(lambda point: [(tile(point), 0.9)]), photo(128, 64)
+    requests = [request(picture, seed) for seed in (1, 2, 1)]
+    results = Sam2(points_per_side=4).annotate(requests, tiles)
+    one, other, again = (each.attrs["palette"] for each in results if isinstance(each, Derived) and each.attrs)
+    assert one == again != other and one[0] == other[0] == [255, 255, 255] and one[1] != other[1]
 
 
 def test_uncovered_pixels_are_white_and_the_score_is_what_is_covered() -> None:

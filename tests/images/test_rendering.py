@@ -20,6 +20,7 @@ from graphbuild.images.rendering import (
     distinct_colours,
     draw_boxes,
     draw_pose,
+    drawn_colours,
 )
 from graphbuild.tasks.grid import COLOURS
 
@@ -193,3 +194,14 @@ def test_colours_differ_and_stay() -> None:
     distances = np.abs(known[:, None] - known[None]).max(axis=2) + 999 * np.eye(len(known), dtype=int)
     assert distances.min() >= 42 and distances[:, :16][:16].min() >= 85
     assert every[:5] == distinct_colours(5) and distinct_colours(0) == []
+
+
+def test_colours_say_nothing_about_rank() -> None:
+    """Guards against a largest object of one colour in every picture, which a model learns instead of the shape, and
+    against two objects of one colour."""
+    first = [tuple(drawn_colours(3, seed)[0]) for seed in range(200)]
+    assert set(first) == {tuple(colour) for colour in distinct_colours(16)} and drawn_colours(0, 1) == []
+    assert max(first.count(colour) for colour in set(first)) < 40
+    for count in (3, 16, 255):
+        colours = drawn_colours(count, 7)
+        assert colours == drawn_colours(count, 7) and len({tuple(colour) for colour in colours}) == count
