@@ -61,8 +61,8 @@ def run(
 
       graphbuild run --source subjects200k --limit 1000 --out s200k
     """
+    from graphbuild.cli.options import assemble
     from graphbuild.engine.run import run as build
-    from graphbuild.pipeline import assemble
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
@@ -93,8 +93,8 @@ def plan(
       graphbuild plan --source sample --out sample-graph
     """
     from graphbuild.cli import text
+    from graphbuild.cli.options import assemble
     from graphbuild.engine.plan import make_plan
-    from graphbuild.pipeline import assemble
     from graphbuild.store.files import Files
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
@@ -121,8 +121,9 @@ def retry(
 
       graphbuild retry photos-graph
     """
+    from graphbuild.cli.options import live_annotators, live_source
     from graphbuild.engine.run import run as build
-    from graphbuild.pipeline import live_annotators, live_source, load_annotators
+    from graphbuild.pipeline import load_annotators
 
     with refusing():
         source = live_source(graph, path)

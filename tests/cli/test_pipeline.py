@@ -1,4 +1,4 @@
-"""Pipelines: YAML files that name a source, annotators and paths."""
+"""Pipelines: YAML files that name a source and annotators."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from graphbuild.annotators.base import makes_of, name_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.mlsd import Mlsd
+from graphbuild.cli.options import choose_annotators, live_annotators, live_source
 from graphbuild.errors import GraphError
 from graphbuild.kinds.registry import KINDS
 from graphbuild.pipeline import (
-    choose_annotators,
-    live_annotators,
-    live_source,
     load_annotators,
     load_pipeline,
     pipeline_file,
     pipeline_names,
 )
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.paths import load, shipped
+from graphbuild.tasks.paths import load
 from tests.support.annotators import Child, Styles, build, complete, write_photos
 
 FOLDER = Path(__file__).parents[2] / "pipelines"
@@ -75,7 +73,7 @@ def test_every_shipped_pipeline_loads(photos: Path) -> None:
     assert set(pipeline_names()) == {file.stem for file in FOLDER.glob("*.yaml")} == set(SHIPPED)
     for name, source in SHIPPED.items():
         pipeline = load_pipeline(name, **({"path": str(photos)} if source == "folder" else {}))
-        assert pipeline.annotators and pipeline.source.name == source and pipeline.paths in shipped()
+        assert pipeline.annotators and pipeline.source.name == source
         assert pipeline.annotators == load_annotators(name), "the same wherever the items are"
         assert pipeline_file(name).read_text().startswith("# "), "says what it is"
 
@@ -89,19 +87,19 @@ def test_shipped_pipelines_make_what_they_promise() -> None:
 
 
 def test_the_sample_pipeline_needs_no_weights() -> None:
-    """The demo works offline: none of its annotators loads a model, and its paths include served ones."""
+    """The demo works offline: none of its annotators loads a model, and they serve paths."""
     pipeline = load_pipeline("sample")
     assert all(annotator.identity() is None for annotator in pipeline.annotators)
     assert all(annotator.resources.gpus == 0 for annotator in pipeline.annotators)
     made = {"image", "canny", "lines", "foreground_mask"}
-    assert any(set(path.kinds) <= made for path in load(pipeline.paths).paths)
+    assert any(set(path.kinds) <= made for path in load("graph200k").paths)
 
 
 def test_parameters_reach_the_annotator(tmp_path: Path, photos: Path) -> None:
     """Plain names, `use` with fields, and a location given on the command line."""
-    path = write(tmp_path, "source: folder\nannotators: [lsd, {use: canny, low: 50}]\npaths: graph200k_released\n")
+    path = write(tmp_path, "source: folder\nannotators: [lsd, {use: canny, low: 50}]\n")
     pipeline = load_pipeline(path, path=str(photos))
-    assert pipeline.annotators == (Lsd(), Canny(low=50.0)) and pipeline.paths == "graph200k_released"
+    assert pipeline.annotators == (Lsd(), Canny(low=50.0))
     assert len(pipeline.source.entries()) == 18
 
 
@@ -119,7 +117,7 @@ def test_parameters_reach_the_annotator(tmp_path: Path, photos: Path) -> None:
         ("source: smaple\n", ["smaple", "sample", "folder", "subjects200k"]),
         ("source: [sample\n", ["line"]),
         ("", ["source"]),
-        ("source: sample\npaths: [graph200k]\n", ["paths"]),
+        ("source: sample\npaths: graph200k\n", ["paths", "source, annotators"]),
     ],
 )
 def test_mistakes_name_file_key_and_what_is_valid(tmp_path: Path, text: str, parts: list[str]) -> None:

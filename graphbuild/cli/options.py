@@ -1,0 +1,125 @@
+"""What the options of a command name: sources, annotators, and what an existing graph was made with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graphbuild.annotators import DEFAULT_FOR, recorded, resolve
+from graphbuild.annotators.base import Annotator
+from graphbuild.contracts import CommitDocument, RunReport
+from graphbuild.errors import GraphError
+from graphbuild.lookup import look_in, short_name
+from graphbuild.pipeline import load_annotators, load_pipeline, pipeline_names
+from graphbuild.sources import SOURCES
+from graphbuild.sources import resolve as resolve_source
+from graphbuild.sources.base import Source
+from graphbuild.store.files import Files
+from graphbuild.store.graph import Graph
+
+
+def assemble(
+    source: str | None, path: str | None, pipeline: str | None, annotators: str | None, out: Path | None
+) -> tuple[Source, list[Annotator], Path]:
+    """Source, annotators and graph folder behind the options that `run` and `plan` share.
+
+    A source beside a pipeline replaces the pipeline's; alone it has the pipeline that bears its name, if there is one.
+
+    Raises:
+        GraphError, ValueError: the options say too little, or name what does not exist.
+    """
+    look_in(os.getcwd())
+    location = {} if path is None else {"path": path}
+    file = pipeline or (source if source in pipeline_names() else None)
+    if source is not None and source != file:
+        chosen = resolve_source(source, **location)
+    elif file is not None:
+        chosen = load_pipeline(file, **location).source
+    else:
+        raise GraphError("say where items come from: --source NAME (sample, folder, subjects200k) or --pipeline FILE")
+    where = out or Path(f"{chosen.name}-graph")
+    if annotators is not None:
+        return chosen, choose_annotators([name.strip() for name in annotators.split(",") if name.strip()], where), where
+    if file is None:
+        raise GraphError(
+            f"there is no pipeline named {source!r}; give --annotators a,b "
+            f"or --pipeline (one of {', '.join(pipeline_names())})"
+        )
+    return chosen, list(load_annotators(file)), where
+
+
+def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list[Annotator]:
+    """Annotators from a command line: bare names keep the parameters that an existing graph has live.
+
+    A name is an annotator's, or a kind's, which stands for the kind's live annotator, else its default.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    live = _live_commits(out)
+    # The one of the image last, so that it wins: `canny` is not the `canny` of an edit.
+    live.sort(key=lambda commit: commit.lineage.params.get("of", "image") == "image")
+    by_name = {name: commit for commit in live for name in (commit.unit.annotator, commit.use)}
+    by_kind = {kind: commit for commit in live for kind in commit.lineage.codec}
+    chosen = []
+    for name in dict.fromkeys(names):
+        known = by_name.get(name) or by_kind.get(name) or by_name.get(DEFAULT_FOR.get(name, ""))
+        chosen.append(recorded(known.use, known.config, named=known.use == name) if known else resolve(name))
+    return list(dict.fromkeys(chosen))
+
+
+def live_annotators(out: str | os.PathLike[str]) -> tuple[list[Annotator], list[str]]:
+    """The annotators that made the live kinds of a graph, with the parameters they had; none for a new graph.
+
+    Returns:
+        the annotators, and for each that may not be taken from a graph why.
+    """
+    found, refused = [], []
+    for commit in _live_commits(out):
+        try:
+            found.append(recorded(commit.use, commit.config))
+        except ValueError as error:
+            refused.append(str(error))
+    return found, refused
+
+
+def _live_commits(out: str | os.PathLike[str]) -> list[CommitDocument]:
+    """One commit of every live annotator."""
+    if not Files(out).exists("graph.json"):
+        return []
+    graph = Graph.open(out)
+    live = dict.fromkeys((live.annotator, live.version) for live in graph.head.values())
+    found = (graph.unit_commits(*producer) for producer in live if not producer[0].startswith("source:"))
+    return [commits[0].document for commits in found if commits]
+
+
+def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source | None:
+    """The source of an existing graph, at `path` or where its last run found it; None if it is not there any more, or
+    is not one of ours: its class is not imported because a graph names it."""
+    graph = Graph.open(out)
+    location = {"path": path} if path is not None else last_location(graph)
+    if not graph.source_commits:
+        return None
+    try:
+        use = short_name("source", graph.source_commits[0].document.use, SOURCES)
+        source = resolve_source(use, **graph.document.source.params, **location)
+        source.entries()
+    except ValueError:
+        if path is not None:
+            raise
+        return None
+    return source
+
+
+def last_location(graph: Graph) -> dict[str, Any]:
+    """Where the source was in the last finished run: its root is not part of the graph."""
+    for run in reversed(graph.fs.names("runs")):
+        name = f"runs/{run}/report.json"
+        if graph.fs.exists(name):
+            report = RunReport.model_validate_json(graph.fs.read(name))
+            if report.source_args:
+                # A graph may come from anybody: nothing is fetched from an address because it says so.
+                return {key: value for key, value in report.source_args.items() if "://" not in str(value)}
+    return {}
