@@ -305,7 +305,7 @@ def _table_bytes(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True, write_statistics=False, **options)
     data: bytes = sink.getvalue().to_pybytes()
-    back = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    back = _read(data)
     if back.num_rows != table.num_rows or not back.schema.equals(table.schema):
         raise OSError(f"a table of {table.num_rows} rows did not survive writing; is the memory failing?")
     return data
@@ -361,10 +361,15 @@ def read_table(files: Files, name: str, columns: Sequence[str] | None = None) ->
         GraphError: the file is missing or damaged.
     """
     try:
-        data = pa.BufferReader(files.read(name))
-        return pq.read_table(data, columns=columns, page_checksum_verification=True, partitioning=None)
+        return _read(files.read(name), columns)
     except (pa.ArrowException, OSError) as error:
         raise GraphError(f"{files.path(name)}: cannot be read ({error}); run graphbuild verify") from error
+
+
+def _read(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    # In this thread: one of Arrow's own that lets go of Python's bytes while the interpreter ends aborts the process.
+    parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    return parquet.read(columns, use_threads=False)
 
 
 def outcomes(table: pa.Table) -> list[Outcome]:
