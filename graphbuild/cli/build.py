@@ -95,12 +95,12 @@ def plan(
     from graphbuild.cli import text
     from graphbuild.cli.options import assemble
     from graphbuild.engine.plan import make_plan
-    from graphbuild.store.files import Files
+    from graphbuild.store.files import files_at
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
         chosen, producers, where = assemble(source, path, pipeline, annotators, out)
-        planned = make_plan(Files(where), chosen, producers, **how)
+        planned = make_plan(files_at(where), chosen, producers, **how)
     say(json.dumps(text.plan_document(planned, where)), text.plan_lines(planned, where), as_json)
 
 

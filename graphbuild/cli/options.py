@@ -16,7 +16,7 @@ from graphbuild.pipeline import load_annotators, load_pipeline, pipeline_names
 from graphbuild.sources import SOURCES
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
-from graphbuild.store.files import Files
+from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 
 
@@ -87,7 +87,7 @@ def live_annotators(out: str | os.PathLike[str]) -> tuple[list[Annotator], list[
 
 def _live_commits(out: str | os.PathLike[str]) -> list[CommitDocument]:
     """One commit of every live annotator."""
-    if not Files(out).exists("graph.json"):
+    if not files_at(out).exists("graph.json"):
         return []
     graph = Graph.open(out)
     live = dict.fromkeys((live.annotator, live.version) for live in graph.head.values())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from graphbuild.contracts import CommitDocument, Outcome, PartRef, Status, Unit
 from graphbuild.store.edges import EdgeRows
-from graphbuild.store.files import AlreadyPublished, Files, Workspace
+from graphbuild.store.files import AlreadyPublished, Files
 from graphbuild.store.parts import (
     Place,
     edge_table,
@@ -18,6 +18,7 @@ from graphbuild.store.parts import (
     write_edges,
     write_nodes,
 )
+from graphbuild.store.workspace import Workspace
 
 Places = dict[tuple[int, str, int], Place]
 

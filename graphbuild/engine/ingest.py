@@ -19,8 +19,9 @@ from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.images.codecs import CODECS, Encoded, Pixels, check_image
 from graphbuild.sources.base import Entry, SourceItem, Unusable, phash
 from graphbuild.store.edges import EdgeRows
-from graphbuild.store.files import AlreadyPublished, Files, Workspace
+from graphbuild.store.files import AlreadyPublished, Files
 from graphbuild.store.parts import items_name, read_table, write_items
+from graphbuild.store.workspace import Workspace
 
 ItemRow = dict[str, Any]
 Rows = dict[Key, Outcome]

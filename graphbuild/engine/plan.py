@@ -20,7 +20,7 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source, source_params
 from graphbuild.store.files import Files
-from graphbuild.store.graph import Head, newest_commits, past_lives, read_document, read_head, read_lineage
+from graphbuild.store.heads import Head, newest_commits, past_lives, read_document, read_head, read_lineage
 from graphbuild.store.parts import Commit, read_commit
 
 
@@ -120,7 +120,7 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
         assert source is not None
         if files.exists("README.md"):
             raise GraphError(
-                f"{files.root} is no graph and has a README.md, in whose place a graph would put its own; give another "
+                f"{files.url} is no graph and has a README.md, in whose place a graph would put its own; give another "
                 "--out"
             )
         size = shard_size or shard_size_for(num_items)
@@ -128,12 +128,12 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
     document = read_document(files)
     if shard_size not in (None, document.shard_size):
         raise GraphError(
-            f"{files.root} has shards of {document.shard_size} items for ever; leave out --shard-size {shard_size}, "
+            f"{files.url} has shards of {document.shard_size} items for ever; leave out --shard-size {shard_size}, "
             "or build into another --out"
         )
     if source is not None and (source.name, source_params(source)) != (document.source.name, document.source.params):
         raise GraphError(
-            f"{files.root} was built from source {document.source.name!r} {canonical_json(document.source.params)}, "
+            f"{files.url} was built from source {document.source.name!r} {canonical_json(document.source.params)}, "
             f"not {source.name!r} {canonical_json(source_params(source))}; give another --out"
         )
     return document

@@ -29,9 +29,11 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source
 from graphbuild.store.card import write_card
-from graphbuild.store.files import AlreadyPublished, Files, Workspace
-from graphbuild.store.graph import Graph, Head, change_head, read_document
+from graphbuild.store.files import AlreadyPublished, Files, files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import Head, change_head, read_document
 from graphbuild.store.status import status_of
+from graphbuild.store.workspace import Workspace
 
 Executor = Literal["ray", "inline"]
 FLUSH_SECONDS = 60.0
@@ -75,15 +77,15 @@ def run(
     Raises:
         GraphError, ValueError: wrong usage, found before any work.
     """
-    files = Files(out)
+    files = files_at(out)
     chosen = [resolve(a) if isinstance(a, str) else a for a in annotators]
     options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed}
     options["new_items"] = new_items
     options["here"] = address is None and "RAY_ADDRESS" not in os.environ
     first = make_plan(files, source, chosen, retry=retry, **options)
     run = _Run(files, executor, address, flush_s, console or Console(stderr=True))
-    if not first.units and not first.replaces() and not os.access(files.root, os.W_OK):
-        return run.report(first, Graph.open(files.root), source)  # finished, on a disk that cannot be written
+    if not first.units and not first.replaces() and not files.writable():
+        return run.report(first, Graph.open(files.url), source)  # finished, on a disk that cannot be written
     with run.workspace_open():
         run.prepare(first)
         for note in first.notes:
@@ -132,7 +134,7 @@ class _Run:
         except AlreadyPublished:
             if read_document(self.files) != plan.document:
                 raise GraphError(
-                    f"{self.files.root}: another run has just made this graph otherwise; run again"
+                    f"{self.files.url}: another run has just made this graph otherwise; run again"
                 ) from None
         for producer in plan.producers:
             lineage = canonical_json(producer.lineage.model_dump(mode="json")) + "\n"
@@ -143,7 +145,7 @@ class _Run:
         self.schedule = schedule = Schedule(plan, self.killed)
         self._said = 0
         progress = Progress(self.console, sum(unit.rows for unit in plan.units))
-        worker_args = (str(self.files.root), self.workspace.name, self.flush_s)
+        worker_args = (self.files.url, self.workspace.name, self.flush_s)
         try:
             if self.executor == "inline":
                 run_inline(schedule, lambda: Worker(*worker_args), progress, self._finished)
@@ -176,7 +178,7 @@ class _Run:
         remove_finished(self.files)
         if not self.left:
             self._promote(plan)
-        graph = Graph.open(self.files.root)
+        graph = Graph.open(self.files.url)
         report = self.report(plan, graph, source)
         graph.publish_snapshot(self.workspace)
         if self.reports or self.errors:
@@ -202,7 +204,7 @@ class _Run:
         status = status_of(graph)
         return RunReport(
             run_id=self.run_id,
-            graph=str(self.files.root),
+            graph=self.files.url,
             command=sys.argv,
             source_args=_location_of(source),
             started=self.started.isoformat(timespec="seconds"),

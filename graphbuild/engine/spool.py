@@ -11,8 +11,9 @@ import pyarrow as pa
 from graphbuild.contracts import SPOOL, Outcome, Unit
 from graphbuild.engine.rows import Key
 from graphbuild.hashing import canonical_json, digest_of
-from graphbuild.store.files import Files, Workspace, file_checksum
+from graphbuild.store.files import Files, file_checksum
 from graphbuild.store.parts import edges_name, outcomes
+from graphbuild.store.workspace import Workspace
 
 SPOOL_BYTES = 32 << 20
 CAREFUL_FLUSH_SECONDS = 1.0

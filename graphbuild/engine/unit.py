@@ -18,8 +18,9 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum, seed_of
 from graphbuild.images.codecs import CODECS
 from graphbuild.images.node import Node
-from graphbuild.store.files import Files, Workspace
+from graphbuild.store.files import Files
 from graphbuild.store.graph import read_node
+from graphbuild.store.workspace import Workspace
 
 BROKEN_ROWS = 100
 

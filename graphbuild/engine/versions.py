@@ -27,7 +27,7 @@ from graphbuild.kinds.registry import KINDS, kind_of
 from graphbuild.lookup import author_of
 from graphbuild.models.checkpoint import Checkpoint, loaded_from
 from graphbuild.sources.base import Source, source_params
-from graphbuild.store.graph import Head
+from graphbuild.store.heads import Head
 
 SCHEMA_VERSION = 1
 

@@ -15,7 +15,8 @@ from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, Un
 from graphbuild.engine.unit import Annotating, AnnotatorBroken, Nodes
 from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory, use_threads
-from graphbuild.store.files import Files, Workspace
+from graphbuild.store.files import files_at
+from graphbuild.store.workspace import Workspace
 
 Progress = Callable[[int, int], None]
 """Called with (rows finished, of which failed)."""
@@ -32,7 +33,7 @@ class Worker:
 
         # One thread for each CPU asked for: the pool is the parallelism, and results depend on thread counts.
         cv2.setNumThreads(1)
-        self.files = Files(url)
+        self.files = files_at(url)
         self.workspace = Workspace(self.files, workspace)
         self.flush_s, self.device = flush_s, device
         self._loaded: dict[str, Loaded] = {}

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from graphbuild.store.files import Workspace
 from graphbuild.store.graph import Graph
+from graphbuild.store.workspace import Workspace
 
 _TEXT = """
 # {name}
@@ -40,7 +40,7 @@ def card_text(graph: Graph) -> str:
     configs = [_config(graph, what) for what in (*names, "items", "edges")]
     rows = [f"| {k} | {counts[k]} | {graph.head[k].annotator} | {graph.head[k].version} |" for k in names]
     front = yaml.safe_dump({"configs": configs}, sort_keys=False)
-    name = graph.fs.root.name
+    name = graph.fs.url.rpartition("/")[2]
     text = _TEXT.format(
         name=name, path=name, items=graph.num_items, source=graph.document.source.name, rows="\n".join(rows)
     )

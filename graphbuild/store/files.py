@@ -1,18 +1,18 @@
-"""Files of a graph folder, and the one way to add to it: no-clobber publishing. Only this module assumes POSIX."""
+"""Files of a graph, and the one way to add to it: no-clobber publishing. Only `LocalFiles` assumes POSIX."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import re
 import shutil
-import socket
 import time
-import uuid
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
@@ -20,15 +20,115 @@ import xxhash
 from graphbuild.errors import GraphError
 
 OPEN_FILES = 256
-STALE_SECONDS = 600.0
-"""A run on another host whose heartbeat is older than this is dead."""
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
 
 class AlreadyPublished(GraphError):
     """The name exists with other bytes; whoever published first has won."""
+
+
+class Scratch(Protocol):
+    """Where files are built before they are published."""
+
+    def temp(self) -> str:
+        """A path on this machine that does not exist yet."""
+
+
+class Files(Protocol):
+    """The files of one graph. Names are relative, with `/`; everything published is final."""
+
+    @property
+    def url(self) -> str:
+        """Where the graph is: opens it again, here or in another process."""
+
+    def path(self, name: str) -> str:
+        """What other readers open. A name that leads out of the graph is refused with a GraphError."""
+
+    def writable(self) -> bool:
+        """Whether files can be added."""
+
+    def exists(self, name: str) -> bool: ...
+
+    def size(self, name: str) -> int:
+        """In bytes."""
+
+    def age(self, name: str) -> float | None:
+        """Seconds since a file or folder was made or touched; None if it is gone."""
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted entry names directly inside `folder`; empty when it does not exist."""
+
+    def read(self, name: str) -> bytes: ...
+
+    def tail(self, name: str, nbytes: int) -> bytes:
+        """The last `nbytes` of a file, or all of a smaller one."""
+
+    def pread(self, name: str, offset: int, nbytes: int) -> bytes:
+        """`nbytes` from `offset`; meant for many reads at random."""
+
+    def map(self, name: str) -> pa.Buffer:
+        """A whole file as a buffer, of which only what is touched is read."""
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to seek and read in."""
+
+    def checksum(self, name: str) -> str:
+        """xxh3_128 of a whole file."""
+
+    def publish(self, name: str, data: bytes, scratch: Scratch) -> bool:
+        """Give `data` its final name. True if this call created it, False if equal bytes were already there.
+
+        Raises:
+            AlreadyPublished: other bytes have that name.
+        """
+
+    def publish_file(self, temp: str, name: str) -> bool:
+        """The same for a finished temporary file, which is gone afterwards."""
+
+    def replace(self, name: str, data: bytes, scratch: Scratch) -> None:
+        """Atomically overwrite; only for what is not part of the format (the dataset card, reports)."""
+
+    def append(self, name: str, line: str) -> None:
+        """Add one line to an event file of a run."""
+
+    def make_folder(self, name: str) -> None:
+        """A folder that must not exist yet."""
+
+    def touch(self, name: str) -> None:
+        """Make an existing file or folder new again, for `age`."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file or a folder; one that is already gone is fine."""
+
+
+def files_at(url: str | os.PathLike[str]) -> Files:
+    """The files of the graph at a location: a path, or a `file://` URL.
+
+    Raises:
+        GraphError: a URL of another scheme.
+    """
+    return LocalFiles(local_path(url))
+
+
+def local_path(url: str | os.PathLike[str]) -> Path:
+    """The path that a location given by a user stands for: itself, or what follows `file://`.
+
+    Raises:
+        GraphError: a URL of another scheme, also where `pathlib` has made `s3:/bucket` of `s3://bucket`.
+    """
+    text = os.fspath(url)
+    found = _SCHEME.match(text)
+    if found is None:
+        return Path(text)
+    if found[1].lower() != "file":
+        raise GraphError(
+            f"{text}: {found[1]}:// is not supported, this release reads and writes local and shared file systems "
+            "only; give a path, such as that of a folder where the bucket is mounted"
+        )
+    return Path(unquote("/" + text[found.end() :].lstrip("/")))
 
 
 class _OpenFile:
@@ -42,30 +142,23 @@ class _OpenFile:
             os.close(self.fd)
 
 
-class Files:
-    """A graph folder on a local or shared file system. Names are relative, with `/`; everything published is final.
+class LocalFiles:
+    """`Files` in a folder on a local or shared file system."""
 
-    Args:
-        url: a path, or a `file://` URL.
-
-    Raises:
-        GraphError: another URL scheme.
-    """
-
-    def __init__(self, url: str | os.PathLike[str]) -> None:
-        text = os.fspath(url)
-        if "://" in text and not text.startswith("file://"):
-            raise GraphError(f"{text}: graphs live on a local or shared file system in this release; give a path")
-        self.root = Path(text.removeprefix("file://")).absolute()
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
         self._folder = os.path.join(self.root, "")
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[Files], tuple[str]]:
-        return (Files, (str(self.root),))
+    def __reduce__(self) -> tuple[type[LocalFiles], tuple[str]]:
+        return (LocalFiles, (str(self.root),))
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
 
     def path(self, name: str) -> str:
-        """What other readers open: an absolute path. A name that leads out of the graph is refused."""
         path = os.path.join(self._folder, name)  # as text: pathlib takes ten times as long, and this is on every path
         if ".." in name.split("/") or not path.startswith(self._folder):
             raise GraphError(f"{name}: leads out of the graph {self.root}")
@@ -74,11 +167,19 @@ class Files:
     def exists(self, name: str) -> bool:
         return os.path.exists(self.path(name))
 
+    def writable(self) -> bool:
+        return os.access(self.root, os.W_OK)
+
     def size(self, name: str) -> int:
         return os.stat(self.path(name)).st_size
 
+    def age(self, name: str) -> float | None:
+        try:
+            return time.time() - os.stat(self.path(name)).st_mtime
+        except FileNotFoundError:
+            return None
+
     def names(self, folder: str) -> list[str]:
-        """Sorted entry names directly inside `folder`; empty when it does not exist."""
         try:
             return sorted(os.listdir(self.path(folder)))
         except FileNotFoundError:
@@ -88,13 +189,12 @@ class Files:
         return Path(self.path(name)).read_bytes()
 
     def tail(self, name: str, nbytes: int) -> bytes:
-        """The last `nbytes` of a file, or all of a smaller one."""
         with open(self.path(name), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - nbytes))
             return file.read()
 
     def pread(self, name: str, offset: int, nbytes: int) -> bytes:
-        """`nbytes` from `offset`; descriptors are kept open, the least recently used are closed."""
+        """Descriptors are kept open, the least recently used are closed."""
         with self._lock:
             handle = self._open.pop(name, None) or _OpenFile(Path(self.path(name)))
             self._open[name] = handle
@@ -103,30 +203,21 @@ class Files:
         return os.pread(handle.fd, nbytes, offset)
 
     def map(self, name: str) -> pa.Buffer:
-        """A whole file as a buffer, of which only what is touched is read."""
         return pa.memory_map(self.path(name)).read_buffer()
 
     def open(self, name: str) -> BinaryIO:
-        """A file to seek and read in."""
         return open(self.path(name), "rb")
 
     def checksum(self, name: str) -> str:
-        """xxh3_128 of a whole file."""
         return file_checksum(self.path(name))
 
-    def publish(self, name: str, data: bytes, workspace: Workspace) -> bool:
-        """Give `data` its final name. True if this call created it, False if equal bytes were already there.
-
-        Raises:
-            AlreadyPublished: other bytes have that name.
-        """
-        temp = workspace.temp()
+    def publish(self, name: str, data: bytes, scratch: Scratch) -> bool:
+        temp = scratch.temp()
         with open(temp, "xb") as file:
             file.write(data)
         return self.publish_file(temp, name)
 
     def publish_file(self, temp: str, name: str) -> bool:
-        """The same for a finished temporary file, which is gone afterwards."""
         target = self.path(name)
         _sync(temp)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -139,9 +230,8 @@ class Files:
         _sync(os.path.dirname(target))
         return created
 
-    def replace(self, name: str, data: bytes, workspace: Workspace) -> None:
-        """Atomically overwrite; only for what is not part of the format (the dataset card, reports)."""
-        temp, target = workspace.temp(), self.path(name)
+    def replace(self, name: str, data: bytes, scratch: Scratch) -> None:
+        temp, target = scratch.temp(), self.path(name)
         with open(temp, "xb") as file:
             file.write(data)
         _sync(temp)
@@ -149,60 +239,22 @@ class Files:
         os.replace(temp, target)
 
     def append(self, name: str, line: str) -> None:
-        """Add one line to an event file of a run."""
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
         with open(self.path(name), "a") as file:
             file.write(line + "\n")
 
+    def make_folder(self, name: str) -> None:
+        os.makedirs(self.path(name))
+
+    def touch(self, name: str) -> None:
+        os.utime(self.path(name))
+
     def remove(self, name: str) -> None:
-        """Delete a file or a folder; one that is already gone is fine."""
         path = self.path(name)
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
             _unlink(path)
-
-
-class Workspace:
-    """The folder under `_tmp/` in which one run builds files. Its name says who owns it: others can tell the dead."""
-
-    def __init__(self, files: Files, name: str) -> None:
-        self.files = files
-        self.name = name
-
-    @classmethod
-    def create(cls, files: Files, run_id: str) -> Workspace:
-        workspace = cls(files, "+".join([run_id, _host(), _boot(), str(os.getpid()), _started(os.getpid())]))
-        os.makedirs(files.path(f"_tmp/{workspace.name}"))
-        return workspace
-
-    def temp(self) -> str:
-        """A fresh path in the workspace. The folder is never recreated: if it is gone, this run was declared dead."""
-        return self.files.path(f"_tmp/{self.name}/{uuid.uuid4().hex}")
-
-    def beat(self) -> None:
-        """Tell other hosts that this run is alive."""
-        os.utime(self.files.path(f"_tmp/{self.name}"))
-
-    def close(self) -> None:
-        self.files.remove(f"_tmp/{self.name}")
-
-
-def remove_dead_workspaces(files: Files) -> None:
-    """Remove what killed runs left under `_tmp/`: same host and boot with the process gone, else no heartbeat."""
-    for name in files.names("_tmp"):
-        if not _alive(files, name):
-            files.remove(f"_tmp/{name}")
-
-
-def _alive(files: Files, name: str) -> bool:
-    parts = name.split("+")
-    if len(parts) == 5 and parts[1:3] == [_host(), _boot()]:
-        return parts[4] == _started(int(parts[3])) != ""
-    try:
-        return time.time() - os.stat(files.path(f"_tmp/{name}")).st_mtime < STALE_SECONDS
-    except FileNotFoundError:
-        return False
 
 
 def file_checksum(path: str) -> str:
@@ -252,34 +304,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
-
-
-def _host() -> str:
-    return socket.gethostname().replace("+", "-").replace("/", "-")
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-    except OSError:
-        return "unknown"
-
-
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; "" when it is gone. Guards against a reused pid."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return _signal_answer(pid) if not os.path.exists("/proc/self/stat") else ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def _signal_answer(pid: int) -> str:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        return "alive"
-    return "alive"

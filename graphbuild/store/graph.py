@@ -6,7 +6,7 @@ import bisect
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -15,21 +15,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.contracts import FEATURES, FORMAT, ITEMS, SNAPSHOT, GraphDocument, LineageDocument, Live, Shard
+from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.store.edges import EdgeRows, cached_presence
-from graphbuild.store.files import AlreadyPublished, Files, Workspace
+from graphbuild.store.files import Files, files_at
+from graphbuild.store.heads import (
+    HEAD,
+    Head,
+    newest_commits,
+    read_document,
+    read_head,
+    read_lineage,
+    read_snapshot,
+    shard_index,
+)
 from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
-from graphbuild.store.parts import Commit, edges_folder, read_commit, read_table
+from graphbuild.store.parts import Commit, read_commit, read_table
+from graphbuild.store.workspace import Workspace
 
-Head = dict[str, Live]
-_HEAD = TypeAdapter(Head)
-_HEAD_TRIES = 100
 _INDEX_AFTER = 32  # edges parts of one producer loaded for single reads, before its kind is indexed
 
 
@@ -64,11 +71,11 @@ class Graph:
         Raises:
             GraphError: no graph there, an unknown format or feature, or no such snapshot.
         """
-        files = Files(url)
+        files = files_at(url)
         document = read_document(files)
         if snapshot is None:
             return cls(files, document, read_head(files)[1], newest_commits(files))
-        graph = cls(files, document, *_pinned(files, snapshot))
+        graph = cls(files, document, *read_snapshot(files, snapshot))
         if graph.digest != snapshot:
             raise GraphError(
                 f"{graph.url}: the commits of snapshot {snapshot} were altered since; run graphbuild verify"
@@ -77,7 +84,7 @@ class Graph:
 
     @property
     def url(self) -> str:
-        return str(self.fs.root)
+        return self.fs.url
 
     # ---- what is there ---------------------------------------------------------------------------------------
 
@@ -215,7 +222,7 @@ class Graph:
 
     def reopen(self) -> None:
         """Let go of descriptors and their lock: for a process that was forked while threads were reading."""
-        self.fs = Files(self.fs.root)
+        self.fs = files_at(self.fs.url)
 
     def shard_of(self, item_ix: int) -> Shard:
         at = bisect.bisect_right(self.shards, item_ix, key=lambda shard: shard.start) - 1
@@ -241,7 +248,7 @@ class Graph:
         key = (annotator, version)
         if key not in self._shard_names:
             names = self._newest.get(key, [])
-            self._shard_names[key] = {_shard_index(name): name for name in names}
+            self._shard_names[key] = {shard_index(name): name for name in names}
         return self._shard_names[key]
 
     # ---- snapshots -------------------------------------------------------------------------------------------
@@ -255,11 +262,11 @@ class Graph:
     @cached_property
     def digest(self) -> str:
         """What this snapshot is called: a hash of its head and its commits."""
-        return digest_of([_HEAD.dump_python(self.head, mode="json"), self.snapshot_table.to_pylist()])
+        return digest_of([HEAD.dump_python(self.head, mode="json"), self.snapshot_table.to_pylist()])
 
     def publish_snapshot(self, workspace: Workspace) -> str:
         """Keep this state, so that `Graph.open(url, snapshot=digest)` finds it for ever."""
-        text = canonical_json(_HEAD.dump_python(self.head, mode="json"))
+        text = canonical_json(HEAD.dump_python(self.head, mode="json"))
         sink = pa.BufferOutputStream()
         pq.write_table(self.snapshot_table.replace_schema_metadata({"graphbuild": text}), sink)
         name = f"snapshots/{self.digest}.parquet"
@@ -294,96 +301,3 @@ def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
         attrs={} if attrs is None else json.loads(str(attrs)),
         edge=LazyEdge.of(rows.table, row),
     )
-
-
-# ---- graph.json, lineage, heads, commits -----------------------------------------------------------------------
-
-
-def read_document(files: Files) -> GraphDocument:
-    """`graph.json`, refused when its format or a feature is unknown."""
-    if not files.exists("graph.json"):
-        raise GraphError(
-            f"{files.root} is not a graph (no graph.json); make one with: graphbuild run --out {files.root}"
-        )
-    try:
-        document = GraphDocument.model_validate_json(files.read("graph.json"))
-    except ValidationError as error:
-        raise GraphError(f"{files.path('graph.json')}: {error}") from error
-    unknown = sorted(set(document.features) - set(FEATURES))
-    if document.format != FORMAT or unknown:
-        raise GraphError(
-            f"{files.path('graph.json')}: format {document.format} with features {document.features}; this release "
-            f"reads format {FORMAT} with features {list(FEATURES)}: upgrade graphbuild"
-        )
-    return document
-
-
-def read_lineage(files: Files, version: str) -> LineageDocument:
-    return LineageDocument.model_validate_json(files.read(f"lineage/{version}.json"))
-
-
-def read_head(files: Files) -> tuple[int, Head]:
-    """The newest head and its number; number 0 and an empty map before the first."""
-    numbers = [name for name in files.names("heads") if name.endswith(".json")]
-    if not numbers:
-        return 0, {}
-    return int(numbers[-1].removesuffix(".json")), _HEAD.validate_json(files.read(f"heads/{numbers[-1]}"))
-
-
-def past_lives(files: Files) -> set[Live]:
-    """Every (annotator, version) that some head has named; reads all heads."""
-    names = [name for name in files.names("heads") if name.endswith(".json")]
-    return {live for name in names for live in _HEAD.validate_json(files.read(f"heads/{name}")).values()}
-
-
-def change_head(files: Files, workspace: Workspace, change: Callable[[Head], Head]) -> Head:
-    """Publish `change(newest head)` as the next head. A lost race rereads and reapplies; no change publishes nothing.
-
-    Raises:
-        GraphError: other runs kept winning.
-    """
-    for _ in range(_HEAD_TRIES):
-        number, head = read_head(files)
-        wanted = change(dict(head))
-        if wanted == head:
-            return head
-        text = canonical_json(_HEAD.dump_python(wanted, mode="json")) + "\n"
-        try:
-            files.publish(f"heads/{number + 1:08d}.json", text.encode(), workspace)
-            return wanted
-        except AlreadyPublished:
-            continue
-    raise GraphError(f"{files.root}: could not publish a head in {_HEAD_TRIES} tries; are many runs promoting at once?")
-
-
-def newest_commits(files: Files) -> dict[tuple[str, str], list[str]]:
-    """(annotator, version) -> the newest edges part of each shard, by shard; from names alone."""
-    newest: dict[tuple[str, str], list[str]] = {}
-    for annotator_folder in files.names("edges"):
-        annotator = annotator_folder.removeprefix("annotator=")
-        for version_folder in files.names(f"edges/{annotator_folder}"):
-            version = version_folder.removeprefix("version=")
-            folder = edges_folder(annotator, version)
-            by_shard = {_shard_index(name): f"{folder}/{name}" for name in files.names(folder)}
-            newest[annotator, version] = [by_shard[shard] for shard in sorted(by_shard)]
-    return newest
-
-
-def _shard_index(name: str) -> int:
-    """12 of `.../shard-00012-r000.parquet`; names sort by revision, so the last one of a shard is the newest."""
-    return int(name.rpartition("/")[2].split("-")[1])
-
-
-def _pinned(files: Files, digest: str) -> tuple[Head, dict[tuple[str, str], list[str]]]:
-    name = f"snapshots/{digest}.parquet"
-    if not files.exists(name):
-        known = ", ".join(n.removesuffix(".parquet") for n in files.names("snapshots")) or "none"
-        raise GraphError(f"{files.root} has no snapshot {digest!r}; published ones: {known}")
-    table = pq.read_table(pa.BufferReader(files.read(name)))
-    newest: dict[tuple[str, str], list[str]] = {}
-    for row in table.to_pylist():
-        part = (
-            f"{edges_folder(row['annotator'], row['version'])}/shard-{row['shard']:05d}-r{row['revision']:03d}.parquet"
-        )
-        newest.setdefault((row["annotator"], row["version"]), []).append(part)
-    return _HEAD.validate_json(table.schema.metadata[b"graphbuild"]), newest

@@ -8,8 +8,10 @@ import secrets
 from graphbuild.contracts import Live
 from graphbuild.errors import GraphError
 from graphbuild.store.card import write_card
-from graphbuild.store.files import Files, Workspace
-from graphbuild.store.graph import Graph, Head, change_head, read_lineage
+from graphbuild.store.files import files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import Head, change_head, read_lineage
+from graphbuild.store.workspace import Workspace
 
 
 def promote(out: str | os.PathLike[str], version: str) -> Head:
@@ -35,7 +37,7 @@ def promote(out: str | os.PathLike[str], version: str) -> Head:
             f"{lineage.annotator} {version} was made from another version of {stale[0]}; promote that first"
         )
     makes = {kind: Live(annotator=lineage.annotator, version=version) for kind in lineage.codec}
-    files = Files(out)
+    files = files_at(out)
     workspace = Workspace.create(files, f"promote-{secrets.token_hex(3)}")
     try:
         head = change_head(files, workspace, lambda head: {**head, **makes})

@@ -13,8 +13,9 @@ from graphbuild.contracts import NODES, PartRef
 from graphbuild.errors import GraphError
 from graphbuild.hashing import checksum, version_of
 from graphbuild.store.edges import EdgeRows
-from graphbuild.store.files import Files
-from graphbuild.store.graph import newest_commits, read_document, read_head, read_lineage, read_node
+from graphbuild.store.files import Files, files_at
+from graphbuild.store.graph import read_node
+from graphbuild.store.heads import newest_commits, read_document, read_head, read_lineage
 from graphbuild.store.parts import Commit, read_commit, read_table, rows_digest
 
 Level = Literal["quick", "full"]
@@ -39,7 +40,7 @@ def verify(
         level: `quick` reads footers and sizes; `full` also reads every part, checks its checksum and each node's hash.
         progress: called after each commit.
     """
-    files = Files(url)
+    files = files_at(url)
     read_document(files)
     verdict = Verdict()
     verdict.problems += _head_problems(files)

@@ -7,7 +7,8 @@ from typing import Any
 
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.kinds.registry import kind_of, parents_of
-from graphbuild.store.graph import Graph, read_lineage
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import read_lineage
 from graphbuild.store.parts import read_table
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask

@@ -19,8 +19,8 @@ from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
-from graphbuild.store.files import Workspace
 from graphbuild.store.graph import Graph
+from graphbuild.store.workspace import Workspace
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.sampler import PathSampler

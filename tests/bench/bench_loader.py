@@ -54,9 +54,11 @@ from graphbuild.hashing import checksum, version_of
 from graphbuild.images.codecs import CODECS
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import kind_of
-from graphbuild.store.files import Files, Workspace
-from graphbuild.store.graph import Graph, change_head
+from graphbuild.store.files import Files, files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import change_head
 from graphbuild.store.parts import write_items
+from graphbuild.store.workspace import Workspace
 from graphbuild.tasks.cells import Frame
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.layouts import frames
@@ -336,7 +338,7 @@ def _encoded(kind: str, crop: np.ndarray) -> bytes:
 
 
 def write_graph(out: Path, num_shards: int, patterns: dict[str, list[bytes]]) -> None:
-    files = Files(out)
+    files = files_at(out)
     workspace = Workspace.create(files, "bench")
     document = GraphDocument(source=SourceDocument(name="bench", params={}), shard_size=SHARD_ITEMS)
     files.publish("graph.json", document.model_dump_json().encode(), workspace)

@@ -48,9 +48,10 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.engine.records import Producer
 from graphbuild.engine.versions import bind, source_producer
 from graphbuild.sources.base import Entry, Source, SourceItem
-from graphbuild.store.files import Files, Workspace
-from graphbuild.store.graph import change_head
+from graphbuild.store.files import Files, LocalFiles, Scratch, files_at
+from graphbuild.store.heads import change_head
 from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, read_commit, write_edges, write_items
+from graphbuild.store.workspace import Workspace
 
 ANNOTATORS = (Canny(), Lsd(), Grabcut())
 ROUNDS = 5
@@ -70,10 +71,10 @@ class Listed(Source):
         raise AssertionError("a plan without changes reads no image")
 
 
-class Unsynced(Files):
+class Unsynced(LocalFiles):
     """Publishes without fsync and checks."""
 
-    def publish(self, name: str, data: bytes, workspace: Workspace) -> bool:
+    def publish(self, name: str, data: bytes, scratch: Scratch) -> bool:
         path = Path(self.path(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -120,7 +121,7 @@ def show(units: int, sizes: dict[int, int], seconds: dict[int, list[float]], lis
 
 def plan(out: Path, source: Source | None) -> float:
     started = time.perf_counter()
-    found = make_plan(Files(out), source, ANNOTATORS)
+    found = make_plan(files_at(out), source, ANNOTATORS)
     taken = time.perf_counter() - started
     assert not found.units and found.retriable == 0, found.reasons()
     return taken

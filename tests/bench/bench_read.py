@@ -34,9 +34,11 @@ from graphbuild.engine.records import Producer
 from graphbuild.engine.versions import source_producer
 from graphbuild.hashing import checksum
 from graphbuild.sources.base import Entry, Source, SourceItem
-from graphbuild.store.files import Files, Workspace
-from graphbuild.store.graph import Graph, change_head
+from graphbuild.store.files import Files, files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import change_head
 from graphbuild.store.parts import write_items
+from graphbuild.store.workspace import Workspace
 
 SHARD_ITEMS = 1024
 PEER_SHARE = 20
@@ -131,7 +133,7 @@ def _spots(files: Sequence[pq.ParquetFile]) -> Iterator[Spot]:
 
 def write_graph(out: Path, num_shards: int) -> int:
     """A graph of one kind, `image`; returns the bytes of its nodes."""
-    files, producer = Files(out), source_producer(Noise())
+    files, producer = files_at(out), source_producer(Noise())
     workspace = Workspace.create(files, "bench")
     document = GraphDocument(source=SourceDocument(name="noise", params={}), shard_size=SHARD_ITEMS)
     files.publish("graph.json", document.model_dump_json().encode(), workspace)

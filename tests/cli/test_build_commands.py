@@ -22,10 +22,12 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.cli import app
 from graphbuild.engine.executors import ray as ray_pool
 from graphbuild.engine.plan import make_plan
-from graphbuild.store.files import Files, Workspace
-from graphbuild.store.graph import Graph, read_head
+from graphbuild.store.files import files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import read_head
 from graphbuild.store.promote import promote
 from graphbuild.store.status import failed_rows
+from graphbuild.store.workspace import Workspace
 from tests.support.annotators import SomeFail, build, calls, complete, leftovers, write_photos
 from tests.support.sources import InMemory, Misbehaving
 
@@ -74,12 +76,12 @@ def test_nothing_to_do_leaves_what_promote_set(tmp_path: Path, photos: Path) -> 
     out, new = tmp_path / "g", Canny(low=50.0)
     complete(build(photos, out, [Canny()], limit=4))
     old = Graph.open(out).live("canny")
-    plan = make_plan(Files(out), None, [new])
+    plan = make_plan(files_at(out), None, [new])
     assert set(plan.replaces()) == {"canny"}
     report = complete(build(photos, out, [new], limit=4))
     assert report.went_live == {"canny": Graph.open(out).live("canny")} == plan.replaces()
     promote(out, old.version)
-    assert make_plan(Files(out), None, [new]).replaces() == {}
+    assert make_plan(files_at(out), None, [new]).replaces() == {}
     assert complete(build(photos, out, [new], limit=4)).went_live == {}
     assert Graph.open(out).live("canny") == old
 
@@ -91,9 +93,9 @@ def test_a_version_that_was_never_live_goes_live(tmp_path: Path, photos: Path, m
     with monkeypatch.context() as killed:
         killed.setattr("graphbuild.engine.run._Run._promote", lambda self, plan: None)
         build(photos, out, [Canny(low=50.0)], limit=4)
-    number = read_head(Files(out))[0]
+    number = read_head(files_at(out))[0]
     assert set(complete(build(photos, out, [Canny(low=50.0)], limit=4)).went_live) == {"canny"}
-    assert read_head(Files(out))[0] == number + 1
+    assert read_head(files_at(out))[0] == number + 1
 
 
 def test_status_shows_the_parameters_of_versions(tmp_path: Path, photos: Path) -> None:

@@ -18,7 +18,7 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.images.decode import decode_image
 from graphbuild.kinds.registry import KINDS
 from graphbuild.sources import resolve as resolve_source
-from graphbuild.store.files import Files
+from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
@@ -91,7 +91,7 @@ def test_a_killed_graph_has_the_bytes_of_a_whole_one(
 def test_nothing_is_left_to_do(pairs: Path, annotators: list[Annotator], graph: Graph) -> None:
     """Identities of weights have to come out the same every time."""
     source = resolve_source("subjects200k", path=str(pairs))
-    assert make_plan(Files(graph.url), source, annotators).units == ()
+    assert make_plan(files_at(graph.url), source, annotators).units == ()
 
 
 @pytest.mark.ray

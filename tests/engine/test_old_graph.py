@@ -19,7 +19,7 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.engine.versions import bind, source_producer
 from graphbuild.hashing import version_of
 from graphbuild.sources import resolve as resolve_source
-from graphbuild.store.files import Files
+from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
@@ -44,7 +44,7 @@ def test_an_old_graph_is_sound_and_finished(old: Path) -> None:
     before = tree(old / "graph", ".")
     assert verify(old / "graph", "full").problems == []
     source = resolve_source("folder", path=str(old / "photos"))
-    plan = make_plan(Files(old / "graph"), source, [resolve(name) for name in ("canny", "lsd", "grabcut")])
+    plan = make_plan(files_at(old / "graph"), source, [resolve(name) for name in ("canny", "lsd", "grabcut")])
     assert plan.units == () and plan.replaces() == {}
     report = complete(build(old / "photos", old / "graph", ["canny", "lsd", "grabcut"]))
     assert report.annotators == {} and tree(old / "graph", ".") == before
@@ -94,7 +94,7 @@ def test_a_class_of_the_same_name_is_another_version(photos: Path, tmp_path: Pat
     complete(build(photos, tmp_path / "g", ["canny"], limit=3))
     ours = Graph.open(tmp_path / "g").live("canny")
     theirs = dataclass(frozen=True, kw_only=True)(type("Canny", (Canny,), {"__module__": __name__}))
-    plan = make_plan(Files(tmp_path / "g"), None, [theirs()])
+    plan = make_plan(files_at(tmp_path / "g"), None, [theirs()])
     assert plan.units[0].why == f"annotator changed: author None -> {__name__}"
     complete(build(photos, tmp_path / "g", [theirs()], limit=3))
     assert Graph.open(tmp_path / "g").live("canny") != ours
@@ -117,7 +117,7 @@ def test_own_annotators_in_a_graph_from_before_authors(
     with monkeypatch.context() as before:
         before.setattr("graphbuild.engine.versions.author_of", lambda cls: None)
         complete(build(photos, tmp_path / "g", [Own()], limit=3))
-    assert make_plan(Files(tmp_path / "g"), None, [Own()]).units == ()
+    assert make_plan(files_at(tmp_path / "g"), None, [Own()]).units == ()
     lineage = Graph.open(tmp_path / "g").commits("hed")[0].document.lineage
     assert lineage.author is None and version_of(lineage) == Graph.open(tmp_path / "g").live("hed").version
 

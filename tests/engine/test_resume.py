@@ -22,7 +22,7 @@ from graphbuild.engine.new_items import ChangedItems
 from graphbuild.engine.plan import make_plan
 from graphbuild.errors import MissingNode
 from graphbuild.sources import resolve as source
-from graphbuild.store.files import Files
+from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from tests.support.annotators import (
     Child,
@@ -199,7 +199,7 @@ def test_added_photos(own_photos: Path, tmp_path: Path) -> None:
     added = write_photos(tmp_path / "added", range(18, 48))
     for number, path in enumerate(sorted(added.iterdir())):
         shutil.move(path, own_photos / f"{'a' if number % 2 else 'z'}{path.name}")
-    plan = make_plan(Files(tmp_path / "g"), source("folder", path=str(own_photos)), [Canny()])
+    plan = make_plan(files_at(tmp_path / "g"), source("folder", path=str(own_photos)), [Canny()])
     assert {unit.work.unit.shard.start >= 18 for unit in plan.units} == {True}
     assert set(plan.reasons()) == {("source:folder", "new items"), ("canny", "missing")}
     complete(build(own_photos, tmp_path / "g", ["canny", "lsd"]))
@@ -245,7 +245,7 @@ def test_touched_and_vanished_photos(own_photos: Path, tmp_path: Path) -> None:
     assert complete(build(own_photos, tmp_path / "g", ["canny"])).annotators == {}
     assert tree(tmp_path / "g") == before
     assert Graph.open(tmp_path / "g").read(5, "canny").array().any()
-    plan = make_plan(Files(tmp_path / "g"), source("folder", path=str(own_photos)), [Canny()])
+    plan = make_plan(files_at(tmp_path / "g"), source("folder", path=str(own_photos)), [Canny()])
     assert plan.vanished == 1
 
 
@@ -315,7 +315,7 @@ def test_changed_thresholds(photos: Path, tmp_path: Path, monkeypatch: pytest.Mo
     complete(build(photos, tmp_path / "g", ["canny", "lsd", Child()], shard_size=6))
     old, before = Graph.open(tmp_path / "g"), _identity(tmp_path / "g")
     changed = [Canny(low=50.0, high=120.0), Lsd()]
-    plan = make_plan(Files(tmp_path / "g"), source("folder", path=str(photos)), changed)
+    plan = make_plan(files_at(tmp_path / "g"), source("folder", path=str(photos)), changed)
     why = dict(plan.reasons().keys())
     assert set(why) == {"canny", "child"} and set(plan.reasons().values()) == {3}
     assert why["canny"] == "annotator changed: high 200.0 -> 120.0, low 100.0 -> 50.0"

@@ -20,7 +20,7 @@ from graphbuild.engine.records import Job
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources import resolve as source
-from graphbuild.store.files import Files
+from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from tests.support.annotators import (
     WRONG,
@@ -322,7 +322,7 @@ def test_refused_on_an_existing_graph(photos: Path, own_photos: Path, tmp_path: 
     assert "5" in _refused(photos, tmp_path / "g", ["canny"], shard_size=6)
     assert complete(build(photos, tmp_path / "g", ["canny"], shard_size=5)).annotators == {}
     with pytest.raises(GraphError, match="sample"):
-        make_plan(Files(tmp_path / "g"), source("sample"), [])
+        make_plan(files_at(tmp_path / "g"), source("sample"), [])
     assert complete(build(own_photos, tmp_path / "g", ["canny"], shard_size=5)).annotators == {}, "a moved folder"
     assert tree(tmp_path / "g", ".") == before
     text = (tmp_path / "g/graph.json").read_text()

@@ -20,8 +20,9 @@ from graphbuild.engine.preflight import fetch_missing
 from graphbuild.errors import MissingWeights
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.sources import resolve as resolve_source
-from graphbuild.store.files import Files
-from graphbuild.store.graph import Graph, read_lineage
+from graphbuild.store.files import files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import read_lineage
 from tests.support.annotators import (
     Answers,
     Hungry,
@@ -93,7 +94,7 @@ def test_a_branch_that_moves_recomputes_nothing(tmp_path: Path, photos: Path, re
     out = tmp_path / "g"
     complete(build(photos, out, [Weighted()], limit=2))
     version = Graph.open(out).head["canny"].version
-    assert read_lineage(Files(out), version).model == f"tests/thresholds@{OLD}"
+    assert read_lineage(files_at(out), version).model == f"tests/thresholds@{OLD}"
     cached_checkpoint(NEW, 200)
     more = complete(build(photos, out, [Weighted()], limit=4))
     graph = Graph.open(out)
@@ -115,9 +116,9 @@ def test_a_finished_graph_plans_without_its_weights(tmp_path: Path, photos: Path
     complete(build(photos, out, [Weighted()], limit=2))
     shutil.move(repository, tmp_path / "elsewhere")
     source = resolve_source("folder", path=str(photos))
-    assert make_plan(Files(out), source, [Weighted()], limit=2).units == ()
+    assert make_plan(files_at(out), source, [Weighted()], limit=2).units == ()
     with pytest.raises(MissingWeights, match=f"models fetch tests/thresholds@{OLD}"):
-        make_plan(Files(out), source, [Weighted()], limit=3)
+        make_plan(files_at(out), source, [Weighted()], limit=3)
     shutil.move(tmp_path / "elsewhere", repository)
 
 
@@ -148,7 +149,7 @@ def test_a_local_folder_is_known_by_its_contents(tmp_path: Path) -> None:
 
 
 def test_what_is_not_for_commerce_is_named(tmp_path: Path, photos: Path, repository: Path) -> None:
-    plan = make_plan(Files(tmp_path / "g"), resolve_source("folder", path=str(photos)), [Weighted()])
+    plan = make_plan(files_at(tmp_path / "g"), resolve_source("folder", path=str(photos)), [Weighted()])
     assert plan.notes == ("weighted: tests/thresholds is not for commercial use (cc-by-nc-4.0)",)
 
 

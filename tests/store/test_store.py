@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from graphbuild.contracts import EDGES, Live, Outcome, Parent, Shard, Unit
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.hashing import checksum
-from graphbuild.store.files import AlreadyPublished, Files, Workspace, remove_dead_workspaces
-from graphbuild.store.graph import Graph, Head, change_head, read_head
+from graphbuild.store.files import AlreadyPublished, Files, LocalFiles, files_at, local_path
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import Head, change_head, read_head
 from graphbuild.store.parts import Place, edge_table, outcomes, value_offsets, write_nodes
+from graphbuild.store.workspace import Workspace, remove_dead_workspaces
 from tests.support.annotators import Child, build, complete, leftovers, tree
 
 UNIT = Unit(annotator="canny", version="v000000000000", shard=Shard(index=0, start=0, stop=1000))
@@ -35,7 +37,7 @@ QUICK = settings(
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    return Files(tmp_path / "g")
+    return files_at(tmp_path / "g")
 
 
 @pytest.fixture
@@ -108,6 +110,25 @@ def test_crafted_arguments_stay_inside(graph_folder: Path) -> None:
             call()
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/x", "gs://b", "hf://datasets/a/b", "https://host/x", Path("s3://bucket/x")]
+)
+def test_a_url_is_refused_and_makes_no_folder(url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a local folder `s3:/` in which days of work end, also after `Path` has shortened the URL."""
+    monkeypatch.chdir(tmp_path)
+    for call in (files_at, local_path, Graph.open, lambda out: build(tmp_path, out, ["canny"])):
+        with pytest.raises(GraphError, match=r"^\w+:/.*:// is not supported, .* give a path"):
+            call(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_urls_are_paths(graph_folder: Path, tmp_path: Path) -> None:
+    """Guards against a `file://` URL read as a relative path, and against its `%20` kept."""
+    assert Graph.open(f"file://{graph_folder}").num_items == 18
+    assert local_path(Path("file:///a%20b/c")) == local_path("file:///a b/c") == Path("/a b/c")
+    assert local_path("a:b/c") == Path("a:b/c") and local_path(tmp_path) == tmp_path
+
+
 def test_dead_workspaces_go_and_live_ones_stay(files: Files) -> None:
     """Guards against removing the files of a run that is still working, here or on another host."""
     alive = Workspace.create(files, "alive")
@@ -133,7 +154,7 @@ def _with(live: Live, head: Head) -> Head:
 
 
 def _add_kinds(root: str, who: int) -> None:
-    files = Files(root)
+    files = files_at(root)
     workspace = Workspace.create(files, f"run{who}")
     for number in range(10):
         live = Live(annotator=f"a{who}", version=f"v{number}")
@@ -144,7 +165,7 @@ def _add_kinds(root: str, who: int) -> None:
 def test_heads_race(files: Files) -> None:
     """Guards against a promotion lost because another run promoted at the same moment."""
     context = multiprocessing.get_context("forkserver")
-    racers = [context.Process(target=_add_kinds, args=(str(files.root), who)) for who in range(3)]
+    racers = [context.Process(target=_add_kinds, args=(files.url, who)) for who in range(3)]
     for racer in racers:
         racer.start()
     for racer in racers:
@@ -207,7 +228,7 @@ def test_every_text_is_at_its_offset(values: list[str], tmp_path: Path) -> None:
 
 
 def _write_and_read(values: list[bytes], form: str, tmp_path: Path) -> None:
-    files = Files(tmp_path / f"g{len(list(tmp_path.iterdir()))}")
+    files = files_at(tmp_path / f"g{len(list(tmp_path.iterdir()))}")
     workspace = Workspace.create(files, "run")
     rows = [
         Outcome(ix, f"id{ix}", "canny", 0, "ok", format=form, content_hash=checksum(value), data=value)
@@ -342,9 +363,9 @@ def test_a_damaged_table(what: str, where: str, photos: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("nth", [1, 2])
 def test_full_disk(folder: str, nth: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against half a commit, a crash or a silent gap when the disk is full: a rerun completes."""
-    publish, seen = Files.publish_file, []
+    publish, seen = LocalFiles.publish_file, []
 
-    def full(files: Files, temp: str, name: str) -> bool:
+    def full(files: LocalFiles, temp: str, name: str) -> bool:
         if name.startswith(folder):
             seen.append(name)
             if len(seen) >= nth:
@@ -353,7 +374,7 @@ def test_full_disk(folder: str, nth: int, photos: Path, tmp_path: Path, monkeypa
 
     options = {"shard_size": 6, "flush_s": 0.0}
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "publish_file", full)
+        patch.setattr(LocalFiles, "publish_file", full)
         report = build(photos, tmp_path / "g", ["canny"], **options)
     assert report.units_left and "No space left" in " ".join(report.errors)
     assert not list((tmp_path / "g/_tmp").iterdir())

@@ -21,9 +21,11 @@ from graphbuild.contracts import (
 from graphbuild.engine.commit import publish_unit
 from graphbuild.hashing import checksum, version_of
 from graphbuild.kinds.registry import kind_of
-from graphbuild.store.files import Files, Workspace
-from graphbuild.store.graph import Graph, change_head
+from graphbuild.store.files import Files, files_at
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import change_head
 from graphbuild.store.parts import write_items
+from graphbuild.store.workspace import Workspace
 
 Key = tuple[int, int]
 """(item_ix, variant)."""
@@ -45,7 +47,7 @@ def same(items: int, variants: int, *parents: str, shift: int = 0, each: bool = 
 
 def write_graph(out: Path, spine: Sequence[Mapping[str, Any]], kinds: Mapping[str, Made] | None = None) -> Graph:
     """A graph of these items (columns of the items table; `item_ix` and `item_id` are filled in) and kinds."""
-    files, kinds = Files(out), kinds or {}
+    files, kinds = files_at(out), kinds or {}
     workspace = Workspace.create(files, "test")
     document = GraphDocument(source=SourceDocument(name="rows", params={}), shard_size=SHARD)
     files.publish("graph.json", document.model_dump_json().encode(), workspace)

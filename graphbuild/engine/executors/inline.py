@@ -7,7 +7,8 @@ from collections.abc import Callable
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.worker import Progress, Worker
-from graphbuild.store.files import Files, remove_dead_workspaces
+from graphbuild.store.files import Files
+from graphbuild.store.workspace import remove_dead_workspaces
 
 
 def run_inline(
