@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from graphbuild.store.graph import Graph
     from graphbuild.tasks.config import CellConfig, HeldOut, SamplerConfig
     from graphbuild.tasks.grid import GridTask
-    from graphbuild.tasks.layouts import generate
     from graphbuild.tasks.paths import PathSet, TaskPath
     from graphbuild.tasks.paths import load as load_paths
     from graphbuild.tasks.pictures import PictureRows
     from graphbuild.tasks.sampler import PathSampler
+    from graphbuild.tasks.visualcloze import generate
     from graphbuild.tasks.walk import Walk
 
 _HOMES = {
@@ -47,10 +47,10 @@ _HOMES = {
     "store.graph": "Graph",
     "tasks.config": "CellConfig HeldOut SamplerConfig",
     "tasks.grid": "GridTask",
-    "tasks.layouts": "generate",
     "tasks.paths": "PathSet TaskPath load=load_paths",
     "tasks.pictures": "PictureRows",
     "tasks.sampler": "PathSampler",
+    "tasks.visualcloze": "generate",
     "tasks.walk": "Walk",
 }
 """Module -> its public names, `name=public name` where the two differ."""

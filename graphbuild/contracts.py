@@ -213,7 +213,8 @@ class WalkDocument(Document):
     holes: list[int] = Field(description="columns of the query row that are to be generated")
     resolution: int
     switches: dict[str, Any] = Field(description="how cells were made, and the sampler's settings off their default")
-    instruction: str
+    instruction: str = Field(description="the words in training, some left out by chance")
+    instruction_full: str = Field(description="the same with nothing left out")
 
 
 class Parent(NamedTuple):

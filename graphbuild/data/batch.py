@@ -86,7 +86,7 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
     batch = _batch(
         [sample.walk for sample in samples],
         joined(samples),
-        [[row[0][2:] for row in sample.boxes] for sample in wanted],
+        [[frame.size[::-1] for frame in sample.frames] for sample in wanted],
         [sample.prompt for sample in samples],
         snapshot=last.source.sampler.graph.digest,
         following=last.block.next if last.block else last.index + 1,

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from graphbuild.data.buffers import PixelBuffer
 from graphbuild.data.prefetch import loaded
-from graphbuild.data.sample import Block, GridSample, Known, Room, TaskSource
+from graphbuild.data.sample import Block, GridSample, Known, TaskSource
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.sampler import PathSampler
 
@@ -35,7 +36,8 @@ class GridTasks(IterableDataset[GridSample]):
         start, stop: global indices; without stop it never ends. With several ranks a whole number of steps.
         batch: samples a rank takes of each step; the `batch_size` of the DataLoader.
         rank, world: this process among all; by default torch.distributed's, else `RANK` and `WORLD_SIZE`.
-        prefetch: samples decoded ahead in each process, and so at most held; 0 decodes when pixels are asked for.
+        prefetch: samples decoded ahead in each DataLoader worker, and so at most held; 0, or a process that is no
+            worker, decodes when pixels are asked for.
         threads: that decode ahead.
         cache_bytes: of decoded cells kept in each process.
         known: is asked of each sample; what it knows is not decoded. Spawned workers need it picklable.
@@ -85,9 +87,9 @@ class GridTasks(IterableDataset[GridSample]):
             end = begin + self.batch if self.stop is None else min(begin + self.batch, self.stop)
             if end <= begin:
                 return
-            room = Room(end - begin)
+            buffer = PixelBuffer(end - begin)
             for index in range(max(first, begin), end):
-                yield GridSample(self.source, index, Block(begin, end, after), room, index - begin)
+                yield GridSample(self.source, index, Block(begin, end, after), buffer, index - begin)
             step += workers
 
     def _tracked(self, samples: Iterator[GridSample], workers: int) -> Iterator[GridSample]:
@@ -132,16 +134,16 @@ class GridTaskList(Dataset[GridSample]):
         return self._sample(at)
 
     def __getitems__(self, places: Sequence[int]) -> list[GridSample]:
-        """A batch, as a DataLoader asks for it, decoded by threads."""
-        room = Room(len(places))
-        samples = (self._sample(place, room, at) for at, place in enumerate(places))
+        """A batch, as a DataLoader asks for it; in a worker decoded by threads."""
+        buffer = PixelBuffer(len(places))
+        samples = (self._sample(place, buffer, at) for at, place in enumerate(places))
         return list(loaded(samples, len(places), self.threads))
 
-    def _sample(self, place: int, room: Room | None = None, at: int = 0) -> GridSample:
+    def _sample(self, place: int, buffer: PixelBuffer | None = None, at: int = 0) -> GridSample:
         if self._prepared != os.getpid():
             self.source.prepare(get_worker_info() is not None)
             self._prepared = os.getpid()
-        return GridSample(self.source, self.indices[place], None, room, at)
+        return GridSample(self.source, self.indices[place], None, buffer, at)
 
 
 def position(loader_state: Any) -> int:

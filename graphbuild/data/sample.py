@@ -1,37 +1,32 @@
-"""Samples: grid tasks that are ids until their pixels are asked for, decoded where their batch will lie."""
+"""Samples of a dataset: grid tasks that are ids until their pixels are asked for, decoded where their batch lies."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from itertools import product
-from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 import xxhash
 
+from graphbuild.data.buffers import CellCache, PixelBuffer, check_bytes, keep_freed_memory
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.kinds.registry import parents_of
 from graphbuild.store.offsets import identity
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import Box, boxes
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walk
 
 Known = Callable[["GridSample"], bool]
 """Says of a sample, by its keys, whether the consumer has what it would make of the pixels, such as latents."""
 
-
 _PAGE = 64  # walks drawn at once
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class Block(NamedTuple):
@@ -40,64 +35,6 @@ class Block(NamedTuple):
     first: int
     stop: int
     next: int
-
-
-class Room:
-    """Where the pixels of samples that will be a batch lie: in one array, if they are of one shape, so that putting the
-    batch together copies nothing. Threads may share it.
-
-    Attributes:
-        pixels: samples x rows x columns x height x width x 3 uint8; None until a sample asked for its place.
-    """
-
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.pixels: Pixels | None = None
-        self._lock = Lock()
-
-    def place(self, at: int, shape: tuple[int, ...]) -> Pixels:
-        """Of `shape`, not initialised: number `at` of the array, or of its own where shapes differ."""
-        with self._lock:
-            if self.pixels is None:
-                self.pixels = np.empty((self.samples, *shape), np.uint8)
-        return self.pixels[at] if self.pixels.shape[1:] == shape else np.empty(shape, np.uint8)
-
-    def filled(self, places: Sequence[Pixels]) -> Pixels | None:
-        """The array if these are all its places in order, else None."""
-        whole = [] if self.pixels is None else list(self.pixels)
-        same = [place.ctypes.data for place in places] == [place.ctypes.data for place in whole]
-        return self.pixels if same else None
-
-
-class CellCache:
-    """The decoded cells used last, by key, in at most `max_bytes` bytes. Threads may share it."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.nbytes = max_bytes, 0
-        self._cells: OrderedDict[str, Pixels] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: str) -> Pixels | None:
-        with self._lock:
-            if key in self._cells:
-                self._cells.move_to_end(key)
-            return self._cells.get(key)
-
-    def put(self, key: str, cell: Pixels) -> None:
-        with self._lock:
-            self.nbytes += cell.nbytes - getattr(self._cells.pop(key, None), "nbytes", 0)
-            self._cells[key] = cell
-            while self.nbytes > self.max_bytes:
-                self.nbytes -= self._cells.popitem(last=False)[1].nbytes
-
-
-def keep_freed_memory() -> None:
-    """Let the allocator reuse the memory of dropped pictures instead of giving it back to the system and faulting in
-    new pages for the next: a tenth of a worker's time. Does nothing where the C library is not glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 class TaskSource:
@@ -146,46 +83,34 @@ def _source(token: str, *shared: Any) -> TaskSource:
     return _SOURCES.get(token) or TaskSource(*shared, token=token)
 
 
-_TRAVELS = ("_pixels", "_painted", "_wanted", "boxes")
+_TRAVELS = ("_pixels", "_painted", "_wanted", "frames", "instruction")
 
 
-class GridSample:
-    """Grid task `index`: ids at first; its pixels are decoded when they are asked for, each cell once.
+class GridSample(GridTask):
+    """Grid task `index` of a dataset: each cell is decoded once, where its batch will lie.
 
     Attributes:
-        walk: the ids; `shape`: rows (C + 1) and columns (L).
+        shape: rows (C + 1) and columns (L).
         block: the batch it belongs to, None outside `GridTasks`.
-        room, at: where its pixels will lie.
+        buffer, at: where its pixels will lie.
     """
 
     def __init__(
-        self, source: TaskSource, index: int, block: Block | None = None, room: Room | None = None, at: int = 0
+        self, source: TaskSource, index: int, block: Block | None = None, buffer: PixelBuffer | None = None, at: int = 0
     ) -> None:
-        self.index, self.block, self.source = index, block, source
-        self.walk = source.walk(index)
-        self.shape = len(self.walk.rows), len(self.walk.columns)
-        self.room, self.at = room or Room(1), at
-        self._task: GridTask | None = None
+        super().__init__(source.walk(index), source.sampler.drawing, source.resolution, cells=source.cells)
+        self.index, self.source, self.block = index, source, block
+        self.shape = len(self.walk.rows), len(self.kinds)
+        self.buffer, self.at = buffer or PixelBuffer(1), at
         self._pixels: Pixels | None = None
         self._painted: set[tuple[int, int]] = set()
         self._wanted: bool | None = None
 
-    @property
-    def task(self) -> GridTask:
-        """The grid task; let go of once all cells are decoded, as its pictures may be large."""
-        if self._task is None:
-            source = self.source
-            self._task = source.sampler.task(self.walk, source.resolution, cells=source.cells)
-        return self._task
-
-    @cached_property
-    def prompt(self) -> str:
-        """The instruction."""
-        return self.task.prompt
-
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in vars(self).items() if name in _TRAVELS}
         return _sample, (self.source.token, self.index, self.block), state
+
+    # ---- keys --------------------------------------------------------------------------------------------------------
 
     @cached_property
     def cell_keys(self) -> list[list[str]]:
@@ -215,45 +140,42 @@ class GridSample:
             self._wanted = self.source.known is None or not self.source.known(self)
         return self._wanted
 
-    @cached_property
-    def boxes(self) -> list[list[Box]]:
-        """Where each cell lies when rows are below each other. Pictures have to be read for that where cells keep their
-        `aspect`, unless the sample is not wanted: then its cells count as squares."""
-        if self.wanted:
-            return self.task.boxes
-        side = (self.source.resolution,) * 2
-        return boxes([side] * self.shape[0], self.shape[1])
+    def _identity(self, row: int, kind: str, variant: int) -> str:
+        offsets = self.source.sampler.graph.offsets
+        return identity(offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+
+    # ---- pixels ------------------------------------------------------------------------------------------------------
 
     def pixels(self) -> Pixels:
         """All cells, rows x columns x height x width x 3 RGB uint8, black beside those smaller than the largest. The
-        query row is last and holds its targets too."""
-        cells = [cell for cell in product(*map(range, self.shape)) if cell not in self._painted]
-        if not self.source.cache.max_bytes:
-            # All are read before one is decoded: decoding fills the processor's caches, so that reading between takes
-            # half as long again.
-            for cell in cells:
-                self._named(self.task.node, *cell)
-        for cell in cells:
-            self._named(self._paint, *cell)
-        if cells:
-            _, self._task = self.prompt, None
-        return self._place
+        query row is last and holds its targets too. Pictures that were read for them are let go of."""
+        todo = [cell for cell in product(*map(range, self.shape)) if cell not in self._painted]
+        row = column = 0
+        try:
+            if not self.source.cache.max_bytes:
+                # All are read before one is decoded: decoding fills the processor's caches, so that reading between
+                # takes half as long again.
+                for row, column in todo:
+                    self.node(row, column)
+            for row, column in todo:
+                self._decode(row, column)
+        except (LookupError, OSError, ValueError) as error:
+            raise self._named(error, row, column) from error
+        if todo:
+            _ = self.instruction  # its words may name what a label map shows
+            self._nodes.clear()
+        assert self._pixels is not None
+        return self._pixels
 
     def cell(self, row: int, column: int) -> Pixels:
-        """One cell, height x width x 3 RGB uint8, a view of `pixels`."""
+        """One cell, the truth if it is a hole: height x width x 3 RGB uint8, a view of `pixels`."""
+        row %= self.shape[0]
         if (row, column) not in self._painted:
-            self._named(self._paint, row, column)
+            try:
+                self._decode(row, column)
+            except (LookupError, OSError, ValueError) as error:
+                raise self._named(error, row, column) from error
         return self._view(row, column)
-
-    def cells(self) -> list[list[Pixels]]:
-        """All cells, row by row."""
-        self.pixels()
-        rows, columns = (range(number) for number in self.shape)
-        return [[self.cell(row, column) for column in columns] for row in rows]
-
-    def rows(self) -> list[Pixels]:
-        """Each row as one picture, height x width x 3 RGB uint8: its cells side by side."""
-        return [np.concatenate(row, axis=1) for row in self.cells()]
 
     def load(self) -> GridSample:
         """Decode all cells if they are wanted; returns itself."""
@@ -261,58 +183,53 @@ class GridSample:
             self.pixels()
         return self
 
-    @property
-    def _place(self) -> Pixels:
-        """The pixels, as far as they are painted."""
-        if self._pixels is None:
-            sizes = {(row[0].height, row[0].width) for row in self.boxes}
-            height, width = map(max, zip(*sizes, strict=True))
-            self._pixels = self.room.place(self.at, (*self.shape, height, width, 3))
-            if len(sizes) > 1:
-                self._pixels[:] = 0
-        return self._pixels
-
-    def _view(self, row: int, column: int) -> Pixels:
-        box = self.boxes[row][column]
-        return self._place[row, column, : box.height, : box.width]
-
-    def _paint(self, row: int, column: int) -> None:
+    def _decode(self, row: int, column: int) -> None:
         place, cache = self._view(row, column), self.source.cache
         if not cache.max_bytes:
-            self.task.paint(row, column, place)
+            self.paint(row, column, place)
         elif (cell := cache.get(key := self.cell_keys[row][column])) is not None:
             place[:] = cell
         else:
-            self.task.paint(row, column, place)
+            self.paint(row, column, place)
             cache.put(key, place.copy())
         self._painted.add((row, column))
 
-    def _named(self, work: Callable[[int, int], object], row: int, column: int) -> None:
-        """Do it; its errors name the cell."""
-        try:
-            work(row, column)
-        except (LookupError, OSError, ValueError) as error:
-            walk = self.walk
-            kind = type(error) if isinstance(error, CorruptNode | MissingNode) else GraphError
-            raise kind(
-                f"grid task {self.index} ({walk.path.name}), row {row}, column {column}: item {walk.rows[row]}, "
-                f"{walk.kinds[column]}: {type(error).__name__}: {error}"
-            ) from error
+    def _view(self, row: int, column: int) -> Pixels:
+        width, height = self.frames[row].size
+        if self._pixels is None:
+            widest, highest = width, height
+            for frame in self.frames:
+                widest, highest = max(widest, frame.size[0]), max(highest, frame.size[1])
+            self._pixels = self.buffer.place(self.at, (*self.shape, highest, widest, 3))
+            if self.cell_config.row_sizes == "own":
+                self._pixels[:] = 0
+        return self._pixels[row, column, :height, :width]
 
-    def _identity(self, row: int, kind: str, variant: int) -> str:
-        offsets = self.source.sampler.graph.offsets
-        return identity(offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+    def _named(self, error: Exception, row: int, column: int) -> Exception:
+        """An error that names the cell."""
+        walk = self.walk
+        kind = type(error) if isinstance(error, CorruptNode | MissingNode) else GraphError
+        return kind(
+            f"grid task {self.index} ({walk.path.name}), row {row}, column {column}: item {walk.rows[row]}, "
+            f"{walk.kinds[column]}: {type(error).__name__}: {error}"
+        )
 
 
 def joined(samples: Sequence[GridSample]) -> Pixels:
     """The pixels of the samples that are wanted, samples x rows x columns x height x width x 3 uint8, black beside
-    cells smaller than the largest. Decodes what is not decoded yet; copies nothing that lies together already."""
+    cells smaller than the largest. Decodes what is not decoded yet; copies nothing that lies together already.
+
+    Raises:
+        ValueError: padded, they would take more than `graphbuild.data.buffers.MAX_BYTES`.
+    """
     places = [sample.pixels() for sample in samples if sample.wanted]
-    if (pixels := samples[0].room.filled(places)) is not None:
+    if (pixels := samples[0].buffer.filled(places)) is not None:
         return pixels
-    cells = [sample.boxes[row][0] for sample in samples for row in range(sample.shape[0])]
-    height, width = max(cell.height for cell in cells), max(cell.width for cell in cells)
-    pixels = np.zeros((len(places), *samples[0].shape, height, width, 3), np.uint8)
+    side = (samples[0].resolution, samples[0].resolution)
+    height, width = map(max, zip(*(place.shape[2:4] for place in places), strict=True)) if places else side
+    shape = (len(places), *samples[0].shape, height, width, 3)
+    check_bytes(shape)
+    pixels = np.zeros(shape, np.uint8)
     for room, place in zip(pixels, places, strict=True):
         room[:, :, : place.shape[2], : place.shape[3]] = place
     return pixels

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
+from graphbuild.tasks.config import CellConfig, HoleFill
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -18,6 +20,11 @@ Region = tuple[float, float, float, float]
 
 DIVISOR = 16
 """Sides of an `aspect` cell are multiples of it: a latent pixel is 8 px wide, and a token is 2 x 2 of them."""
+
+MAX_ASPECT = 8
+"""The longer side of an `aspect` cell is at most about this many times the shorter one."""
+
+FILLS: Mapping[HoleFill, int] = {"black": 0, "grey": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,12 @@ class Frame:
         squeezed; diffusers' pipeline makes the cells of this row from such parts. Of a grey picture, H x W."""
         if self.part is None:
             return stretch(picture, self.size)
-        part = self.part(whole := _size(picture))
-        return _centre(picture, part) if _holds(whole, part) else cover(picture, part)
+        whole = picture.shape[1], picture.shape[0]
+        width, height = part = self.part(whole)
+        if width > whole[0] or height > whole[1]:
+            return stretch(picture, part, _middle(whole, part))
+        left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+        return picture[top : top + height, left : left + width]
 
     def cell(self, picture: Pixels) -> Pixels:
         """A cell, height x width x 3 RGB uint8; of a grey picture, height x width."""
@@ -55,7 +66,7 @@ class Frame:
             picture = node.decoded(place if self.keeps else None)
             if picture is place:
                 return
-            cell = picture if self.keeps and _size(picture) == self.size else self.cell(picture)
+            cell = picture if self.keeps and picture.shape[:2] == place.shape[:2] else self.cell(picture)
         if cell.ndim == 3:
             place[:] = cell
         else:
@@ -73,14 +84,38 @@ class Frame:
         if eighths >= 8 or not _holds(whole, part) or (picture := node.at_eighths(eighths)) is None:
             return None
         # The decoder rounds the reduced sides up: the part lies where it lay, not where these sides would have it.
-        left, top = _corner(whole, part)
+        left, top = (whole[0] - part[0]) // 2, (whole[1] - part[1]) // 2
         scale = eighths / 8
         box = scale * left, scale * top, scale * (left + part[0]), scale * (top + part[1])
         if all(map(float.is_integer, box)):  # cut, it need not be resized where it has the size of the cell
             left, top, right, bottom = map(int, box)
             picture = picture[top:bottom, left:right]
             return stretch(picture, self.size) if self.part is None else cover(picture, self.size)
-        return stretch(picture, self.size, box) if self.part is None else _covering(picture, self.size, part, box)
+        return stretch(picture, self.size, box) if self.part is None else cover(picture, self.size, part, box)
+
+
+def frames(
+    num_rows: int, lead: Callable[[int], Size], resolution: int, cells: CellConfig, *, squares: bool
+) -> list[Frame]:
+    """The frame of each row, the query row last.
+
+    Args:
+        lead: size of the first given picture of a row; asked only where it matters, as it has to be decoded.
+        resolution: side of a square cell; an `aspect` cell has about the same area.
+        squares: whether `aspect` has to give way to squares.
+    """
+    fast, side = cells.decode == "fast", (resolution, resolution)
+    if cells.cell_fit == "stretch_square":
+        return [Frame(side, None, fast=fast)] * num_rows
+    if cells.cell_fit == "crop_square" or squares:
+        return [Frame(side, square_part, fast=fast)] * num_rows
+    if cells.row_sizes == "own":
+        sizes = [fit_size(capped_part(lead(row)), resolution) for row in range(num_rows)]
+        return [Frame(size, capped_part, fast=fast) for size in sizes]
+    shape = capped_part(lead(num_rows - 1))
+    shared = fit_size(shape, resolution)
+    alike = partial(part_like, shape=shape, resolution=resolution)
+    return [Frame(shared, alike, False, fast)] * (num_rows - 1) + [Frame(shared, capped_part, fast=fast)]
 
 
 def fit_size(size: Size, resolution: int) -> Size:
@@ -91,17 +126,18 @@ def fit_size(size: Size, resolution: int) -> Size:
     return max(width // DIVISOR, 1) * DIVISOR, max(height // DIVISOR, 1) * DIVISOR
 
 
-def cover(picture: Pixels, size: Size) -> Pixels:
+def cover(picture: Pixels, size: Size, part: Size | None = None, box: Region | None = None) -> Pixels:
     """The picture resized (Pillow, Lanczos) until it covers `size`, and cut around its middle; equal to diffusers'
-    `VaeImageProcessor` in every bit."""
-    return picture if size == _size(picture) else _covering(picture, size, _size(picture))
+    `VaeImageProcessor` in every bit.
 
-
-def _covering(picture: Pixels, size: Size, part: Size, box: Region | None = None) -> Pixels:
-    """`cover` for a part of this size that lies at `box` of a reduced picture."""
+    Args:
+        part, box: the size of a part in the picture as it was, and where that lies in this reduced one.
+    """
     from PIL import Image
 
-    (width, height), (from_width, from_height) = size, part
+    (width, height), (from_width, from_height) = size, part or (picture.shape[1], picture.shape[0])
+    if box is None and size == (from_width, from_height):
+        return picture
     wide = width / height <= from_width / from_height
     full = (from_width * height // from_height, height) if wide else (width, from_height * width // from_width)
     resized = Image.fromarray(picture).resize(full, Image.Resampling.LANCZOS, box)
@@ -116,33 +152,32 @@ def stretch(picture: Pixels, size: Size, box: Region | None = None) -> Pixels:
     return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, box))
 
 
-def square(picture: Pixels) -> Pixels:
-    """The centre square of a picture, not resized."""
-    return _centre(picture, square_part(_size(picture)))
-
-
-def centre_square(picture: Pixels, side: int) -> Pixels:
-    """The centre square of a picture, resized to side x side x 3 RGB uint8."""
-    return cover(square(picture), (side, side))
-
-
 def square_part(size: Size) -> Size:
+    """The largest square."""
     return min(size), min(size)
 
 
-def whole_part(size: Size) -> Size:
-    return size
+def capped_part(size: Size) -> Size:
+    """The whole picture; of one longer than `MAX_ASPECT` allows, as much as it allows."""
+    width, height = size
+    return min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
 
 
 def part_like(size: Size, shape: Size, resolution: int) -> Size:
-    """The largest part shaped like `shape`, and so sized like it by `fit_size`; `shape` itself where the picture has so
-    few pixels that none is."""
+    """The largest part shaped like `shape`, and so sized like it by `fit_size`; a size beyond the picture's, about that
+    of the cell, where the picture has so few pixels that none is."""
     (width, height), ratio = size, shape[0] / shape[1]
     wide = width / height > ratio
+    cell = fit_size(shape, resolution)
     for change in (0, 1, -1, 2, -2):
         part = (round(height * ratio) + change, height) if wide else (width, round(width / ratio) + change)
-        if min(part) > 0 and _holds(size, part) and _alike(part, shape, resolution):
+        if min(part) > 0 and _holds(size, part) and fit_size(part, resolution) == cell:
             return part
+    part = round(cell[1] * ratio), cell[1]
+    while max(part) < max(shape):
+        if min(part) > 0 and not _holds(size, part) and fit_size(part, resolution) == cell:
+            return part
+        part = round(2 * part[1] * ratio), 2 * part[1]
     return shape
 
 
@@ -150,19 +185,9 @@ def _holds(whole: Size, part: Size) -> bool:
     return part[0] <= whole[0] and part[1] <= whole[1]
 
 
-def _corner(whole: Size, part: Size) -> Size:
-    """Left and top of a part in the middle."""
-    return (whole[0] - part[0]) // 2, (whole[1] - part[1]) // 2
-
-
-def _alike(one: Size, other: Size, resolution: int) -> bool:
-    return fit_size(one, resolution) == fit_size(other, resolution)
-
-
-def _centre(picture: Pixels, size: Size) -> Pixels:
-    left, top = _corner(_size(picture), size)
-    return picture[top : top + size[1], left : left + size[0]]
-
-
-def _size(picture: Pixels) -> Size:
-    return picture.shape[1], picture.shape[0]
+def _middle(whole: Size, shape: Size) -> Region:
+    """The largest region of this shape in the middle of a picture."""
+    scale = min(whole[0] / shape[0], whole[1] / shape[1])
+    width, height = shape[0] * scale, shape[1] * scale
+    left, top = (whole[0] - width) / 2, (whole[1] - height) / 2
+    return left, top, left + width, top + height

@@ -39,7 +39,7 @@ class Draws:
 
     def below(self, label: str, n: int) -> int:
         """Uniform in range(n), by multiply and shift (D. Lemire, "Fast Random Integer Generation in an Interval")."""
-        return (self.bits(label) * n) >> 64
+        return (_mix(self._base ^ hash64(label)) * n) >> 64
 
 
 def draw_bits(key: int, stream: str, counters: Bits, labels: Bits) -> Bits:

@@ -12,7 +12,7 @@ from graphbuild.store.heads import read_lineage
 from graphbuild.store.parts import read_table
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.instruction import KEEP_ALL, phrase_of
+from graphbuild.tasks.instruction import phrase_of
 from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import PathSet, load
 from graphbuild.tasks.pools import Stock
@@ -65,7 +65,7 @@ def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int
 def sample(sampler: PathSampler, index: int) -> Document:
     """Grid task `index`: its document, and why it is so. No picture is opened, but for label maps that are named."""
     walk = sampler.walk(index)
-    task = sampler.task(walk, 0)
+    task = sampler.task(walk)
     return {
         "index": index,
         "snapshot": sampler.graph.digest,
@@ -90,7 +90,7 @@ def _column(sampler: PathSampler, walk: Walk, column: int) -> Document:
         "cell": walk.path.cells[walk.columns[column]],
         "target": column in walk.targets,
         "hole": column in walk.holes,
-        "phrase": phrase_of(walk.path.declared(kind), column, sampler.drawing.pick(walk.index)),
+        "phrase": phrase_of(walk.path.declared[walk.columns[column]], column, sampler.drawing.pick(walk.index)),
     }
 
 
@@ -122,7 +122,7 @@ def _mask(config: SamplerConfig, walk: Walk) -> Document:
 
 
 def _words(task: GridTask) -> Document:
-    kept, full = task.instruction, task.words(task.drawing.config.layout, KEEP_ALL)
+    kept, full = task.instruction, task.instruction_full
     parts = {}
     for part in ("layout", "task", "content"):
         text = getattr(kept, part)

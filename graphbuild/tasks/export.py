@@ -8,7 +8,6 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
-from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
 from graphbuild.store.workspace import Workspace
 from graphbuild.tasks.config import CellConfig, SamplerConfig
@@ -97,8 +95,6 @@ def write_tasks(
     """
     writer = writer_of(form)
     out.mkdir(parents=True, exist_ok=True)
-    if form == "jsonl":
-        return writer((_Ids(sampler.walk(i), sampler.drawing, resolution, cells=cells) for i in indices), out)
     return writer((sampler.task(i, resolution, cells=cells) for i in indices), out)
 
 
@@ -114,19 +110,6 @@ def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
 
 
 # ---- labelled pictures and ids ---------------------------------------------------------------------------------
-
-
-class _Ids(GridTask):
-    """A task whose nodes are named and not read: for its document."""
-
-    @cached_property
-    def rows(self) -> list[list[Node]]:
-        head = self.drawing.graph.head
-        versions = [head[kind].version if kind in head else "" for kind in self.walk.kinds]
-        return [
-            [Node(item, *cell, b"", "", "") for cell in zip(self.walk.kinds, variants, versions, strict=True)]
-            for item, variants in zip(self.walk.rows, self.walk.variants, strict=True)
-        ]
 
 
 def _pictures(tasks: Tasks, out: Path) -> Iterator[Path]:

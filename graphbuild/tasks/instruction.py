@@ -127,16 +127,21 @@ def compose(
     Raises:
         ValueError: an unknown or text kind, no target, or a number outside its range.
     """
-    declared = [kind_of(kind) for kind in kinds]
-    _check(declared, targets, rows, content_at, notes)
-    if not _kept("all", keep.all, pick):
-        return Instruction("", "", "")
-    task = _task(declared, targets, notes, rows, pick) if _kept("task", keep.task, pick) else ""
+    declared = []
+    for kind in kinds:
+        declared.append(kind if isinstance(kind, Kind) else kind_of(kind))
     column = len(kinds) - 1 if content_at is None else content_at
-    shows = ""
-    if content and _kept("content", keep.content, pick):
-        shows = f"{_content_prefix(column, len(kinds), layout, pick)} {content}"
-    return Instruction(_layout(rows, len(kinds), layout, pick), task, shows)
+    _check(declared, targets, rows, column, notes)
+    kept = {}
+    for part, chance in (("all", keep.all), ("task", keep.task), ("content", keep.content)):
+        kept[part] = pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
+    if not kept["all"]:
+        return Instruction("", "", "")
+    return Instruction(
+        _layout(rows, len(kinds), layout, pick),
+        _task(declared, targets, notes, rows, pick) if kept["task"] else "",
+        f"{_content_prefix(column, len(kinds), layout, pick)} {content}" if content and kept["content"] else "",
+    )
 
 
 def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
@@ -154,24 +159,19 @@ def legend(labels: Sequence[tuple[str, str]], limit: int = 8) -> str:
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
-def _check(
-    kinds: Sequence[Kind], targets: Sequence[int], rows: int, content_at: int | None, notes: Sequence[str]
-) -> None:
+def _check(kinds: Sequence[Kind], targets: Sequence[int], rows: int, content_at: int, notes: Sequence[str]) -> None:
     columns = range(len(kinds))
-    if silent := [kind.name for kind in kinds if not kind.phrases]:
-        raise ValueError(f"kinds: {silent[0]!r} has no phrases; allowed: kinds that are pictures")
-    if not targets or len(set(targets)) != len(targets) or any(target not in columns for target in targets):
+    for kind in kinds:
+        if not kind.phrases:
+            raise ValueError(f"kinds: {kind.name!r} has no phrases; allowed: kinds that are pictures")
+    if not targets or len(set(targets)) != len(targets) or not set(columns).issuperset(targets):
         raise ValueError(f"targets: {list(targets)}; allowed: different columns 0..{len(kinds) - 1}, at least one")
-    if content_at is not None and content_at not in columns:
+    if content_at not in columns:
         raise ValueError(f"content_at: {content_at}; allowed: a column 0..{len(kinds) - 1}")
     if rows < 1:
         raise ValueError(f"rows: {rows}; allowed: 1 or more")
     if notes and len(notes) != len(kinds):
         raise ValueError(f"notes: {len(notes)} given; allowed: one for each of the {len(kinds)} columns")
-
-
-def _kept(part: str, chance: float, pick: Pick) -> bool:
-    return pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
 
 
 def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
@@ -184,19 +184,18 @@ def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
 
 
 def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
-    named = [_named(column, kind, notes[column] if notes else "", pick) for column, kind in enumerate(kinds)]
-    given = [name for column, name in enumerate(named) if column not in targets]
+    given: list[str] = []
+    made: list[str] = []
+    for column, kind in enumerate(kinds):
+        name = f"[IMAGE{column + 1}] {phrase_of(kind, column, pick)}"
+        if notes and notes[column]:
+            name += f" ({notes[column]})"
+        (made if column in targets else given).append(name)
     sentences = TASKS if given else FREE_TASKS
     sentence = sentences[pick("task", len(sentences))].format(
-        row="each row" if rows > 1 else "the row",
-        conditions=_listed(given),
-        target=_listed([named[target] for target in sorted(targets)]),
+        row="each row" if rows > 1 else "the row", conditions=_listed(given), target=_listed(made)
     )
     return sentence[0].upper() + sentence[1:]
-
-
-def _named(column: int, kind: Kind, note: str, pick: Pick) -> str:
-    return f"[IMAGE{column + 1}] {phrase_of(kind, column, pick)}" + (f" ({note})" if note else "")
 
 
 def _content_prefix(column: int, columns: int, layout: Layout, pick: Pick) -> str:

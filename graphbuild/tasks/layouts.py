@@ -1,29 +1,18 @@
-"""How the cells of a task are sized and put together: rows for VisualCloze, one canvas for ONE-PIC, views for
-OneDiffusion; and the one place where bugs of diffusers' VisualCloze pipeline are worked around."""
+"""A grid task in other forms: one canvas for ONE-PIC, views for OneDiffusion."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from importlib.metadata import version
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.images.codecs import Pixels
 from graphbuild.kinds.registry import Kind, kind_of
-from graphbuild.tasks.cells import Frame, Size, fit_size, part_like, square_part, whole_part
-from graphbuild.tasks.config import CellConfig, HoleFill
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 CanvasLayout = Literal["2x2", "1x3", "1x2", "2x1"]
 
-FILLS: Mapping[HoleFill, int] = {"black": 0, "grey": 128}
 CANVASES: Mapping[CanvasLayout, tuple[int, int, int]] = {
     "2x2": (2, 2, 3),
     "1x3": (1, 3, 1),
@@ -31,93 +20,6 @@ CANVASES: Mapping[CanvasLayout, tuple[int, int, int]] = {
     "2x1": (2, 1, 1),
 }
 """Layout -> rows, columns, and the slot of the target in reading order."""
-
-
-# ---- rows: VisualCloze -------------------------------------------------------------------------------------------
-
-
-def frames(
-    num_rows: int, lead: Callable[[int], Size], resolution: int, cells: CellConfig, *, squares: bool
-) -> list[Frame]:
-    """The frame of each row, the query row last.
-
-    Args:
-        lead: size of the first given picture of a row; asked only where it matters, as it has to be decoded.
-        resolution: side of a square cell; an `aspect` cell has about the same area.
-        squares: whether `aspect` has to give way to squares.
-    """
-    frame = partial(Frame, fast=cells.decode == "fast")
-    side = (resolution, resolution)
-    if cells.cell_fit == "stretch_square":
-        return [frame(side, None)] * num_rows
-    if cells.cell_fit == "crop_square" or squares:
-        return [frame(side, square_part)] * num_rows
-    if cells.row_sizes == "own":
-        return [frame(fit_size(lead(row), resolution), whole_part) for row in range(num_rows)]
-    shape = lead(num_rows - 1)
-    shared = fit_size(shape, resolution)
-    alike = partial(part_like, shape=shape, resolution=resolution)
-    return [frame(shared, alike, keeps=False)] * (num_rows - 1) + [frame(shared, whole_part)]
-
-
-class Box(NamedTuple):
-    """Where a cell lies on a sheet, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def boxes(sizes: Sequence[Size], num_columns: int) -> list[list[Box]]:
-    """A box a cell: rows of these cell sizes below each other, the cells of a row side by side."""
-    tops = accumulate((height for _, height in sizes), initial=0)
-    return [
-        [Box(top, column * width, height, width) for column in range(num_columns)]
-        for top, (width, height) in zip(tops, sizes, strict=False)
-    ]
-
-
-# ---- diffusers' VisualCloze pipeline -----------------------------------------------------------------------------
-
-LAST_BROKEN = (0, 42, 1)
-"""The newest diffusers known to have the bugs that `generate` works around; docs/tasks.md lists them."""
-
-
-def generate(pipe: Any, arguments: Mapping[str, Any], *, generator: Any, **options: Any) -> list[Image.Image]:
-    """Run a `VisualClozePipeline` or `VisualClozeGenerationPipeline` on one task, around its known bugs.
-
-    Args:
-        pipe: its layout prompt is mended in place.
-        arguments: `GridTask.pipeline_kwargs()`.
-        generator: a `torch.Generator`; the pipeline crashes without.
-        options: further arguments of the pipeline, such as `num_inference_steps`.
-
-    Returns:
-        one picture a hole, in the order of the columns.
-
-    Raises:
-        ValueError: no generator.
-    """
-    if generator is None:
-        raise ValueError("generator: None; allowed: a torch.Generator (diffusers' pipeline crashes without)")
-    # return_dict=False with upsampling_strength=0 would nest one output in another
-    images = mend(pipe)(**arguments, generator=generator, output_type="pil", return_dict=True, **options).images
-    return list(images[0])
-
-
-def mend(pipe: Any) -> Any:
-    """The same pipeline, whose layout prompt is a sentence again and not a tuple that holds one."""
-    if is_broken():
-        processor = getattr(pipe, "generation_pipe", pipe).image_processor
-        broken = type(processor).get_layout_prompt
-        processor.get_layout_prompt = lambda size: "".join(broken(processor, size))
-    return pipe
-
-
-def is_broken() -> bool:
-    """Whether the installed diffusers is one whose pipeline is known to need mending."""
-    return tuple(int(part) for part in re.findall(r"\d+", version("diffusers"))[:3]) <= LAST_BROKEN
 
 
 # ---- one canvas: ONE-PIC -----------------------------------------------------------------------------------------

@@ -46,12 +46,12 @@ class Walk:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kind of each shown column."""
-        return tuple(self.path.kinds[cell] for cell in self.columns)
+        return tuple(map(self.path.kinds.__getitem__, self.columns))
 
     @property
     def targets(self) -> tuple[int, ...]:
         """Shown columns that the path declares as targets; the instruction speaks of these."""
-        return tuple(column for column, cell in enumerate(self.columns) if cell in self.path.targets)
+        return tuple(sorted(map(self.columns.index, self.path.targets)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
 from graphbuild.models.resizing import in_stacks, map_at, picture_at, working_size
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.grid import labels_of
+from graphbuild.tasks.labels import labels_of
 from tests.support.annotators import Styles, build, complete
 from tests.support.tiny_checkpoints_dense import (
     CLASSES,

@@ -19,7 +19,7 @@ from graphbuild.contracts import Item
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.grid import labels_of
+from graphbuild.tasks.labels import labels_of
 from tests.support.annotators import build, complete
 from tests.support.openai_server import ChatServer, chat_server
 from tests.support.tiny_checkpoints_vlm import tiny_open_world

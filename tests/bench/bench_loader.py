@@ -59,9 +59,8 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.heads import change_head
 from graphbuild.store.parts import write_items
 from graphbuild.store.workspace import Workspace
-from graphbuild.tasks.cells import Frame
+from graphbuild.tasks.cells import Frame, frames
 from graphbuild.tasks.config import CellConfig, SamplerConfig
-from graphbuild.tasks.layouts import frames
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 

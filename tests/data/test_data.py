@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -21,8 +20,9 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from graphbuild.data import GridTaskList, GridTasks, at_inference, collate, position
+from graphbuild.data.buffers import MAX_BYTES, CellCache, PixelBuffer
 from graphbuild.data.prefetch import loaded
-from graphbuild.data.sample import CellCache, GridSample
+from graphbuild.data.sample import GridSample
 from graphbuild.errors import CorruptNode, GraphError
 from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
@@ -274,7 +274,7 @@ def test_pictures_that_are_cells_already(fit: Any, tmp_path: Path) -> None:
     switches = CellConfig(cell_fit=fit)
     for sample in tasks(drawn, resolution=32, cells=switches):
         task = drawn.task(drawn.walk(sample.index), 32, cells=switches)
-        for row, cells in enumerate(sample.cells()):
+        for row, cells in enumerate(sample.cells(filled=True)):
             for column, cell in enumerate(cells):
                 assert np.array_equal(cell, task.cell(row, column))
 
@@ -298,7 +298,7 @@ def test_ids_and_keys_decode_nothing(sampler: PathSampler, decodes: list[str]) -
     assert all(
         len(batch.cells) == len(batch.decoded) == len(batch.sizes) == 0 and not batch.rows() for batch in batches
     )
-    samples[0].cells()
+    samples[0].pixels()
     assert len(decodes) == samples[0].shape[0] * samples[0].shape[1]
 
 
@@ -317,7 +317,7 @@ def test_keys_are_equal_if_and_only_if_pixels_are(sampler: PathSampler) -> None:
     cells: dict[str, bytes] = {}
     hits = 0
     for sample in tasks(sampler, stop=200):
-        for keys, row in zip(sample.cell_keys, sample.cells(), strict=True):
+        for keys, row in zip(sample.cell_keys, sample.cells(filled=True), strict=True):
             for key, cell in zip(keys, row, strict=True):
                 hits += key in cells
                 assert cells.setdefault(key, cell.tobytes()) == cell.tobytes()
@@ -328,17 +328,24 @@ def test_keys_are_equal_if_and_only_if_pixels_are(sampler: PathSampler) -> None:
 
 def test_cells_in_the_cache_are_not_decoded_again(sampler: PathSampler, decodes: list[str]) -> None:
     """Guards against a cache that is asked with keys that never repeat, or that outgrows its bounds."""
-    first = [sample.rows() for sample in tasks(sampler, stop=8, cache_bytes=1 << 20)]
+    first = [sample.pixels() for sample in tasks(sampler, stop=8, cache_bytes=1 << 20)]
     dataset = tasks(sampler, stop=8, cache_bytes=1 << 20)
     for _ in range(2):
         before = len(decodes)
-        again = [sample.rows() for sample in dataset]
+        again = [sample.pixels() for sample in dataset]
     assert len(decodes) == before
-    assert all(np.array_equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     cache = CellCache(1000)
     for number in range(9):
         cache.put(str(number), np.zeros((10, 10, 3), np.uint8))
     assert cache.nbytes == 900 and cache.get("8") is not None and cache.get("5") is None
+
+
+def test_a_batch_beyond_the_limit_is_refused_with_figures(sampler: PathSampler) -> None:
+    """Guards against a worker that is killed for memory, by rows of long shapes padded to each other."""
+    with pytest.raises(ValueError, match=r"batch of 64 grids of 3 x 4 cells, padded to 2336 x 2336 px, takes 11.7 GiB"):
+        PixelBuffer(64).place(0, (3, 4, 2336, 2336, 3))
+    assert PixelBuffer(2).place(1, (1, 1, 2, 2, 3)).shape == (1, 1, 2, 2, 3) and MAX_BYTES == 4 << 30
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------
@@ -383,58 +390,57 @@ def test_samples_travel_with_their_pixels(sampler: PathSampler, decodes: list[st
     dataset = tasks(sampler, prefetch=0)
     sample = next(iter(dataset))
     assert len(pickle.dumps(sample)) < 2000
-    cells = sample.cells()
+    cells = sample.cells(filled=True)
     before = len(decodes)
     data = pickle.dumps(sample)
     copy: GridSample = pickle.loads(data)
     assert len(data) < 5000 + sum(cell.nbytes for row in cells for cell in row)
-    assert np.array_equal(np.array(copy.cells()), np.array(cells)) and len(decodes) == before
+    assert np.array_equal(np.array(copy.cells(filled=True)), np.array(cells)) and len(decodes) == before
     for batch in DataLoader(tasks(sampler, stop=8), batch_size=BATCH, num_workers=1, collate_fn=list):
-        assert all(isinstance(sample, GridSample) and sample.rows() for sample in batch)
+        assert all(isinstance(sample, GridSample) and sample.pixels().any() for sample in batch)
 
 
 def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("graphbuild")]
 
 
-def test_closing_ends_threads_and_files(sampler: PathSampler) -> None:
+def test_no_threads_in_a_process_that_forks(sampler: PathSampler) -> None:
+    """Guards against a worker that hangs for ever: forked while a thread decodes, it inherits a lock that nobody will
+    open."""
+    seen = []
+    for sample in tasks(sampler, prefetch=4, threads=2):
+        seen.append(sample._pixels is None and _threads() == [])
+    assert seen == [True] * 40
+
+
+def _decoded_ahead(samples: list[GridSample]) -> tuple[list[str], int]:
+    """In a worker: its threads, and how many pixels are there before anyone asks."""
+    return _threads(), sum(sample._pixels is not None for sample in samples)
+
+
+def test_threads_of_a_worker_decode_ahead(sampler: PathSampler) -> None:
+    """Guards against a worker that decodes nothing until its batch is put together."""
+    dataset = tasks(sampler, prefetch=4, threads=2)
+    seen = list(DataLoader(dataset, batch_size=BATCH, num_workers=1, collate_fn=_decoded_ahead))
+    assert all(0 < len(names) <= 2 for names, _ in seen[:-2]) and all(count == BATCH for _, count in seen)
+
+
+def test_closing_ends_threads_and_files(sampler: PathSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against threads and open files that pile up over many epochs."""
+    monkeypatch.setattr("graphbuild.data.prefetch.get_worker_info", lambda: "a worker")
+    samples = list(tasks(sampler, prefetch=0))
     for _ in range(3):
-        drawn = iter(tasks(sampler))
+        drawn = loaded(samples, 4, 2)
         next(drawn)
         assert _threads()
-        drawn.close()  # type: ignore[attr-defined]
+        drawn.close()
         assert _threads() == []
+    monkeypatch.undo()
     before = psutil.Process().num_fds()
     for _ in range(20):
         next(iter(tasks(sampler)))
     gc.collect()
-    assert _threads() == [] and psutil.Process().num_fds() <= before + 2
-
-
-def test_a_fork_waits_for_threads_that_end(sampler: PathSampler) -> None:
-    """Guards against a worker that hangs for ever: Python joins a thread before OpenCV has cleaned up after it, and a
-    process forked in between inherits a lock that nobody will open."""
-    library, key = ctypes.CDLL(None), ctypes.c_uint()
-    assert library.pthread_key_create(ctypes.byref(key), library.usleep) == 0
-    ended: list[int] = []
-
-    def load(sample: GridSample) -> GridSample:
-        library.pthread_setspecific(key, ctypes.c_void_p(300_000))  # what the thread does at its end: usleep(300000)
-        ended.append(threading.get_native_id())
-        return sample
-
-    samples = list(tasks(sampler, prefetch=0, stop=BATCH))
-    for sample in samples:
-        sample.load = lambda sample=sample: load(sample)  # type: ignore[method-assign]
-    assert len(list(loaded(samples, 2, 2))) == BATCH
-    assert any(Path(f"/proc/self/task/{number}").exists() for number in ended), "the test itself: none lingers"
-    if (child := os.fork()) == 0:
-        os._exit(0)
-    lingering = [number for number in ended if Path(f"/proc/self/task/{number}").exists()]
-    os.waitpid(child, 0)
-    library.pthread_key_delete(key)
-    assert lingering == []
+    assert psutil.Process().num_fds() <= before + 2
 
 
 def test_a_worker_loads_after_opencv_ran_in_this_process(sampler: PathSampler) -> None:

@@ -21,7 +21,7 @@ from graphbuild.images.degradations.kernels import convolve, disk, line
 from graphbuild.images.degradations.pixels import Pixels, histograms, levels
 from graphbuild.images.degradations.tones import median_edges, otsu_edges
 from graphbuild.images.degradations.wavelet import wavelet_compressed
-from graphbuild.tasks.cells import centre_square
+from tests.support.cells import centre_square
 from tests.support.numerics import assert_close
 
 UPSTREAM = {

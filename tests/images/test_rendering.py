@@ -22,7 +22,7 @@ from graphbuild.images.rendering import (
     draw_pose,
     drawn_colours,
 )
-from graphbuild.tasks.grid import COLOURS
+from graphbuild.tasks.labels import COLOURS
 
 
 def pose(width: int, height: int, *people: dict[str, list[float]]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from pathlib import Path
 from types import FrameType
 
@@ -28,7 +27,6 @@ def test_a_photograph_goes_the_way_that_is_told(photos: Path, tmp_path: Path) ->
             if name.startswith(str(ROOT)):
                 entered.setdefault((str(Path(name).relative_to(ROOT)), frame.f_code.co_name))
 
-    threading.setprofile(watch)  # cells are decoded ahead, by threads
     sys.setprofile(watch)
     try:
         gb.run(gb.source("folder", path=str(photos)), ["canny"], out=tmp_path / "graph", executor="inline", limit=4)
@@ -38,6 +36,5 @@ def test_a_photograph_goes_the_way_that_is_told(photos: Path, tmp_path: Path) ->
         (batch,) = DataLoader(tasks, collate_fn=collate)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)
     assert batch.cells.shape[-2:] == (32, 32)
     assert len(STEPS) == 14 and [step for step in entered if step in STEPS] == STEPS

@@ -51,7 +51,7 @@ def test_ids_are_those_of_the_pictures_and_no_picture_is_opened(
 ) -> None:
     """Ten thousand walks must cost no decoding, and be the walks that the pictures show."""
     expected = [sampler.task(index, 32).document().model_dump_json() for index in INDICES]
-    for owner, name in ((cv2, "imdecode"), (Image, "open"), (node, "decode_image"), (GridTask, "_node")):
+    for owner, name in ((cv2, "imdecode"), (Image, "open"), (node, "decode_image"), (GridTask, "node")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a picture was opened"))
     (file,) = write_tasks(sampler, INDICES, 32, tmp_path, form="jsonl")
     assert file == tmp_path / "walks.jsonl" and file.read_text().splitlines() == expected

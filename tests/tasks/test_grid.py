@@ -12,8 +12,7 @@ import pytest
 
 from graphbuild.contracts import WalkDocument
 from graphbuild.store.graph import Graph
-from graphbuild.tasks import grid
-from graphbuild.tasks.cells import centre_square
+from graphbuild.tasks import sheet
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.export import write_tasks
 from graphbuild.tasks.grid import GridTask
@@ -21,6 +20,7 @@ from graphbuild.tasks.instruction import KEEP_ALL
 from graphbuild.tasks.paths import Content, PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import Styles, build, complete
+from tests.support.cells import centre_square
 
 ROOT = Path(__file__).parents[2]
 CAPTION = Content(source="caption", of="image")
@@ -80,30 +80,30 @@ def test_cells_are_the_nodes_of_the_graph(graph: Graph, tasks: list[GridTask]) -
 def test_the_picture_shows_cells_and_holes(tasks: list[GridTask]) -> None:
     """Cells lie where the labels say, red frames are around the holes and on nothing else, and no word is cut off."""
     for task in tasks[:20]:
-        sheet = np.asarray(task.image())
-        step = 48 + grid._MARGIN
-        assert sheet.shape[1] >= len(task.walk.kinds) * step + grid._MARGIN
-        assert (sheet[:, -grid._MARGIN // 2 :] == 255).all()
-        assert (sheet[grid._LABEL - 5] == 255).all()
-        assert sheet.shape[0] > grid._LABEL + len(task.rows) * step
+        drawn = np.asarray(task.image())
+        step, wide = 48 + sheet.MARGIN, sheet.column_width(task.walk.kinds, 48)
+        assert drawn.shape[1] >= len(task.walk.kinds) * wide + sheet.MARGIN
+        assert (drawn[:, -sheet.MARGIN // 2 :] == 255).all()
+        assert (drawn[sheet.LABEL - 5] == 255).all()
+        assert drawn.shape[0] > sheet.LABEL + len(task.rows) * step
         for row in range(len(task.rows)):
             for column in range(len(task.walk.kinds)):
-                top, left = grid._LABEL + row * step, grid._MARGIN + column * step
-                assert np.array_equal(sheet[top : top + 48, left : left + 48], task.cell(row, column))
-                frame = {tuple(sheet[top + 20, left + side]) for side in (-2, 49)}
-                frame |= {tuple(sheet[top + side, left + 20]) for side in (-2, 49)}
+                top, left = sheet.LABEL + row * step, sheet.MARGIN + column * wide
+                assert np.array_equal(drawn[top : top + 48, left : left + 48], task.cell(row, column))
+                frame = {tuple(drawn[top + 20, left + side]) for side in (-2, 49)}
+                frame |= {tuple(drawn[top + side, left + 20]) for side in (-2, 49)}
                 hole = row == len(task.rows) - 1 and column in task.holes
-                assert frame == {grid._HOLE if hole else (255, 255, 255)}
+                assert frame == {sheet.HOLE if hole else (255, 255, 255)}
 
 
 def test_words_are_on_the_picture_in_full(graph: Graph) -> None:
     """A long instruction must make the sheet higher, not run out of it."""
     sampler = PathSampler(graph, PATHS)
     task = sampler.task(0, 200)
-    sheet = np.asarray(task.image())
-    words = sheet[grid._LABEL + len(task.rows) * (200 + grid._MARGIN) :]
+    drawn = np.asarray(task.image())
+    words = drawn[sheet.LABEL + len(task.rows) * (200 + sheet.MARGIN) :]
     dark = np.argwhere((words < 128).all(axis=2))
-    assert len(dark) > 200 and dark[:, 0].max() < len(words) - 2 and dark[:, 1].max() < sheet.shape[1] - 2
+    assert len(dark) > 200 and dark[:, 0].max() < len(words) - 2 and dark[:, 1].max() < drawn.shape[1] - 2
 
 
 def test_a_document_survives_json_and_obeys_its_schema(graph: Graph, tasks: list[GridTask]) -> None:

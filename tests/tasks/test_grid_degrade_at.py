@@ -13,12 +13,13 @@ from graphbuild.data import GridTasks
 from graphbuild.images import degradations
 from graphbuild.images.codecs import Pixels
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.cells import centre_square, cover, fit_size, stretch
+from graphbuild.tasks.cells import cover, fit_size, stretch
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build
+from tests.support.cells import centre_square
 
 KINDS = ("gaussian_noise", "pixelate", "rotate_90", "rotate_180")
 PATHS = PathSet(
@@ -133,8 +134,8 @@ def test_it_is_recorded_and_part_of_the_keys(sampler: PathSampler) -> None:
         switches = CellConfig(degrade_at=at)  # type: ignore[arg-type]
         (sample,) = GridTasks(sampler, resolution=SIDE, stop=1, cells=switches, rank=0, world=1)
         keys |= {sample.key, *sample.row_keys, sample.cell_keys[0][0]}
-        assert sample.task.document().switches["degrade_at"] == at
-        assert np.array_equal(sample.cell(0, 0), sample.task.cell(0, 0))
+        assert sample.document().switches["degrade_at"] == at
+        assert np.array_equal(sample.cell(0, 0), sampler.task(0, SIDE, cells=switches).cell(0, 0))
     assert len(keys) == 9
 
 

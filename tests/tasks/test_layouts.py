@@ -15,11 +15,12 @@ import skimage.data
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
-from graphbuild.tasks.cells import cover, fit_size, square, stretch
+from graphbuild.tasks.cells import cover, fit_size, frames, stretch
 from graphbuild.tasks.config import CellConfig, Decode, SamplerConfig
-from graphbuild.tasks.grid import COLOURS, GridTask, colour_name, labels_of
+from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.instruction import Keep
-from graphbuild.tasks.layouts import CANVASES, frames, task_tokens, view_order
+from graphbuild.tasks.labels import COLOURS, colour_name, labels_of
+from graphbuild.tasks.layouts import CANVASES, task_tokens, view_order
 from graphbuild.tasks.paths import Content, TaskPath
 from graphbuild.tasks.walk import Walk
 
@@ -143,7 +144,6 @@ def test_cover_and_stretch(size: tuple[int, int], cell: tuple[int, int]) -> None
     picture = flat(10, 200, 30, width=size[0], height=size[1])
     for made in (cover(picture, cell), stretch(picture, cell)):
         assert made.shape == (cell[1], cell[0], 3) and (made == (10, 200, 30)).all() and made.flags.writeable
-    assert square(picture).shape == (min(size), min(size), 3)
 
 
 @pytest.mark.parametrize("fit", ["crop_square", "stretch_square", "aspect"])
@@ -189,6 +189,21 @@ def test_fit_size_keeps_area_and_shape() -> None:
         if 0.5 < width / height < 2:
             assert 0.85 * 384**2 < across * down <= 384**2
             assert across / down == pytest.approx(width / height, rel=0.06)
+
+
+def test_a_long_strip_costs_about_its_own_memory() -> None:
+    """A web comic of 800 x 30000 beside ordinary pictures: its cell is capped in shape, and the others are resized
+    straight to it. They were once enlarged to 30000 x 30000 px."""
+    example, query = frames(2, lambda row: (800, 30000), 384, CellConfig(cell_fit="aspect"), squares=False)
+    assert example.size == query.size == (128, 1072)
+    assert query.cut(np.zeros((30000, 800), np.uint8)).shape == (6400, 800)
+    y, x = np.mgrid[0:512, 0:512] // 2
+    shown = np.stack([x, y, y], axis=2).astype(np.uint8)
+    cut = example.cut(shown)
+    assert cut.nbytes <= 8 << 20 and fit_size((cut.shape[1], cut.shape[0]), 384) == example.size
+    cell = example.cell(shown).astype(int)
+    assert cell[0, 0, 1] < 4 and cell[-1, -1, 1] > 251, "all of its height is there"
+    assert 110 < cell[500, 0, 0] < cell[500, -1, 0] < 146, "and the middle of its width"
 
 
 def test_the_picture_shows_cells_of_any_size() -> None:

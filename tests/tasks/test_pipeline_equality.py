@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild.store.graph import Graph
-from graphbuild.tasks import layouts
-from graphbuild.tasks.cells import fit_size
+from graphbuild.tasks import visualcloze
+from graphbuild.tasks.cells import capped_part, fit_size
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import generate, is_broken
 from graphbuild.tasks.paths import Content, PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.visualcloze import generate, is_broken
 from tests.support.annotators import build, complete
 from tests.tasks.test_layouts import picture, task_of
 
@@ -136,8 +136,8 @@ def test_rows_of_their_own_sizes(task: GridTask) -> None:
     """Under `own`, each row is sized by its first given picture, as in the pipeline."""
     check(task)
     for nodes, mask, cells in zip(task.rows, task.hole_mask, task.cells(), strict=True):
-        sizes = [fit_size(node.array().shape[1::-1], task.resolution) for node, hole in zip(nodes, mask, strict=True)
-                 if not hole]  # fmt: skip
+        shapes = [node.array().shape[1::-1] for node, hole in zip(nodes, mask, strict=True) if not hole]
+        sizes = [fit_size(capped_part(shape), task.resolution) for shape in shapes]
         assert {cell.shape[1::-1] for cell in cells} == {(sizes or [fit_size((1, 1), task.resolution)])[0]}
 
 
@@ -159,7 +159,7 @@ def test_shared_rows_have_the_size_of_the_query(task: GridTask) -> None:
     given_pictures = [node.array() for node, hole in zip(task.rows[-1], task.hole_mask[-1], strict=True) if not hole]
     if given_pictures:
         height, width = given_pictures[0].shape[:2]
-        assert shape[1::-1] == fit_size((width, height), task.resolution)
+        assert shape[1::-1] == fit_size(capped_part((width, height)), task.resolution)
 
 
 def test_context_rows_show_their_middle() -> None:
@@ -308,9 +308,9 @@ def test_bug_layout_prompt_is_a_tuple(pipeline: Callable[[int], Any]) -> None:
     processor = pipe.generation_pipe.image_processor
     assert isinstance(processor.get_layout_prompt((2, 3)), tuple) == is_broken()
     for _ in range(2):
-        layouts.mend(pipe)
+        visualcloze.mend(pipe)
         assert processor.get_layout_prompt((2, 3)).startswith("A grid layout with 2 rows and 3 columns")
-    assert layouts.mend(pipe.generation_pipe) is pipe.generation_pipe
+    assert visualcloze.mend(pipe.generation_pipe) is pipe.generation_pipe
 
 
 def test_bug_no_generator(pipeline: Callable[[int], Any]) -> None:
@@ -344,5 +344,5 @@ def test_bug_output_in_an_output(pipeline: Callable[[int], Any]) -> None:
 
 def test_the_gate_is_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, broken in {"0.35.0": True, "0.42.1": True, "0.42.2": False, "0.43.0.dev0": False, "1.0": False}.items():
-        monkeypatch.setattr(layouts, "version", lambda package, name=name: name)
+        monkeypatch.setattr(visualcloze, "version", lambda package, name=name: name)
         assert is_broken() == broken, name

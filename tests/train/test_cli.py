@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import generate
+from graphbuild.tasks.visualcloze import generate
 from graphbuild_train import cli
 from graphbuild_train.bases.flux_fill import FluxFill
 from tests.support.training import Ground, grounded, metrics, recorded

@@ -18,9 +18,9 @@ from graphbuild.data.sample import GridSample, TaskSource
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.instruction import KEEP_ALL
-from graphbuild.tasks.layouts import mend
 from graphbuild.tasks.paths import Content, PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.visualcloze import mend
 from graphbuild_train.bases import flux, load_base
 from graphbuild_train.bases.flux_dev import FluxDev
 from graphbuild_train.bases.flux_fill import FluxFill

@@ -82,9 +82,8 @@ class TaskPath:
             _check_role(role, self.own)
         if len(set(self.cells)) != len(self.cells):
             raise ValueError(f"cells: {list(self.cells)} has a role twice; name them apart, as in 'image:other'")
-        if twice := sorted(
-            {kind for kind in self.kinds if self.kinds.count(kind) > 1 and self.declared(kind).is_computed}
-        ):
+        computed = [kind.name for kind in self.declared if kind.is_computed]
+        if twice := sorted({kind for kind in computed if computed.count(kind) > 1}):
             raise ValueError(f"cells: {twice[0]!r} comes twice; it is computed, so both would be the same picture")
         if not self.targets or list(self.targets) != sorted({*self.targets} & {*range(len(self.cells))}):
             raise ValueError(f"targets: {self.targets}; allowed: ascending positions 0..{len(self.cells) - 1}")
@@ -96,14 +95,15 @@ class TaskPath:
             if self.content.of not in self.cells:
                 raise ValueError(f"content: of: {self.content.of!r} is not a cell; allowed: {', '.join(self.cells)}")
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of the cells, in their order."""
         return tuple(role_kind(role) for role in self.cells)
 
-    def declared(self, kind: str) -> Kind:
-        """What a kind of its cells is."""
-        return kind_of(kind, self.own)
+    @cached_property
+    def declared(self) -> tuple[Kind, ...]:
+        """What these kinds are."""
+        return tuple(kind_of(kind, self.own) for kind in self.kinds)
 
 
 @dataclass(frozen=True, kw_only=True)

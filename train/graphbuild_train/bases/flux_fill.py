@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from graphbuild.data import GridBatch
+from graphbuild.tasks.cells import FILLS
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.layouts import FILLS, generate
+from graphbuild.tasks.visualcloze import generate
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, check_sides, floats, holes_in_row, views
