@@ -86,7 +86,7 @@ def sample(
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
     """
-    from graphbuild.store.graph import Graph
+    from graphbuild.store.graph import Graph, keep_snapshot
     from graphbuild.tasks import export as taskfiles
     from graphbuild.tasks.config import CellConfig
 
@@ -101,7 +101,7 @@ def sample(
             opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
         )
         ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
-        if error := taskfiles.keep_snapshot(opened):
+        if error := keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
         indices = range(index, index + count)
         for file in taskfiles.write_tasks(sampler, indices, resolution, out, form=form, cells=cells):

@@ -17,9 +17,9 @@ from graphbuild.data.buffers import CellCache, PixelBuffer, check_bytes, keep_fr
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.kinds.registry import parents_of
-from graphbuild.store.offsets import identity
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.keys import identity
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walk
 

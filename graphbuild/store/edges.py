@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +12,9 @@ from numpy.typing import NDArray
 
 from graphbuild.contracts import EDGES, Outcome, Shard
 from graphbuild.errors import GraphError
+from graphbuild.store.cache import cached_array
 from graphbuild.store.files import Files
 from graphbuild.store.parts import Commit, Place, outcomes, read_table
-
-KEPT_SNAPSHOTS = 32
-_DIGEST = re.compile("[0-9a-f]{16}")
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class EdgeRows:
@@ -96,7 +88,7 @@ def cached_presence(
     digest: str, files: Files, commits: Sequence[Commit], kind: str, num_items: int
 ) -> NDArray[np.bool_]:
     """`presence`, kept in the user's cache folder under the snapshot's digest, so that a rerun reads no edge row."""
-    return cached(
+    return cached_array(
         digest, f"presence-{kind}", np.bool_, (num_items, None), lambda: presence(files, commits, kind, num_items)
     )
 
@@ -122,7 +114,7 @@ def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodePare
 
 def cached_node_parents(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
     """`node_parents`, kept like presence."""
-    return cached(digest, f"parents-{kind}", np.int64, (None, 5), lambda: node_parents(files, commits, kind))
+    return cached_array(digest, f"parents-{kind}", np.int64, (None, 5), lambda: node_parents(files, commits, kind))
 
 
 def cached_crossings(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NDArray[np.int64]:
@@ -133,7 +125,7 @@ def cached_crossings(digest: str, files: Files, commits: Sequence[Commit], kind:
         rows = cached_node_parents(digest, files, commits, kind)
         return np.unique(rows[rows[:, 0] != rows[:, 2]][:, [0, 2]], axis=0)
 
-    return cached(digest, f"crossings-{kind}", np.int64, (None, 2), crossings)
+    return cached_array(digest, f"crossings-{kind}", np.int64, (None, 2), crossings)
 
 
 def _parents_in(table: pa.Table, kind: str, names: Sequence[str]) -> NodeParents:
@@ -150,56 +142,3 @@ def _parents_in(table: pa.Table, kind: str, names: Sequence[str]) -> NodeParents
         pc.struct_field(parent, "variant").to_numpy(),
     ]
     return np.stack(rows, axis=1).astype(np.int64)
-
-
-def cache_folder() -> Path:
-    """`$GRAPHBUILD_CACHE`, else `graphbuild` in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("GRAPHBUILD_CACHE") or home / "graphbuild")
-
-
-def forget_old(folder: Path) -> None:
-    """Keep the indexes of the last few snapshots used. The folder may hold what is not ours."""
-    ours = [entry for entry in folder.iterdir() if _DIGEST.fullmatch(entry.name)]
-    for old in sorted(ours, key=lambda entry: entry.stat().st_mtime)[:-KEPT_SNAPSHOTS]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def cached(
-    digest: str, name: str, dtype: type[Scalar], shape: Sequence[int | None], compute: Callable[[], NDArray[Scalar]]
-) -> NDArray[Scalar]:
-    """An array about a snapshot, from the cache; computed and kept if it is absent, damaged or of another kind.
-
-    Args:
-        digest: of the snapshot.
-        shape: None for a length that may be any.
-    """
-    path = cache_folder() / digest / f"{name}.npy"
-    found = _load(path)
-    if found is not None and found.dtype == dtype and _fits(found.shape, shape):
-        return found
-    array = compute()
-    _save(path, array)
-    return array
-
-
-def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    return len(shape) == len(wanted) and all(at in (None, own) for own, at in zip(shape, wanted, strict=True))
-
-
-def _load(path: Path) -> NDArray[Any] | None:
-    try:
-        return cast(NDArray[Any], np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError):  # absent or damaged
-        return None
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as temp:
-            np.save(Path(temp) / path.name, array, allow_pickle=False)
-            os.replace(Path(temp) / path.name, path)
-        forget_old(path.parent.parent)
-    except OSError:
-        return  # a cache that cannot be written is only slower

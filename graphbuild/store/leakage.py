@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-from graphbuild.store.edges import cached
+from graphbuild.store.cache import cached_array
 from graphbuild.store.graph import Graph
 
 NEAR = 3
@@ -32,7 +34,7 @@ _BAND_BITS = 64 // _BANDS
 
 def item_links(graph: Graph) -> Pairs:
     """Links that the items table tells of: equal group, equal hash, near-equal picture. Cached by snapshot."""
-    return cached(graph.digest, "links", np.int64, (None, 2), lambda: links_of(graph.items()))
+    return cached_array(graph.digest, "links", np.int64, (None, 2), lambda: links_of(graph.items()))
 
 
 def links_of(items: pa.Table) -> Pairs:
@@ -45,14 +47,10 @@ def links_of(items: pa.Table) -> Pairs:
 
 def components(num_items: int, pairs: Pairs) -> NDArray[np.int64]:
     """The smallest item of each item's leakage group."""
-    root = np.arange(num_items, dtype=np.int64)
-    while len(pairs):
-        ends = root[pairs]
-        np.minimum.at(root, ends.max(axis=1), ends.min(axis=1))  # the larger root points to the smaller one
-        while (root != root[root]).any():
-            root = root[root]
-        pairs = pairs[root[pairs[:, 0]] != root[pairs[:, 1]]]
-    return root
+    links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), (num_items, num_items))
+    labels = connected_components(links, directed=False)[1]
+    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    return first[group]
 
 
 def sides(num_items: int, pairs: Pairs, items: pa.Table, validation: float) -> NDArray[np.int8]:

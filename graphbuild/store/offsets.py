@@ -7,13 +7,9 @@ faster: whatever it lacks, or holds wrongly, the edges parts answer.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +19,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from graphbuild.contracts import EDGES
-from graphbuild.errors import MissingNode
 from graphbuild.images.node import Node
-from graphbuild.kinds.registry import kind_of, parents_of
-from graphbuild.store.edges import cache_folder, forget_old
+from graphbuild.store.cache import Arrays, Form, cached
 from graphbuild.store.files import Files
 from graphbuild.store.parts import Commit, read_table
 
@@ -44,6 +38,8 @@ RECORD = np.dtype(
     ]
 )
 _RECORD = struct.Struct("<iiqqiiii16s")
+_BYTES: Form = (np.uint8, (None,))
+_FORMS: dict[str, Form] = {"records": (RECORD, (None, None)), "attrs": _BYTES, "names": _BYTES}
 _COLUMNS = ["item_ix", "kind", "variant", "status", "part", "offset", "nbytes", "format", "width", "height",
             "content_hash", "attrs"]  # fmt: skip
 
@@ -98,33 +94,15 @@ class Offsets:
         """A stored node, its bytes checked; None where the edges part has to say what is wrong."""
         if (spot := self.spot(item_ix, variant)) is None:
             return None
-        data = files.pread(self.parts[spot.part], spot.offset, spot.nbytes)
+        try:
+            data = files.pread(self.parts[spot.part], spot.offset, spot.nbytes)
+            attrs = json.loads(self.attrs(spot)) if spot.attrs_nbytes else {}
+            form = self.formats[spot.format]
+        except (OSError, IndexError, ValueError):
+            return None
         if xxhash.xxh3_128_digest(data) != spot.hash:
             return None
-        attrs = json.loads(self.attrs(spot)) if spot.attrs_nbytes else {}
-        form = self.formats[spot.format]
         return Node(item_ix, self.kind, variant, self.version, data, form, self.codec, attrs, edge)
-
-
-def identity(offsets_of: Callable[[str], Offsets], item_ix: int, kind: str, variant: int, *, seed: int) -> str:
-    """A text that changes whenever the picture of a node could: of a computed kind from its parents and `seed`.
-
-    Raises:
-        MissingNode: it is not stored.
-    """
-    if (parents := parents_of(kind)) != (kind,):
-        of = "+".join(identity(offsets_of, item_ix, parent, 0, seed=seed) for parent in parents)
-        return f"{kind}.{computed_version(kind, seed)}({of})"
-    offsets = offsets_of(kind)
-    if (spot := offsets.spot(item_ix, variant)) is None:
-        raise MissingNode(f"item {item_ix} has no {kind} variant {variant}")
-    return f"{kind}.{offsets.version}.{spot.hash.hex()}.{offsets.attrs(spot).hex()}"
-
-
-def computed_version(kind: str, seed: int) -> str:
-    """What a computed kind's picture depends on besides its parents."""
-    declared = kind_of(kind)
-    return f"{declared.version}.{seed}" if declared.seeded else f"{declared.version}"
 
 
 def cached_offsets(
@@ -132,12 +110,14 @@ def cached_offsets(
 ) -> Offsets:
     """The index of (kind, version) at a snapshot: from the cache, else built and kept there if it can be."""
     codec = commits[0].document.lineage.codec[kind] if commits else ""
-    folder = cache_folder() / digest / f"offsets-{kind}-{version}"
-    if (cached := _load(folder)) is None:
-        built = build(files, commits, kind, num_items)
-        cached = _load(folder) if _save(folder, built) else built
-    table = cached or build(files, commits, kind, num_items)
-    return Offsets(kind, version, codec, records=table.records, attrs=table.attrs, **table.names)
+    compute = partial(build, files, commits, kind, num_items)
+    found = cached(digest, f"offsets-{kind}-{version}", _FORMS, compute)
+    try:
+        names = json.loads(found["names"].tobytes())
+    except ValueError:
+        found = compute()
+        names = json.loads(found["names"].tobytes())
+    return Offsets(kind, version, codec, records=found["records"], attrs=found["attrs"], **names)
 
 
 class LazyEdge(Mapping[str, Any]):
@@ -170,15 +150,7 @@ def _same(table: pa.Table, row: int) -> tuple[pa.Table, int]:
     return table, row
 
 
-class Table(NamedTuple):
-    """The arrays of an index and the names they point to."""
-
-    records: NDArray[Any]
-    attrs: NDArray[np.uint8]
-    names: dict[str, list[str]]
-
-
-def build(files: Files, commits: Sequence[Commit], kind: str, num_items: int) -> Table:
+def build(files: Files, commits: Sequence[Commit], kind: str, num_items: int) -> Arrays:
     """The index from the edges parts of `commits`: each is read once, some columns of it."""
     variants = max((commit.document.variants[kind] for commit in commits), default=1)
     records = np.zeros((num_items, variants), RECORD)
@@ -191,7 +163,8 @@ def build(files: Files, commits: Sequence[Commit], kind: str, num_items: int) ->
         stored = pc.and_(pc.equal(table.column("status"), "ok"), pc.equal(table.column("kind"), kind))
         rows = _records(table.filter(stored).combine_chunks(), parts, formats, attrs)
         records[rows.places] = rows.values
-    return Table(records, np.frombuffer(bytes(attrs), np.uint8), {"parts": list(parts), "formats": list(formats)})
+    names = json.dumps({"parts": list(parts), "formats": list(formats)}).encode()
+    return {"records": records, "attrs": np.frombuffer(attrs, np.uint8), "names": np.frombuffer(names, np.uint8)}
 
 
 class _Rows(NamedTuple):
@@ -224,32 +197,3 @@ def _appended(texts: Sequence[str | None], blob: bytearray) -> tuple[list[int], 
             spans[text] = (len(blob), len(data))
             blob += data
     return [spans[text][0] for text in texts], [spans[text][1] for text in texts]
-
-
-def _load(folder: Path) -> Table | None:
-    """An index of the cache, its arrays memory-mapped; None if absent or damaged."""
-    try:
-        names = json.loads((folder / "names.json").read_bytes())
-        records, attrs = (np.load(folder / f"{name}.npy", "r", allow_pickle=False) for name in ("records", "attrs"))
-    except (OSError, ValueError, EOFError):  # absent or damaged
-        return None
-    good = records.dtype == RECORD and records.ndim == 2 and attrs.dtype == np.uint8 and "parts" in names
-    return Table(records, attrs, names) if good else None
-
-
-def _save(folder: Path, table: Table) -> bool:
-    """Keep an index; the first of several writers wins. False if the cache cannot be written."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temp:
-            inner = Path(temp) / "new"
-            inner.mkdir()
-            np.save(inner / "records.npy", table.records, allow_pickle=False)
-            np.save(inner / "attrs.npy", table.attrs, allow_pickle=False)
-            (inner / "names.json").write_text(json.dumps(table.names))
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been loaded
-            os.rename(inner, folder)
-        forget_old(folder.parent.parent)
-    except OSError:
-        return folder.is_dir()
-    return True

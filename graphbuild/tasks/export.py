@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,6 @@ from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
 from graphbuild.store.graph import Graph
-from graphbuild.store.workspace import Workspace
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.sampler import PathSampler
@@ -57,19 +55,6 @@ def open_sampler(
     missing: Any = "drop" if paths is None and on_missing == "error" else on_missing
     config = SamplerConfig(**switches)
     return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)
-
-
-def keep_snapshot(graph: Graph) -> OSError | None:
-    """Publish the snapshot that walks refer to; what went wrong, if the graph cannot be written to."""
-    try:
-        workspace = Workspace.create(graph.fs, f"sample-{os.urandom(3).hex()}")
-    except OSError as error:
-        return error
-    try:
-        graph.publish_snapshot(workspace)
-    finally:
-        workspace.close()
-    return None
 
 
 def write_tasks(

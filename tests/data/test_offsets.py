@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from graphbuild.errors import MissingNode
-from graphbuild.store.edges import KEPT_SNAPSHOTS
+from graphbuild.store.cache import KEPT_SNAPSHOTS
 from graphbuild.store.graph import Graph
 from tests.support.annotators import Styles, build, complete
 
@@ -44,11 +44,15 @@ def test_a_damaged_index_is_built_again(folder: Path, tmp_path: Path, monkeypatc
     """Guards against a cut-off cache file, and a cache folder that cannot be written."""
     monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "cache"))
     Graph.open(folder).offsets("canny")
-    (records,) = (tmp_path / "cache").rglob("records.npy")
-    for damage in (b"", records.read_bytes()[:300]):
-        records.write_bytes(damage)
-        assert Graph.open(folder).offsets("canny").spot(0, 0) is not None
-    assert len(records.read_bytes()) > 300
+    files = sorted((tmp_path / "cache").rglob("*.npy"))
+    assert [file.name for file in files] == ["attrs.npy", "names.npy", "records.npy"]
+    for file in files:
+        whole = file.read_bytes()
+        for damage in (b"", whole[:100], whole[:-1]):
+            file.unlink()
+            file.write_bytes(damage)
+            assert Graph.open(folder).offsets("canny").spot(0, 0) is not None
+            assert file.read_bytes() == whole
     (tmp_path / "file").touch()
     monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "file"))
     assert Graph.open(folder).offsets("canny").spot(0, 0) is not None
@@ -97,9 +101,17 @@ def test_a_wrong_index_does_not_serve_wrong_bytes(
     expected = Graph.open(folder).read(1, "canny").bytes
     Graph.open(folder).offsets("canny")
     (path,) = (tmp_path / "cache").rglob("records.npy")
-    records = np.load(path)
-    records["offset"] += 1
-    np.save(path, records)
-    graph = Graph.open(folder)
-    graph.offsets("canny")
-    assert graph.read(1, "canny").bytes == expected
+    whole = np.load(path)
+    for field, value in (("offset", whole["offset"] + 1), ("part", 99), ("format", 99), ("nbytes", -5)):
+        records = whole.copy()
+        records[field] = value
+        path.unlink()  # the file of before may still be mapped
+        np.save(path, records)
+        graph = Graph.open(folder)
+        graph.offsets("canny")
+        assert graph.read(1, "canny").bytes == expected
+    (names,) = (tmp_path / "cache").rglob("names.npy")
+    reversed_names = np.load(names)[::-1]
+    names.unlink()
+    np.save(names, reversed_names)
+    assert Graph.open(folder).offsets("canny").spot(0, 0) is not None

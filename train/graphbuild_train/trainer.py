@@ -27,9 +27,8 @@ from torch.utils.data import DataLoader
 
 from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.errors import GraphError
-from graphbuild.store.graph import Graph
+from graphbuild.store.graph import Graph, keep_snapshot
 from graphbuild.tasks.config import Split
-from graphbuild.tasks.export import keep_snapshot
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import checkpoint, lora, preflight
 from graphbuild_train.bases import load_base, tiny
