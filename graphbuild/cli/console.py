@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from graphbuild.errors import GraphError, MissingNode
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
-DONE, UNDONE, REFUSED, TERMINATED = 0, 1, 2, 128 + signal.SIGTERM
+DONE, UNDONE, REFUSED = 0, 1, 2
 
 GraphArgument = Annotated[Path, typer.Argument(help="The graph folder.", metavar="GRAPH")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
@@ -53,19 +53,22 @@ LayoutOption = Annotated[str, typer.Option(help="The layout sentence: pipeline o
 SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is as good as Ctrl-C."""
+_received: list[int] = []
 
 
-def heed_sigterm() -> None:
-    """From now on SIGTERM raises `Terminated`: what is under way ends as on Ctrl-C, temporary files removed."""
+def heed_signals() -> None:
+    """From now on SIGTERM and SIGHUP are as good as Ctrl-C: what is under way ends, temporary files removed. Under
+    `nohup` SIGHUP stays ignored."""
 
-    def terminated(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        _received.append(number)  # Ray raises a KeyboardInterrupt of its own in place of this one
+        raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminated)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
 
 
 @contextmanager
@@ -82,12 +85,13 @@ def refusing() -> Iterator[None]:
     except OSError as error:
         raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:
-        code = TERMINATED if isinstance(error, Terminated) else UNDONE
+        code = 128 + _received[0] if _received else UNDONE
         raise stop(f"stopped; what is committed is kept, continue with: {command_line()}", code) from error
 
 
 def stop(why: str, code: int) -> typer.Exit:
-    ERR.print(f"graphbuild: {why}", markup=False)
+    with suppress(OSError):  # a terminal that has hung up
+        ERR.print(f"graphbuild: {why}", markup=False)
     return typer.Exit(code)
 
 

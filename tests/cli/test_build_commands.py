@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from graphbuild.store.heads import read_head
 from graphbuild.store.promote import promote
 from graphbuild.store.status import failed_rows
 from graphbuild.store.workspace import Workspace
-from tests.support.annotators import SomeFail, build, calls, complete, leftovers, write_photos
+from tests.support.annotators import SomeFail, build, complete, leftovers, write_photos
 from tests.support.sources import InMemory, Misbehaving
 
 # ---- failures ----------------------------------------------------------------------------------------------------
@@ -132,13 +130,16 @@ class PencilSketch(gb.Condition):
 
 
 @pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
-def test_own_code_beside_a_pipeline(executor: str, tmp_path: Path, photos: Path) -> None:
+def test_own_code_beside_a_pipeline(
+    executor: str, tmp_path: Path, photos: Path, request: pytest.FixtureRequest
+) -> None:
     """Guards against `No module named sketches` for a file that lies beside the pipeline that names it."""
     own = tmp_path / "own"
     own.mkdir()
     (own / "sketches.py").write_text(SKETCHES)
     (own / "mine.yaml").write_text('source: folder\nannotators: [{use: "sketches:PencilSketch", sigma: 4}]\n')
     options = ["--path", photos, "--out", "g", "--limit", "3", "--executor", executor]
+    options += ["--address", request.getfixturevalue("ray_address")] if executor == "ray" else []
     command = [sys.executable, "-P", "-m", "graphbuild.cli", "run", "--pipeline", own / "mine.yaml", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -149,24 +150,6 @@ def test_own_code_beside_a_pipeline(executor: str, tmp_path: Path, photos: Path)
 
 
 # ---- ends --------------------------------------------------------------------------------------------------------
-
-
-def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
-    """Guards against a job of a cluster whose end leaves temporary files behind."""
-    photos = write_photos(tmp_path / "photos", range(18))
-    (tmp_path / "mine.yaml").write_text(
-        "source: folder\nannotators: [{use: 'tests.support.annotators:Slow', tag: terminated}]\n"
-    )
-    options = ["--path", photos, "--out", tmp_path / "g", "--shard-size", "9", "--executor", "inline"]
-    command = [sys.executable, "-m", "graphbuild.cli", "run", "--pipeline", tmp_path / "mine.yaml", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while len(calls("terminated")) < 11 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "continue with: graphbuild run" in said
-    assert not list((tmp_path / "g/_tmp").iterdir())
-    assert Graph.open(tmp_path / "g").kinds()["canny"] == 9
 
 
 @pytest.mark.ray

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,7 +100,10 @@ def _cluster(address: str | None) -> Iterator[None]:
     # Ray announces at length that this default will change; it is set to what it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(address=where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process with SIGABRT
     try:
         yield
     finally:
