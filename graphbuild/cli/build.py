@@ -19,6 +19,7 @@ from graphbuild.cli.console import (
     AddressOption,
     AnnotatorsOption,
     ExecutorOption,
+    FollowOption,
     GraphArgument,
     JsonOption,
     LimitOption,
@@ -47,6 +48,7 @@ def run(
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
     accept_changed: AcceptOption = False,
+    follow_links: FollowOption = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also compute failed rows that may succeed now.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any row failed.")] = False,
     as_json: JsonOption = False,
@@ -66,7 +68,7 @@ def run(
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
-        chosen, producers, where = assemble(source, path, pipeline, annotators, out)
+        chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
         report = build(chosen, producers, where, executor=executor, address=address, console=ERR, **how)  # type: ignore[arg-type]
@@ -83,6 +85,7 @@ def plan(
     limit: LimitOption = None,
     shard_size: ShardSizeOption = None,
     accept_changed: AcceptOption = False,
+    follow_links: FollowOption = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also plan failed rows that may succeed now.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,7 +102,7 @@ def plan(
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
-        chosen, producers, where = assemble(source, path, pipeline, annotators, out)
+        chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
         planned = make_plan(files_at(where), chosen, producers, **how)
     say(json.dumps(text.plan_document(planned, where)), text.plan_lines(planned, where), as_json)
 

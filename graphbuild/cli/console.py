@@ -38,6 +38,9 @@ ShardSizeOption = Annotated[
 ]
 ExecutorOption = Annotated[str, typer.Option(help="ray, or inline for this process alone.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow-links", help="Of a folder: also read links that lead out of it, and linked folders.")
+]
 AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
 PathsOption = Annotated[str | None, typer.Option(help="A path list by name or .yaml; default: all that can be served.")]
 MissingOption = Annotated[

@@ -21,7 +21,13 @@ from graphbuild.store.graph import Graph
 
 
 def assemble(
-    source: str | None, path: str | None, pipeline: str | None, annotators: str | None, out: Path | None
+    source: str | None,
+    path: str | None,
+    pipeline: str | None,
+    annotators: str | None,
+    out: Path | None,
+    *,
+    follow_links: bool = False,
 ) -> tuple[Source, list[Annotator], Path]:
     """Source, annotators and graph folder behind the options that `run` and `plan` share.
 
@@ -31,7 +37,8 @@ def assemble(
         GraphError, ValueError: the options say too little, or name what does not exist.
     """
     look_in(os.getcwd())
-    location = {} if path is None else {"path": path}
+    location: dict[str, Any] = {} if path is None else {"path": path}
+    location |= {"follow_links": True} if follow_links else {}
     file = pipeline or (source if source in pipeline_names() else None)
     if source is not None and source != file:
         chosen = resolve_source(source, **location)
@@ -44,8 +51,8 @@ def assemble(
         return chosen, choose_annotators([name.strip() for name in annotators.split(",") if name.strip()], where), where
     if file is None:
         raise GraphError(
-            f"there is no pipeline named {source!r}; give --annotators a,b "
-            f"or --pipeline (one of {', '.join(pipeline_names())})"
+            f"source {source!r} has no pipeline of its own: say what to make with --annotators canny,hed or --pipeline "
+            f"NAME ({', '.join(pipeline_names())}), and where its items are with --path"
         )
     return chosen, list(load_annotators(file)), where
 
@@ -99,7 +106,7 @@ def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source 
     """The source of an existing graph, at `path` or where its last run found it; None if it is not there any more, or
     is not one of ours: its class is not imported because a graph names it."""
     graph = Graph.open(out)
-    location = {"path": path} if path is not None else last_location(graph)
+    location = {**last_location(graph), **({} if path is None else {"path": path})}
     if not graph.source_commits:
         return None
     try:

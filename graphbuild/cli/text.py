@@ -31,6 +31,7 @@ def plan_document(planned: Plan, where: Path) -> Document:
 
 def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
     """The same to be read."""
+    yield from planned.notes
     for kind, live in planned.replaces().items():
         old = planned.head[kind]
         yield f"{kind}: {live.annotator} {live.version} goes live when complete, not {old.annotator} {old.version}"
@@ -38,7 +39,6 @@ def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
         yield f"{where}: nothing to do, all {planned.wanted} units are committed"
         return
     yield plan_table(planned, where)
-    yield from planned.notes
     if planned.vanished:
         yield f"{planned.vanished} known items are no longer listed; their nodes stay"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from graphbuild.contracts import Outcome, PartRef, Unit, encodable
+from graphbuild.contracts import Outcome, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.records import IngestUnit, UnitReport
 from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, unit_document
@@ -17,7 +17,7 @@ from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.images.codecs import CODECS, Encoded, Pixels, check_image
-from graphbuild.sources.base import Entry, SourceItem, Unusable, phash
+from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, phash
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
 from graphbuild.store.parts import items_name, read_table, write_items
@@ -217,15 +217,12 @@ def _outcome(work: IngestUnit, item_ix: int, item_id: str, kind: str, encoded: E
 
 def _item_row(work: IngestUnit, item_ix: int, item_id: str, item: SourceItem, sha256: str | None) -> ItemRow:
     """An items row but for what the listing (stamp) and the decoded picture (width, height, phash) give."""
-    copied = ("key", "uri", "licence", "attribution", "split", "group")
-    words = ("caption", "reference_caption", "subject", "category")
     return {
         "item_ix": item_ix,
         "item_id": item_id,
         "source": work.source.name,
         "sha256": sha256,
-        "meta": encodable(canonical_json(dict(item.meta))) if item.meta else None,
-        **{name: encodable(getattr(item, name)) for name in copied + words},
+        **columns_of(item),
     }
 
 

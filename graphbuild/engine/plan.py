@@ -18,7 +18,7 @@ from graphbuild.engine.rows import rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
-from graphbuild.sources.base import Source, source_params
+from graphbuild.sources.base import Listing, Source, source_params
 from graphbuild.store.files import Files
 from graphbuild.store.heads import Head, newest_commits, past_lives, read_document, read_head, read_lineage
 from graphbuild.store.parts import Commit, read_commit
@@ -80,7 +80,8 @@ def make_plan(
         GraphError, ValueError: wrong usage; the message says what to change.
         MissingWeights: checkpoints, packages or memory that the work needs are not here; the message lists them all.
     """
-    entries = list(source.entries()) if source is not None and new_items else []
+    listing = source.listing() if source is not None and new_items else Listing(())
+    entries = list(listing.entries)
     document = _document(files, source, len(entries), shard_size)
     head = read_head(files)[1]
     published = published_shards(files)
@@ -108,7 +109,7 @@ def make_plan(
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
         passed=frozenset(past_lives(files) - at_work_on),
-        notes=(*non_commercial(at_work), *(without_gpu(at_work) if here else ())),
+        notes=(*listing.notes, *non_commercial(at_work), *(without_gpu(at_work) if here else ())),
     )
 
 

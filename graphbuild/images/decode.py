@@ -116,7 +116,7 @@ def suffixes() -> frozenset[str]:
     """The endings of files that can be read here, in lower case: `.jpg`, `.png`, ... and `.heic` with pillow-heif."""
     from PIL import Image
 
-    readers = _readers()
+    readers = {*_readers(), "MPO"}  # which the JPEG reader opens
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readers)
 
 

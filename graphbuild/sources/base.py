@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from graphbuild.contracts import encodable
+from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.codecs import Pixels
 from graphbuild.kinds.registry import Kind
 
@@ -20,10 +22,26 @@ class Entry:
     Attributes:
         key: stable and relative to the source's root; items are sorted by it.
         stamp: changes when the bytes may have changed: size and mtime, or an ETag.
+        facts: `facts_digest` of the item, where the listing knows its caption, licence and so on; else they are looked
+            at when the stamp changes.
     """
 
     key: str
     stamp: str
+    facts: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source found.
+
+    Attributes:
+        entries: every item, sorted by key.
+        notes: one line for each kind of thing that was seen and is no item: how many, and what to do about it.
+    """
+
+    entries: Sequence[Entry]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +77,22 @@ class SourceItem:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def location(default: str | None = None) -> Any:
+FACTS = ("licence", "attribution", "split", "group", "caption", "reference_caption", "subject", "category", "meta")
+"""Columns of the items table that may be corrected while the picture stays."""
+
+
+def columns_of(item: SourceItem) -> dict[str, str | None]:
+    """What the items table says of an item as its source gave it."""
+    texts = {name: encodable(getattr(item, name)) for name in ("key", "uri", *FACTS) if name != "meta"}
+    return {**texts, "meta": encodable(canonical_json(dict(item.meta))) if item.meta else None}
+
+
+def facts_digest(columns: Mapping[str, str | None]) -> str:
+    """Equal for equal facts, of a source's item and of a row of the items table."""
+    return digest_of([columns[name] for name in FACTS])
+
+
+def location(default: str | bool | None = None) -> Any:
     """A source field that says where the data is; it is not part of the source's fingerprint."""
     return field(default=default, metadata={"output": False})
 
@@ -89,6 +122,14 @@ class Source(ABC):
         Raises:
             ValueError: nothing is there; the message names the place and the fix.
         """
+
+    def listing(self) -> Listing:
+        """The entries, with notes on what was left out. Override it in a source that leaves something out.
+
+        Raises:
+            ValueError: as `entries`.
+        """
+        return Listing(self.entries())
 
     @abstractmethod
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:

@@ -1,88 +1,246 @@
-"""Photographs in a folder, with captions beside them or in one table."""
+"""Photographs in a folder, with captions beside them or in tables."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 from graphbuild.contracts import MAX_BYTES
-from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
-
-EXTENSIONS = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
+from graphbuild.images.decode import suffixes
+from graphbuild.sources.base import (
+    Entry,
+    Listing,
+    Source,
+    SourceItem,
+    Unusable,
+    columns_of,
+    facts_digest,
+    location,
 )
-"""What counts as an image file, in any case. Whether it is one shows when it is decoded."""
+from graphbuild.sources.captions import (
+    MAX_TEXT,
+    TABLES,
+    CaptionError,
+    Row,
+    Tables,
+    caption_of,
+    counted,
+    shown,
+    too_long,
+)
 
-TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
-"""Where a table of captions may be: in the folder itself, at most one of them."""
-
-_COLUMNS = {
-    "file": ("file", "file_name"),
-    "caption": ("caption", "text"),
-    "licence": ("licence", "license"),
-    "attribution": ("attribution",),
-    "group": ("group",),
-    "split": ("split",),
+_PLUGINS = {
+    ".heic": "graphbuild[heif]",
+    ".heif": "graphbuild[heif]",
+    ".hif": "graphbuild[heif]",
+    ".jxl": "pillow-jxl-plugin",
 }
-_Row = Mapping[str, str]
+_FOLLOW = "--follow-links reads what links lead to"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Source):
-    """Every image file under `path`, at any depth; hidden files and folders are left out.
+    """Every image file under `path`, at any depth, whose ending this Pillow and its plugins can read. Hidden files,
+    hidden folders and graphs are left out.
 
-    The caption of `a/b.jpg` is `a/b.txt`; without that, its row in a table of the folder (one of `TABLES`;
-    columns `file` or `file_name`, `caption` or `text`, and if wanted `licence`, `attribution`, `group`, `split`).
-    Links to folders are not followed, and a linked file outside the folder is not read.
+    The caption of `a/b.jpg` is `a/b.txt`; without that, its row in a table (`captions` or `metadata`, as `.jsonl`,
+    `.csv` or `.parquet`, in its folder or one above; columns `file` or `file_name`, `caption` or `text`, and if wanted
+    `licence`, `attribution`, `group`, `split`; further ones go to `meta`).
 
-    The stamp covers the image file, not its caption: items that are already in a graph keep theirs.
+    Attributes:
+        path: the folder.
+        follow_links: also read links that lead out of the folder, and linked folders.
     """
 
     name: ClassVar[str] = "folder"
-    path: Any = location()
+    path: str | os.PathLike[str] | None = location()
+    follow_links: bool = location(False)
+
+    def listing(self) -> Listing:
+        """Every image file, sorted by its path below the folder, and what else was seen. Captions are read, images
+        are not."""
+        root = self._root()
+        try:
+            seen = _Seen(root, self.follow_links)
+            tables = Tables(root, follow_links=self.follow_links)
+            keys = sorted(seen.images)
+            rows = {key: self._row(root, key, tables, beside=key in seen.captioned) for key in keys}
+            entries = [Entry(key, seen.images[key], _facts(key, row)) for key, row in rows.items()]
+            notes = [*seen.notes(), *(tables.notes(seen.tables, keys[0]) if keys else ())]
+        except CaptionError as error:
+            raise ValueError(f"source 'folder': {error}") from error
+        if not entries:
+            listed = "".join(f"; {note}" for note in notes)
+            raise ValueError(
+                f"source 'folder': no image files under {self.path}{listed}; give another path (looked for "
+                f"{' '.join(sorted(suffixes()))})"
+            )
+        return Listing(tuple(entries), tuple(notes))
 
     def entries(self) -> Sequence[Entry]:
-        """Every image file, sorted by its path below the folder; the table is checked, no image is opened."""
-        root = self._root()
-        entries = sorted(_entries(root), key=lambda entry: entry.key)
-        if not entries:
-            raise ValueError(
-                f"source 'folder': no image files under {self.path} (looked for {' '.join(sorted(EXTENSIONS))}; "
-                "links to folders are not followed); give another path"
-            )
-        _check_table(_table(root), entries)
-        return entries
+        """Those of the listing."""
+        return self.listing().entries
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The files' bytes, whatever is in them; a file that is gone or cannot be read says so."""
         root = self._root()
-        rows = _table(root)
+        tables = Tables(root, follow_links=self.follow_links)
         for key in keys:
-            yield _item(root, key, rows.get(key, {}))
+            yield _item(key, self._row(root, key, tables), self._read(root, key))
 
     def _root(self) -> Path:
         if self.path is None:
-            raise ValueError("source 'folder' needs a path: the folder with the images")
+            raise ValueError("source 'folder' needs a path: the folder with the images (--path FOLDER)")
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise ValueError(f"source 'folder': {self.path} is not a folder; give the folder with the images")
         return root.resolve()
 
+    def _row(self, root: Path, key: str, tables: Tables, *, beside: bool = True) -> Row:
+        row = tables.row(key)
+        name = f"{os.path.splitext(key)[0]}.txt"
+        data = self._read(root, name) if beside else Unusable("missing")
+        if isinstance(data, Unusable):
+            return row
+        if len(data) > MAX_TEXT:
+            return {"refused": too_long(name, len(data))}
+        caption = caption_of(data, name)
+        return {**row, "caption": caption} if caption else row
 
-def _entries(root: Path) -> Iterator[Entry]:
-    for folder, folders, files in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                path = Path(folder, name)
-                yield Entry(_key(path.relative_to(root)), _stamp(path))
+    def _read(self, root: Path, key: str) -> bytes | Unusable:
+        path = root / key
+        try:
+            if not self.follow_links and not path.resolve().is_relative_to(root):
+                return Unusable("unreadable", "a link that leaves the folder")
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                return Unusable("unreadable", "not a regular file")  # opening a pipe would wait for ever
+            if found.st_size > MAX_BYTES:
+                return Unusable("too_large", f"{found.st_size} bytes, the limit is {MAX_BYTES}")
+            return path.read_bytes()
+        except FileNotFoundError:
+            return Unusable("missing")
+        except (OSError, RuntimeError) as error:  # pathlib reports a link to itself as RuntimeError
+            return Unusable("unreadable", getattr(error, "strerror", None) or type(error).__name__)
+
+
+def _item(key: str, row: Row, image: bytes | Unusable) -> SourceItem:
+    refused = row.get("refused")
+    return SourceItem(
+        key=key,
+        uri=key,
+        original=None if isinstance(image, Unusable) else image,
+        nodes={"image": Unusable("too_large", refused) if refused else image},
+        licence=row.get("licence"),
+        attribution=row.get("attribution"),
+        split=row.get("split"),
+        group=row.get("group"),
+        caption=row.get("caption"),
+        meta={"refused": refused} if refused else row.get("meta", {}),
+    )
+
+
+def _facts(key: str, row: Row) -> str:
+    return facts_digest(columns_of(_item(key, row, Unusable("missing"))))
+
+
+@dataclass
+class _Seen:
+    """What a walk over a folder comes across. Each file is an image, belongs to one, or is counted.
+
+    Attributes:
+        images: key -> stamp.
+        captioned: the images with a text file beside them.
+        tables: the folders with a table of captions, "" for `root` itself.
+        others: files that are neither images nor belong to one.
+    """
+
+    root: Path
+    follow_links: bool
+    images: dict[str, str] = field(default_factory=dict)
+    captioned: set[str] = field(default_factory=set)
+    tables: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    undecodable: list[bytes] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    linked_folders: list[str] = field(default_factory=list)
+    graphs: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        visited = set[tuple[int, int]]()
+        for folder, folders, files in os.walk(self.root, onerror=_raise, followlinks=self.follow_links):
+            relative = Path(folder).relative_to(self.root)
+            if "graph.json" in files and _is_graph(Path(folder)):
+                self.graphs.append(relative.as_posix())
+                folders.clear()
+                continue
+            if self.follow_links and _is_again(folder, visited):
+                folders.clear()
+                continue
+            folders[:] = [name for name in sorted(folders) if self._enters(Path(folder, name))]
+            self._add(relative.as_posix(), files)
+
+    def _enters(self, folder: Path) -> bool:
+        if folder.name.startswith("."):
+            return False
+        if folder.is_symlink() and not self.follow_links:
+            self.linked_folders.append(folder.relative_to(self.root).as_posix())
+            return False
+        return True
+
+    def _add(self, folder: str, files: Sequence[str]) -> None:
+        readable = suffixes()
+        texts = {name.removesuffix(".txt") for name in files if name.endswith(".txt")}
+        stems = {os.path.splitext(name)[0] for name in files if _suffix(name) in readable}
+        for name in sorted(files):
+            stem, key = os.path.splitext(name)[0], f"{folder}/{name}".removeprefix("./")
+            if not _is_utf8(key):
+                self.undecodable.append(os.fsencode(key))
+            elif name.startswith("."):
+                self.hidden += [key] if _suffix(name) in readable else []
+            elif not (_suffix(name) in readable or name in TABLES):
+                self.others += [] if name.endswith(".txt") and stem in stems else [key]
+            elif not self.follow_links and _leads_out(f"{self.root}/{key}", self.root):
+                self.links.append(key)
+            elif name in TABLES:
+                self.tables.append(folder.removeprefix("."))
+            else:
+                self.images[key] = _stamp(f"{self.root}/{key}")
+                self.captioned |= {key} if stem in texts else set()
+
+    def notes(self) -> Iterator[str]:
+        """One line for each kind of thing that is no item."""
+        if self.others:
+            yield _others(self.others)
+        if self.hidden:
+            yield f"left out: {counted(len(self.hidden), 'hidden image file')} ({shown(self.hidden)})"
+        if self.undecodable:
+            names = ", ".join(map(repr, self.undecodable[:3]))
+            files = "1 file whose name is" if len(self.undecodable) == 1 else f"{len(self.undecodable)} files, names"
+            yield f"left out: {files} not UTF-8 ({names}): rename"
+        if self.links:
+            yield f"left out: {counted(len(self.links), 'link')} out of the folder ({shown(self.links)}): {_FOLLOW}"
+        if self.linked_folders:
+            folders = counted(len(self.linked_folders), "linked folder")
+            yield f"left out: {folders} ({shown(self.linked_folders)}): {_FOLLOW}"
+        if self.graphs:
+            yield f"left out: {counted(len(self.graphs), 'graph')} ({shown(self.graphs)})"
+
+
+def _others(files: Sequence[str]) -> str:
+    endings = Counter(map(_ending, files))
+    listed = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(8))
+    more = f" and {len(endings) - 8} more endings" if len(endings) > 8 else ""
+    plugins = sorted({_PLUGINS[ending] for ending in endings if ending in _PLUGINS})
+    fix = f": pip install {' '.join(map(repr, plugins))}" if plugins else ""
+    return f"left out: {counted(len(files), 'file')} with other endings ({listed}{more}: {shown(files)}){fix}"
 
 
 def _raise(error: OSError) -> None:
@@ -90,112 +248,52 @@ def _raise(error: OSError) -> None:
     raise ValueError(f"source 'folder': cannot list {error.filename}: {error.strerror}") from error
 
 
-def _key(relative: Path) -> str:
-    key = relative.as_posix()
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"source 'folder': the file name {os.fsencode(key)!r} is not UTF-8; rename it") from error
-    return key
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def _stamp(path: Path) -> str:
+def _ending(name: str) -> str:
+    """The ending to count a file under: a short word, or none."""
+    ending = _suffix(name)
+    return ending if ending.removeprefix(".").isalnum() and len(ending) <= 12 else "no ending"
+
+
+def _is_utf8(name: str) -> bool:
     try:
-        found = path.stat()
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_graph(folder: Path) -> bool:
+    try:
+        document = json.loads((folder / "graph.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and {"format", "shard_size", "source"} <= document.keys()
+
+
+def _is_again(folder: str, visited: set[tuple[int, int]]) -> bool:
+    """Whether links led to a folder that was walked before."""
+    found = os.stat(folder)
+    place = (found.st_dev, found.st_ino)
+    if place in visited:
+        return True
+    visited.add(place)
+    return False
+
+
+def _leads_out(path: str, root: Path) -> bool:
+    try:
+        return os.path.islink(path) and not Path(path).resolve().is_relative_to(root)
+    except (OSError, RuntimeError):
+        return False  # a link to itself is an item: its edge says what is wrong
+
+
+def _stamp(path: str) -> str:
+    try:
+        found = os.stat(path)
     except OSError:
         return "unreadable"  # a link to nothing is still an item: its edge says what is wrong
     return f"{found.st_size}-{found.st_mtime_ns}"
-
-
-def _item(root: Path, key: str, row: _Row) -> SourceItem:
-    image = _read(root, root / key)
-    return SourceItem(
-        key=key,
-        uri=key,
-        original=None if isinstance(image, Unusable) else image,
-        nodes={"image": image},
-        licence=row.get("licence"),
-        attribution=row.get("attribution"),
-        split=row.get("split"),
-        group=row.get("group"),
-        caption=_sidecar(root, (root / key).with_suffix(".txt")) or row.get("caption"),
-    )
-
-
-def _read(root: Path, path: Path) -> bytes | Unusable:
-    try:
-        if not path.resolve().is_relative_to(root):
-            return Unusable("unreadable", "a link that leaves the folder")
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            return Unusable("unreadable", "not a regular file")  # opening a pipe would wait for ever
-        if found.st_size > MAX_BYTES:
-            return Unusable("too_large", f"{found.st_size} bytes, the limit is {MAX_BYTES}")
-        return path.read_bytes()
-    except FileNotFoundError:
-        return Unusable("missing")
-    except (OSError, RuntimeError) as error:  # pathlib reports a link to itself as RuntimeError
-        return Unusable("unreadable", getattr(error, "strerror", None) or type(error).__name__)
-
-
-def _sidecar(root: Path, path: Path) -> str | None:
-    data = _read(root, path)
-    if isinstance(data, Unusable):
-        return None
-    return data.decode("utf-8-sig", errors="replace").strip() or None
-
-
-def _table(root: Path) -> Mapping[str, _Row]:
-    found = [root / name for name in TABLES if (root / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"source 'folder': {' and '.join(path.name for path in found)}; keep one table of captions")
-    return _parsed(found[0], _stamp(found[0])) if found else {}
-
-
-@lru_cache(maxsize=1)
-def _parsed(path: Path, stamp: str) -> Mapping[str, _Row]:
-    # Remembered, because `read` is called once per unit; the stamp makes a changed table a new one.
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file) if path.suffix == ".csv" else _json_lines(file, path.name)
-            return dict(_row(line, path.name) for line in lines)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"source 'folder': {path.name}: {error}") from error
-
-
-def _json_lines(lines: Iterable[str], name: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"source 'folder': {name} line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"source 'folder': {name} line {number} is not a JSON object")
-        yield row
-
-
-def _row(line: Mapping[str, Any], name: str) -> tuple[str, _Row]:
-    row = {ours: _text(line, theirs, name) for ours, theirs in _COLUMNS.items()}
-    if not row["file"]:
-        columns = ", ".join(str(column) for column in line)
-        raise ValueError(f"source 'folder': a row of {name} has no file or file_name, only {columns}")
-    file = PurePosixPath(row.pop("file")).as_posix()
-    return file, {column: text for column, text in row.items() if text}
-
-
-def _text(line: Mapping[str, Any], columns: Sequence[str], name: str) -> str:
-    value = next((line[column] for column in columns if line.get(column) not in (None, "")), "")
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"source 'folder': {name} has {value!r} as {columns[0]}; it must be text")
-    return str(value)
-
-
-def _check_table(rows: Mapping[str, _Row], entries: Sequence[Entry]) -> None:
-    # A table that describes none of the files is a mistake (absolute paths, say) that would cost every caption.
-    if rows and not any(entry.key in rows for entry in entries):
-        raise ValueError(
-            f"source 'folder': the table of captions names none of the {len(entries)} images: it has "
-            f"{next(iter(rows))!r}, the folder has {entries[0].key!r}"
-        )

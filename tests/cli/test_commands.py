@@ -272,7 +272,7 @@ def test_failed_rows_are_counted_on_the_last_line(cli: Command) -> None:
         (f"{RUN} --annotators cany", ["cany", "did you mean 'canny'", "lsd", "grabcut"]),
         (f"{RUN} --annotators no_such_thing", ["no_such_thing", "canny", "lsd", "module:Class"]),
         (f"{RUN} --pipeline smaple", ["smaple", "sample", "subjects200k"]),
-        (RUN, ["no pipeline named 'folder'", "--annotators", "sample", "subjects200k"]),
+        (RUN, ["'folder' has no pipeline of its own", "--annotators", "--path", "sample", "subjects200k"]),
         ("run --source folder --annotators canny --out g", ["path"]),
         ("run --source folder --path nowhere --annotators canny --out g", ["nowhere"]),
         ("run --annotators canny", ["--source"]),

@@ -126,7 +126,7 @@ def test_nothing_left_to_do_opens_nothing(photos: Path, tmp_path: Path, monkeypa
         raise AssertionError("worked although nothing was to do")
 
     monkeypatch.setattr("graphbuild.engine.run.run_inline", refuse)
-    monkeypatch.setattr("graphbuild.sources.folder._read", refuse)
+    monkeypatch.setattr("graphbuild.sources.folder.Folder.read", refuse)
     complete(build(photos, tmp_path / "g", ["canny"]))
     assert tree(tmp_path / "g", "items", "nodes", "edges", "heads", "snapshots", "lineage", "runs") == before
 
