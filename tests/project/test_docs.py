@@ -1,55 +1,43 @@
-"""The documents say what is true: their marked examples run, their commands and kinds exist.
-
-A ```python block right after a line `<!-- test -->` is executed; the blocks of one page share their names and run in
-order, in an empty folder. After `<!-- test: name.py -->` the block becomes that file in the folder, to be imported.
-"""
+"""The documents say what is true: their examples run, and their commands, kinds, names and links exist."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 import graphbuild as gb
+import graphbuild_train.cli
 from graphbuild.annotators import BUILTIN, load_class
 from graphbuild.cli import app
+from graphbuild.pipeline import load_pipeline
+from graphbuild.store.verify import verify
+from tests.support.documents import PARSED, Block, blocks, commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
-_MARKED = re.compile(
-    r"^<!-- test(?:: (?P<file>[a-z_]+\.(?:py|yaml)))? -->[ \t]*\n+```(?:python|yaml)\n(?P<code>.*?)^```[ \t]*$",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-def blocks(text: str) -> list[str]:
-    """The marked Python blocks of a page."""
-    return [match["code"] for match in _MARKED.finditer(text)]
-
-
-def run_blocks(path: Path, folder: Path) -> int:
-    """Execute the marked blocks of a page, with tracebacks that point into it; returns how many there were."""
-    names: dict[str, object] = {"__name__": "__main__"}
-    text = path.read_text(encoding="utf-8")
-    found = list(_MARKED.finditer(text))
-    for match in found:
-        if match["file"]:
-            (folder / match["file"]).write_text(match["code"], encoding="utf-8")
-            continue
-        padding = "\n" * text.count("\n", 0, match.start("code"))
-        exec(compile(padding + match["code"], str(path), "exec"), names)
-    return len(found)
+APPS: Mapping[str, Any] = {"graphbuild": app, "graphbuild-train": graphbuild_train.cli.app}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder, from which modules can be imported as long as the test runs."""
+def folder(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder that has six photographs in `photos`, from which modules can be imported meanwhile."""
+    (tmp_path / "photos").mkdir()
+    for file in sorted(photos.iterdir())[:6]:
+        shutil.copy2(file, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
@@ -66,39 +54,136 @@ def page(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_only_marked_blocks_are_collected() -> None:
-    """A mechanism that collects nothing would pass for ever."""
-    marked = "<!-- test -->\n```python\nx = 1\n```\n"
-    assert blocks(f"# A\n\n{marked}\n```python\nno = 1\n```\n\n<!-- test -->\n\n```python\ny = x\n\n```\n") == [
-        "x = 1\n",
-        "y = x\n\n",
-    ]
-    assert blocks("<!-- test: mine.py -->\n```python\nx = 1\n```\n") == ["x = 1\n"]
-    assert blocks("<!-- test -->\n```\nx = 1\n```\n") == blocks("```python\nx = 1\n```\n") == []
+# ---- what is run -------------------------------------------------------------------------------------------------
 
 
-def test_files_of_a_page_can_be_imported(folder: Path) -> None:
-    """A page that shows a module of one's own and then uses it."""
-    path = folder / "page.md"
-    shown = "<!-- test: mine.py -->\n```python\nx = 1\n```\n"
-    path.write_text(f"{shown}<!-- test -->\n```python\nfrom mine import x\n```\n")
-    assert run_blocks(path, folder) == 2
+def run_page(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a page from top to bottom, with tracebacks that point into it."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    printed = ""
+    for block in blocks(path.read_text(encoding="utf-8")):
+        if block.language == "text":
+            assert not printed or block.code in printed
+        elif block.language == "sh":
+            for command in commands(block.code):
+                said = parse(command.line) if command.unrun else run_command(command.line, monkeypatch)
+                assert all(line in said for line in command.shown), said
+        elif block.mark == "test" and block.note:
+            Path(block.note).write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
+            code = compile("\n" * block.line + block.code, str(path), "exec")
+            if block.mark == "test":
+                exec(code, names)
+        else:
+            read_yaml(block)
+        printed = capsys.readouterr().out if block.language == "python" else ""
 
 
-def test_blocks_share_names_and_errors_point_into_the_page(folder: Path) -> None:
-    """The second block sees the first; a failing one names the file and line."""
-    path = folder / "page.md"
-    path.write_text("<!-- test -->\n```python\nx = 1\n```\n\n<!-- test -->\n```python\nassert x == 1\nx.missing\n```\n")
-    with pytest.raises(AttributeError) as caught:
-        run_blocks(path, folder)
-    assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == (str(path), 9)
+def read_yaml(block: Block) -> None:
+    """A list of annotators, or a task list."""
+    assert block.language == "yaml" and block.mark == "test"
+    if block.code.startswith("- "):
+        Path("page.yaml").write_text("source: sample\nannotators:\n" + indent(block.code, "  "))
+        load_pipeline("page.yaml")
+    else:
+        Path("page.yaml").write_text(block.code)
+        gb.load_paths("page.yaml")
+
+
+def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a command prints that ends well; in this process, and without a Ray instance for each."""
+    argv = shlex.split(line)
+    inline = ["--executor", "inline"] if argv[1] == "run" else []
+    monkeypatch.setattr(sys, "argv", argv)
+    result = CliRunner().invoke(APPS[argv[0]], [*argv[1:], *inline])
+    assert result.exit_code == 0, (line, result.output, result.exception)
+    return result.stdout + result.stderr
+
+
+def parse(line: str) -> str:
+    """Check words and options of a command that is not run."""
+    argv = shlex.split(line.replace("--steps N", "--steps 1"))
+    if argv[0] == "make":
+        assert re.search(rf"^{argv[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    elif argv[:2] == ["pip", "install"]:
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\w+", argv[-1])) <= {*known, "graphbuild"}, line
+    else:
+        argv = [word for word in (word.strip("[]") for word in argv) if word != "..."]
+        if argv[0] == "accelerate":
+            argv = ["graphbuild-train", *argv[argv.index("graphbuild_train") + 1 :]]
+        if argv[1].endswith(".yaml"):
+            argv.insert(1, "run")
+        command, rest = typer.main.get_command(APPS[argv[0]]), argv[1:]
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]  # type: ignore[attr-defined]
+        command.make_context(argv[0], rest)
+    return ""
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_examples_run(path: Path, folder: Path) -> None:
-    """An example that does not run teaches something false."""
-    if not run_blocks(path, folder):
-        pytest.skip(f"{path.name} has no marked example")
+def test_pages_run(
+    path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An example that does not run teaches something false. Every Python and YAML block is run, or says why not."""
+    run_page(path, capsys, monkeypatch)
+    if path.name == "README.md":
+        graph = gb.Graph.open("sample-graph")
+        assert graph.kinds() == dict.fromkeys(("canny", "caption", "foreground_mask", "image", "lines"), 15)
+        assert verify(graph.url, "full").problems == []
+        assert (folder / "sample-graph" / "snapshots" / f"{graph.digest}.parquet").is_file()
+
+
+def test_all_code_is_collected() -> None:
+    """A mechanism that collects nothing, or a block without a language, would pass for ever."""
+    found = {path.name: blocks(path.read_text(encoding="utf-8")) for path in PAGES}
+    for name, of_page in found.items():
+        for block in of_page:
+            assert block.language in {"sh", "python", "yaml", "text"}, (name, block)
+            assert block.mark or block.language in {"sh", "text"}, f"{name}, line {block.line}: run it, or say why not"
+    lines = [c for of_page in found.values() for b in of_page if b.language == "sh" for c in commands(b.code)]
+    assert {c.unrun for c in lines if c.unrun} == set(PARSED.values())
+    assert sum(c.unrun is None for c in lines) >= 10
+    assert sum(b.language == "python" and b.mark == "test" for of_page in found.values() for b in of_page) >= 9
+
+
+def test_what_a_page_shows_is_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second block sees the first; a failing one names the file and line; output and options are checked."""
+    first = "<!-- test: mine.py -->\n```python\nx = 1\n```\n<!-- test -->\n```python\nfrom mine import x\n```\n"
+    wrong: dict[str, type[Exception]] = {
+        "<!-- test -->\n```python\n\nx.missing\n```\n": AttributeError,
+        "<!-- test -->\n```python\nprint(x)\n```\n\n```text\n2\n```\n": AssertionError,
+        "```sh\n$ graphbuild --version\ngraphbuild 9\n```\n": AssertionError,
+        "```sh\ngraphbuild verify nowhere  # a comment\n```\n": AssertionError,
+        "```sh\ngraphbuild models fetch --all\n```\n": Exception,
+    }
+    for text, error in wrong.items():
+        Path("page.md").write_text(first + text)
+        with pytest.raises(error) as caught:
+            run_page(folder / "page.md", capsys, monkeypatch)
+        if error is AttributeError:
+            assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == (str(folder / "page.md"), 12)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_examples_of_help_parse(name: str) -> None:
+    """What `--help` shows can be typed, and the command is the one that is installed."""
+    (point,) = entry_points(group="console_scripts", name=name)
+    assert point.load().__module__.startswith(name.replace("-", "_"))
+    waiting = [typer.main.get_command(APPS[name])]
+    lines = []
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        lines += re.findall(rf"^ *((?:[A-Z_]+=\S+ )*(?:accelerate .*|{name} .*))$", command.help or "", re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        parse(re.sub(r"^[A-Z_]+=\S+ ", "", line))
+
+
+# ---- what exists -------------------------------------------------------------------------------------------------
 
 
 SUB_PACKAGES = {"graphbuild", "graphbuild.data", "graphbuild_train"}
@@ -120,7 +205,7 @@ def test_exported(path: Path) -> None:
                 assert node.attr in gb.__all__
 
 
-def commands(text: str) -> set[str]:
+def named_commands(text: str) -> set[str]:
     """Sub-commands of `graphbuild` in the code of a page, fenced or between backticks."""
     fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
@@ -132,7 +217,7 @@ def test_commands_are_recognised() -> None:
     """In a code block, after a prompt, and inside a sentence; prose is not a command."""
     fenced = "```\ngraphbuild run --source x  # graphbuild stays\n$ graphbuild status g\n```\n"
     text = f"graphbuild turns images\n{fenced}\nuse `graphbuild promote g v1`; graphbuild reads"
-    assert commands(text) == {"run", "status", "promote"}
+    assert named_commands(text) == {"run", "status", "promote"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -140,7 +225,7 @@ def test_documented_commands_exist(path: Path) -> None:
     """A command that a page names must be one that the CLI has."""
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert {"run", "plan", "status", "sample", "verify", "retry", "promote", "schema"} <= known
-    assert commands(path.read_text(encoding="utf-8")) <= known
+    assert named_commands(path.read_text(encoding="utf-8")) <= known
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
