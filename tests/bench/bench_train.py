@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild_train.bases import tiny
 from graphbuild_train.config import TrainConfig, config_from
-from graphbuild_train.forecast import GIB, forecast, peak_of
+from graphbuild_train.forecast import GIB, forecast, peak_of, transformer_work
 from graphbuild_train.journal import quiet_libraries
 from graphbuild_train.lora import add_lora
 from graphbuild_train.model_setup import autocast_only, compiled, sound_attention, spare
@@ -186,7 +186,7 @@ def measure(rank: int, layers: Any, checkpointing: int, compile: bool) -> None:
     spare(model, checkpointing)
     if compile:
         compiled(model, print)
-    said = forecast(model, layers, image_tokens=tokens, text_tokens=words, checkpointing=checkpointing)
+    said = forecast(model, layers, transformer_work(model, tokens, words), checkpointing=checkpointing)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     shown = {
         "hidden_states": torch.randn(1, tokens, 384, device=device, dtype=torch.bfloat16),

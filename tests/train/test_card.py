@@ -15,7 +15,7 @@ import yaml
 from diffusers import FluxTransformer2DModel, VisualClozePipeline
 
 from graphbuild_train import LoraConfig, TrainConfig
-from graphbuild_train.config import MODELS
+from graphbuild_train.bases import BASES, base_class
 from graphbuild_train.export.card import card_text, write_card
 from graphbuild_train.export.lora_file import Lora, recipe_of, save_diffusers
 from graphbuild_train.lora import adapter_config, add_lora, lora_state
@@ -23,6 +23,7 @@ from tests.support.numerics import assert_close
 from tests.support.tiny_models import save_flux_fill
 from tests.train.test_lora import output, stir
 
+MODELS = {name: base_class(name).checkpoint for name in BASES}
 LICENCES = {"cc-by-4.0": 120, "": 3}
 
 
@@ -53,17 +54,17 @@ def test_a_card_says_what_the_lora_is_made_of(base: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "licence"),
+    ("base", "model", "licence"),
     [
-        (MODELS["flux_fill"], ("other", "flux-1-dev-non-commercial-license")),
-        (MODELS["sdxl"], ("openrail++", None)),
-        (MODELS["flux2_klein"], ("apache-2.0", None)),
-        ("someone/flux-fill-variant", ("other", "see-base-model")),
+        ("flux_fill", MODELS["flux_fill"], ("other", "flux-1-dev-non-commercial-license")),
+        ("sdxl", MODELS["sdxl"], ("openrail++", None)),
+        ("flux2_klein", MODELS["flux2_klein"], ("apache-2.0", None)),
+        ("flux_fill", "someone/flux-fill-variant", ("other", "see-base-model")),
     ],
 )
-def test_the_licence_is_the_bases(model: str, licence: tuple[str, str | None]) -> None:
+def test_the_licence_is_the_bases(base: str, model: str, licence: tuple[str, str | None]) -> None:
     """Guards against a LoRA of a non-commercial base that is published as free, or another base taken for the usual."""
-    recipe = recipe_of(TrainConfig(), model=model, snapshot="0", hole_fill="grey", steps=1)
+    recipe = recipe_of(TrainConfig(base=base), model=model, snapshot="0", hole_fill="grey", steps=1)
     front = front_matter(card_text(recipe, name="me/grids", licences={}))
     assert (front["license"], front.get("license_name")) == licence
 

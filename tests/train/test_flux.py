@@ -25,6 +25,7 @@ from graphbuild_train.bases import flux, load_base
 from graphbuild_train.bases.flux_dev import FluxDev
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import LatentBatch
+from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.objective import Noisy, generator, objective_of
 from tests.support.annotators import build, complete
 from tests.support.numerics import assert_close, error, rounding
@@ -384,7 +385,10 @@ def test_lora_targets_and_files(graph: Graph, models: Path, tmp_path: Path) -> N
     base.bare.add_adapter(config)
     adapted = base.predict(x, level, batch)
     assert error(adapted, plain) > rounding(FORWARD) and base.dtype == torch.float32
-    base.save_lora(tmp_path / "lora", get_peft_model_state_dict(base.bare), config.to_dict())
+    adapter = {"r": 4, "lora_alpha": 2, "target_modules": sorted(config.target_modules)}
+    save_diffusers(
+        Lora(part="transformer", state=get_peft_model_state_dict(base.bare), adapter=adapter), tmp_path / "lora"
+    )
     again = loaded(models, "flux_fill", "visualcloze_fill")
     again.pipe.load_lora_weights(tmp_path / "lora")
     assert torch.equal(again.predict(x, level, batch), adapted)

@@ -23,6 +23,7 @@ from graphbuild_train.bases import load_base
 from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.flux2_klein import Flux2Klein
 from graphbuild_train.batch import LatentBatch
+from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES
 from tests.support.annotators import build, complete
@@ -240,7 +241,8 @@ def test_a_lora_loads_into_the_stock_pipeline(
     noisy = KLEIN.corrupt(batch, seed=1)
     untrained = base.predict(noisy.x, noisy.level, batch)
     trained(base, batch, layers)
-    base.save_lora(tmp_path, lora_state(base.bare), adapter_config(base.bare))
+    saved = Lora(part=base.denoiser, state=lora_state(base.bare), adapter=adapter_config(base.bare))
+    save_diffusers(saved, tmp_path)
     pipe = Flux2KleinPipeline.from_pretrained(model)
     pipe.load_lora_weights(tmp_path)
     ours = base.predict(noisy.x, noisy.level, batch)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphbuild_train.bases import load_base
+from graphbuild_train.bases import base_class, load_base
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import (
     OBJECTIVES,
@@ -351,16 +351,20 @@ def test_presets_are_the_table() -> None:
     }
     assert objective_of("onediffusion", "none") == replace(OBJECTIVES["onediffusion"], shift="none")
     assert objective_of("visualcloze_fill").sampled() is objective_of("visualcloze_fill")
-    with pytest.raises(ValueError, match="objective: 'fill'; allowed: visualcloze_fill, visualcloze_dev, onepic"):
-        objective_of("fill")
+    with pytest.raises(ValueError, match=r"unknown objective 'visualcloze' \(did you mean.*known: flux2_klein"):
+        objective_of("visualcloze")
+    with pytest.raises(ValueError, match=r"objective 'math:pi': 3\.14.* is not an Objective"):
+        objective_of("math:pi")
     with pytest.raises(ValueError, match="shift: 'dynamic'; allowed for onepic, whose steps are drawn evenly: none"):
         objective_of("onepic", "dynamic")
     assert isinstance(objective_of("onepic", "none"), Objective)
 
 
 def test_bases_are_found_by_name() -> None:
-    with pytest.raises(ValueError, match="base: 'flux'; allowed: flux_fill, flux_dev, sdxl, flux2_klein"):
+    with pytest.raises(ValueError, match=r"unknown base 'flux'.*known: flux2_klein, flux_dev, flux_fill, sdxl"):
         load_base("flux", "", objective_of("onepic"))
+    with pytest.raises(ValueError, match="Base does not define checkpoint, pipeline, objectives, attention"):
+        base_class("graphbuild_train.bases.base:Base")
     with pytest.raises(ValueError, match="'onepic'; allowed for base flux_dev: visualcloze_dev, onediffusion"):
         load_base("flux_dev", "", objective_of("onepic"))
     code = "import sys, graphbuild_train.bases; print({'torch', 'diffusers'} & set(sys.modules))"

@@ -10,7 +10,7 @@ import pytest
 from graphbuild.errors import GraphError
 from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import load
-from graphbuild_train.bases import BASES
+from graphbuild_train.bases import BASES, base_class
 from graphbuild_train.config import LoraConfig, TrainConfig
 from graphbuild_train.objective import objective_of
 from graphbuild_train.recipes import configured, read_recipe, recipe_file, recipe_names
@@ -43,7 +43,7 @@ def test_visualcloze_fill_is_the_default() -> None:
     config, default = recipe("visualcloze_fill"), TrainConfig()
     different = {f.name for f in fields(TrainConfig) if getattr(config, f.name) != getattr(default, f.name)}
     assert different == {"model", "shift"}
-    assert config.model == default.checkpoint_model
+    assert config.model == base_class(default.base).checkpoint == "black-forest-labs/FLUX.1-Fill-dev"
     assert config.shift == objective_of("visualcloze_fill").shift
 
 

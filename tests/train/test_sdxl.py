@@ -22,6 +22,7 @@ from graphbuild_train.bases import load_base
 from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.sdxl import Sdxl
 from graphbuild_train.config import LoraConfig
+from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.lora import adapter_config, add_lora, lora_state
 from graphbuild_train.objective import OBJECTIVES, generator
 from tests.support.annotators import build, complete
@@ -236,7 +237,8 @@ def test_a_lora_loads_into_the_stock_pipeline(
     pipe = stock(model)
     untrained = base.predict(noisy.x, noisy.level, batch)
     trained(base, batch, layers)
-    base.save_lora(tmp_path, lora_state(base.bare), adapter_config(base.bare))
+    saved = Lora(part=base.denoiser, state=lora_state(base.bare), adapter=adapter_config(base.bare))
+    save_diffusers(saved, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
     pipe.load_lora_weights(tmp_path)
     ours = base.predict(noisy.x, noisy.level, batch)

@@ -12,22 +12,12 @@ from pydantic import Field
 from graphbuild.strict_yaml import Strict, build
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 
-Base = Literal["flux_fill", "flux_dev", "sdxl", "flux2_klein"]
-Objective = Literal["visualcloze_fill", "visualcloze_dev", "onepic", "onediffusion", "flux2_klein"]
 Layers = Literal["attn", "attn_ff", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-
-MODELS: Mapping[Base, str] = {
-    "flux_fill": "black-forest-labs/FLUX.1-Fill-dev",
-    "flux_dev": "black-forest-labs/FLUX.1-dev",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "flux2_klein": "black-forest-labs/FLUX.2-klein-base-4B",
-}
-"""The checkpoint of each base unless a recipe names another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +88,18 @@ class WatchConfig(Strict):
 class TrainConfig(Strict):
     """Everything that decides which LoRA comes out, except the graph and its snapshot."""
 
-    base: Base = "flux_fill"
-    """The model family that the LoRA is for."""
+    base: str = "flux_fill"
+    """The model family that the LoRA is for: a name, `module:Class`, or an entry point of `graphbuild.bases`."""
     model: str | None = None
-    """A diffusers folder or hub repository of that family; by default the one of `MODELS`. `tiny` is made up in the
+    """A diffusers folder or hub repository of that family; by default the base's `checkpoint`. `tiny` is made up in the
     run's folder."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the frozen base and of activations. The LoRA, its optimiser and the loss are float32."""
-    objective: Objective = "visualcloze_fill"
-    """What is noised, at which time, and where the loss is taken."""
+    objective: str = "visualcloze_fill"
+    """What is noised, at which time, and where the loss is taken: a name, `module:NAME`, or an entry point of
+    `graphbuild.objectives`."""
     paths: str = "graph200k"
     """The task list: a shipped one by name, or a `.yaml` file, which a recipe may name by where it lies beside it."""
     resolution: Count = 384
@@ -141,11 +132,6 @@ class TrainConfig(Strict):
     """Main memory for cached VAE posteriors, in GB; only with `walks`. What is cached is not decoded again."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     seed: Whole = 0
-
-    @property
-    def checkpoint_model(self) -> str:
-        """`model` with its default filled in."""
-        return self.model or MODELS[self.base]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,11 +7,12 @@ attention and is carried over to other models by width and number of blocks. Ker
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from graphbuild_train.config import Layers
@@ -25,6 +26,18 @@ _LORA_BYTES = 16
 """Of one trained parameter: value, gradient and the two moments of Adam, all float32."""
 _PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
 """TFLOP/s of dense bfloat16 with float32 sums, from the producers' data sheets. The first name that fits counts."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a forward pass of a model does with one sample."""
+
+    attention: Sequence[tuple[int, float, float]]
+    """Of every attention: width, queries, keys."""
+    rows: Callable[[str], float]
+    """How many vectors pass through a layer, by its name."""
+    text: int
+    """Tokens of the text: an attention with that many keys looks at the text alone, and keeps little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +65,6 @@ class Forecast:
         """Time of the two passes on a device of `peak` TFLOP/s that reaches a share of it."""
         return (self.flops + self.recomputed) / (peak * 1e12 * utilisation)
 
-    def utilisation(self, seconds: float, peak: float) -> float:
-        """Share of a device's `peak` TFLOP/s that a measured time means; computing again does not count as work."""
-        return self.flops / (seconds * peak * 1e12)
-
     def __str__(self) -> str:
         sizes = {"base": self.base, "LoRA": self.lora, "activations": self.activations}
         parts = " + ".join(f"{name} {size / GIB:.1f}" for name, size in sizes.items())
@@ -65,21 +74,13 @@ class Forecast:
 
 
 def forecast(
-    model: nn.Module,
-    layers: Layers,
-    *,
-    image_tokens: int,
-    text_tokens: int,
-    batch: int = 1,
-    checkpointing: int = 0,
-    others: int = 0,
+    model: nn.Module, layers: Layers, work: Work, *, batch: int = 1, checkpointing: int = 0, others: int = 0
 ) -> Forecast:
     """Forecast a forward and backward pass of an adapted model; it may be on the meta device.
 
     Args:
         layers: the preset that was adapted.
-        image_tokens: of one sample; latent pixels for a UNet.
-        text_tokens: of one sample.
+        work: of the model with one sample.
         batch: samples in the pass.
         checkpointing: every how many blocks one is computed again in the backward pass; 0 is none.
         others: bytes of weights beside the model, such as text encoders and VAE.
@@ -89,10 +90,9 @@ def forecast(
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             kind = "lora" if ".lora_" in name else "base"
-            linear[kind] += 2 * layer.weight.numel() * _rows(model, name, image_tokens, text_tokens)
-    sites = list(_attention(model, image_tokens, text_tokens))
-    attention = sum(4.0 * width * queries * keys for width, queries, keys in sites)
-    blocks = [width * queries for width, queries, keys in sites if keys != text_tokens]
+            linear[kind] += 2 * layer.weight.numel() * work.rows(name)
+    attention = sum(4.0 * width * queries * keys for width, queries, keys in work.attention)
+    blocks = [width * queries for width, queries, keys in work.attention if keys != work.text]
     kept = _KEPT[layers] * GIB / 1000 / _FLUX_WIDTHS * sum(blocks)
     again = 1 / checkpointing if checkpointing else 0.0
     if checkpointing:  # of the blocks computed again the inputs in bfloat16, and the inside of one
@@ -114,25 +114,27 @@ def peak_of(device: str) -> float | None:
     return next((peak for name, peak in _PEAKS.items() if name in device), None)
 
 
-def _attention(model: nn.Module, image: int, text: int) -> Iterator[tuple[int, float, float]]:
-    """Width, queries and keys of every attention."""
+def transformer_work(model: nn.Module, image: int, text: int) -> Work:
+    """Of a FLUX.1 or FLUX.2 transformer, whose attentions see text and image."""
     config: Any = model.config
-    if not isinstance(model, UNet2DConditionModel):
-        width = config.num_attention_heads * config.attention_head_dim
-        for _ in range(config.num_layers + config.num_single_layers):
-            yield width, image + text, image + text
-        return
-    for name, layer in model.named_modules():
-        if name.endswith((".attn1.to_q", ".attn2.to_q")):
-            queries = _rows(model, name, image, text)
-            yield layer.out_features, queries, queries if ".attn1." in name else text
+    width, both = config.num_attention_heads * config.attention_head_dim, image + text
+    count = config.num_layers + config.num_single_layers
+    return Work([(width, both, both)] * count, partial(_transformer_rows, image=image, text=text), text)
 
 
-def _rows(model: nn.Module, name: str, image: int, text: int) -> float:
-    """How many vectors of one sample pass through a layer."""
-    if isinstance(model, UNet2DConditionModel):
-        config: Any = model.config
-        return _unet_rows(name, image, text, len(config.block_out_channels))
+def unet_work(model: nn.Module, image: int, text: int) -> Work:
+    """Of a UNet: `image` is latent pixels."""
+    config: Any = model.config
+    rows = partial(_unet_rows, image=image, text=text, levels=len(config.block_out_channels))
+    queries = {name: layer for name, layer in model.named_modules() if name.endswith((".attn1.to_q", ".attn2.to_q"))}
+    sites = [
+        (int(layer.out_features), rows(name), rows(name) if ".attn1." in name else text)
+        for name, layer in queries.items()
+    ]
+    return Work(sites, rows, text)
+
+
+def _transformer_rows(name: str, *, image: int, text: int) -> float:
     if "norm" in name or "modulation" in name or name.startswith("time_"):
         return 1
     if name.startswith("single_"):
@@ -140,7 +142,7 @@ def _rows(model: nn.Module, name: str, image: int, text: int) -> float:
     return text if "context" in name or ".add_" in name or "to_add_out" in name else image
 
 
-def _unet_rows(name: str, image: int, text: int, levels: int) -> float:
+def _unet_rows(name: str, *, image: int, text: int, levels: int) -> float:
     if "time_emb" in name or "add_embedding" in name:
         return 1
     if ".attn2.to_k" in name or ".attn2.to_v" in name:

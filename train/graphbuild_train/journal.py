@@ -41,7 +41,8 @@ class Step:
     waited: float
     """How many of the seconds were spent waiting for data."""
     work: float
-    """FLOP of this process's forward and backward passes; what checkpointing computes again does not count."""
+    """FLOP of this process's forward and backward passes, 0 if unknown; what checkpointing computes again does not
+    count."""
 
 
 class Journal:
@@ -129,9 +130,10 @@ class Journal:
         whole.save(folder / f"{task.walk.index:07d}-{task.walk.path.name}.png")
 
     def _words(self, done: Step) -> str:
-        speed = done.work / done.seconds / 1e12
+        speed = done.work / done.seconds / 1e12  # 0 where the base's work is unknown
         words = [f"loss {done.loss:.4f}", f"{1 / done.seconds:.2f} it/s", f"{done.waited / done.seconds:.0%} waiting"]
-        words.append(f"{speed:.3g} TFLOP/s" + (f" (MFU {speed / self.peak:.0%})" if self.peak else ""))
+        if speed:
+            words.append(f"{speed:.3g} TFLOP/s" + (f" (MFU {speed / self.peak:.0%})" if self.peak else ""))
         return ", ".join(words + [f"peak {size:.1f} GiB" for size in _memory().values()])
 
     def _write(self, document: dict[str, Any]) -> None:

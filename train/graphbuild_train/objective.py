@@ -15,9 +15,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from graphbuild.lookup import find
 from graphbuild_train.batch import LatentBatch
 
 Shift = Literal["dynamic", "none"] | float
+
+GROUP = "graphbuild.objectives"
+"""Entry points of other packages with objectives."""
 
 
 def generator(seed: int, index: int, stream: str) -> torch.Generator:
@@ -117,9 +121,10 @@ class Noisy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A way to train on grids.
+    """A way to train on grids. One of your own is an instance, named in a recipe as `module:NAME`.
 
     Attributes:
+        like: the shipped objective whose bases, positions and sampler it shares; empty for that itself.
         noise, loss: whether all tokens or those of the holes are noised, and have a loss.
         time: `sample` has one level; `clean` too, but given tokens are told 0; `view` draws one for each view.
         shift: of the levels; see `mean_logit`.
@@ -131,6 +136,12 @@ class Objective:
     time: Literal["sample", "clean", "view"]
     loss: Literal["all", "generated"]
     shift: Shift = "none"
+    like: str = ""
+
+    @property
+    def family(self) -> str:
+        """The name that bases know it by."""
+        return self.like or self.name
 
     def sampled(self) -> Objective:
         """The objective as it is sampled from: views that are given are clean, and told so."""
@@ -215,14 +226,14 @@ OBJECTIVES = {
 
 
 def objective_of(name: str, shift: Shift | None = None) -> Objective:
-    """A preset of `OBJECTIVES`, with its own shift or another.
+    """One of `OBJECTIVES`, of another package's entry points or `module:NAME`, with its own shift or another.
 
     Raises:
-        ValueError: no such preset, or one whose path has no shift.
+        ValueError: no such objective, or one whose path has no shift.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective: {name!r}; allowed: {', '.join(OBJECTIVES)}")
-    preset = OBJECTIVES[name]
+    preset = OBJECTIVES.get(name) or find("objective", name, {}, GROUP, also=OBJECTIVES)
+    if not isinstance(preset, Objective):
+        raise ValueError(f"objective {name!r}: {preset!r} is not an Objective")
     if shift in (None, preset.shift):
         return preset
     if isinstance(preset.path, Ddpm):

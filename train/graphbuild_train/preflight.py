@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,10 +39,12 @@ def lines(setup: Setup) -> Iterator[str | Table]:
     yield f"{config.base} {setup.model}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
     yield f"LoRA: {setup.lora}"
     largest = pass_of(setup, cells * (config.resolution // setup.base.token) ** 2)
-    yield f"largest pass, {config.micro_batch} x {cells} cells: {largest}"
+    said = largest or f"memory and work unknown for base {config.base}"
+    yield f"largest pass, {config.micro_batch} x {cells} cells: {said}"
     shared = f" on each of {setup.processes} processes" if setup.processes > 1 else ""
-    yield f"a step: {setup.passes} such passes{shared}; {_time(setup, largest)}"
-    if torch.cuda.is_available() and largest.memory > (free := torch.cuda.mem_get_info()[0] + largest.base):
+    yield f"a step: {setup.passes} such passes{shared}" + (f"; {_time(setup, largest)}" if largest else "")
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
+    if largest and largest.memory > (free := free + largest.base):
         yield (
             f"that is more than the {free / GIB:.0f} GiB of this GPU: set checkpointing: 1, a smaller micro_batch or "
             "resolution, or fewer layers"
@@ -53,16 +56,18 @@ def lines(setup: Setup) -> Iterator[str | Table]:
     yield coverage(setup.sampler)
 
 
-def pass_of(setup: Setup, image_tokens: int) -> Forecast:
-    """Memory and work of a forward and backward pass over grid tasks of so many tokens."""
+def pass_of(setup: Setup, image_tokens: int) -> Forecast | None:
+    """Memory and work of a forward and backward pass over grid tasks of so many tokens; None if the base says nothing
+    of it."""
     config, base = setup.config, setup.base
+    if (work := base.work(image_tokens, base.text_tokens)) is None:
+        return None
     modules = [module for module in base.pipe.components.values() if isinstance(module, torch.nn.Module)]
     others = [parameter for module in modules if module is not base.bare for parameter in module.parameters()]
     return forecast(
         base.bare,
         config.lora.layers,
-        image_tokens=image_tokens,
-        text_tokens=base.text_tokens,
+        work,
         batch=config.micro_batch,
         checkpointing=config.checkpointing,
         others=sum(parameter.nbytes for parameter in others),

@@ -40,7 +40,7 @@ def load(config: TrainConfig, lora: Path) -> Base:
     """The base with the LoRA in it, as any user of diffusers loads it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_base(
-        config.base, config.checkpoint_model, objective_of(config.objective, config.shift), device=device,
+        config.base, config.model, objective_of(config.objective, config.shift), device=device,
         dtype=getattr(torch, config.dtype), revision=config.revision, hole_fill=config.cells.hole_fill,
     )  # fmt: skip
     file = lora / LORA_WEIGHT_NAME_SAFE if lora.is_dir() else lora

@@ -31,7 +31,7 @@ from graphbuild.store.graph import Graph, keep_snapshot
 from graphbuild.tasks.config import Split
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import checkpoint, lora, preflight
-from graphbuild_train.bases import load_base, tiny
+from graphbuild_train.bases import base_class, load_base, tiny
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.run import export_run
@@ -83,7 +83,7 @@ class Trainer:
         if self.restored and (different := _differences(self.restored.config, self._document())):
             raise GraphError(f"{out} was trained with {different}; continue with that, or choose another --out")
         with self.accelerator.main_process_first():
-            self.model_name = tiny.made(config.checkpoint_model, config.base, out)
+            self.model_name = tiny.made(config.model or base_class(config.base).checkpoint, config.base, out)
         self.objective = objective_of(config.objective, config.shift)
         self.base = load_base(
             config.base, self.model_name, self.objective,
@@ -178,7 +178,12 @@ class Trainer:
             compiled(model, self.journal.note)
         self.base.model = DistributedDataParallel(model) if self.world > 1 else model
         self.grids = self._grids(self.step * config.batch)
-        self.work = cache(lambda tokens: preflight.pass_of(self.setup, tokens).flops)
+        self.work = cache(self._work)
+
+    def _work(self, tokens: int) -> float:
+        """FLOP of a forward and backward pass; 0 if unknown."""
+        largest = preflight.pass_of(self.setup, tokens)
+        return largest.flops if largest else 0.0
 
     def _step(self) -> Step:
         """One optimiser step over `batch` grid tasks of all processes."""

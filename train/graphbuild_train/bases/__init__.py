@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from graphbuild.lookup import find_class
 
 if TYPE_CHECKING:
     from graphbuild_train.bases.base import Base
     from graphbuild_train.objective import Objective
 
-BASES = {"flux_fill": "FluxFill", "flux_dev": "FluxDev", "sdxl": "Sdxl", "flux2_klein": "Flux2Klein"}
-"""Module here -> its class."""
+BASES = {
+    "flux_fill": "graphbuild_train.bases.flux_fill:FluxFill",
+    "flux_dev": "graphbuild_train.bases.flux_dev:FluxDev",
+    "sdxl": "graphbuild_train.bases.sdxl:Sdxl",
+    "flux2_klein": "graphbuild_train.bases.flux2_klein:Flux2Klein",
+}
+GROUP = "graphbuild.bases"
+"""Entry points of other packages with bases."""
+DECLARED = ("checkpoint", "pipeline", "objectives", "attention")
 
 
-def load_base(name: str, model: str, objective: Objective, **options: Any) -> Base:
-    """Load a checkpoint as base `name`; only that base's module is imported.
+def base_class(name: str) -> type[Base]:
+    """A base by its short name, as `module:Class`, or by an entry point; no other base is imported.
+
+    Raises:
+        ValueError: there is none, or it lacks a class variable that a run needs.
+    """
+    from graphbuild_train.bases.base import Base
+
+    found: type[Base] = find_class("base", name, BASES, GROUP, Base)
+    if absent := [attribute for attribute in DECLARED if not hasattr(found, attribute)]:
+        raise ValueError(f"base {name!r}: {found.__name__} does not define {', '.join(absent)}")
+    return found
+
+
+def load_base(name: str, model: str | None, objective: Objective, **options: Any) -> Base:
+    """Load a checkpoint as base `name`.
 
     Args:
-        model: a diffusers folder, or a hub id.
+        model: a diffusers folder, or a hub id; None is the base's own.
         options: of `Base.load`: device, dtype, revision, guidance, hole_fill.
 
     Raises:
         ValueError: no such base or checkpoint, or it cannot be trained for that objective.
     """
-    if name not in BASES:
-        raise ValueError(f"base: {name!r}; allowed: {', '.join(BASES)}")
-    cls: type[Base] = getattr(import_module(f"{__name__}.{name}"), BASES[name])
-    if objective.name not in cls.objectives:
+    cls = base_class(name)
+    if objective.family not in cls.objectives:
         raise ValueError(f"objective: {objective.name!r}; allowed for base {name}: {', '.join(cls.objectives)}")
     try:
-        return cls.load(model, objective, **options)
+        return cls.load(model or cls.checkpoint, objective, **options)
     except OSError as error:  # whatever the Hub or the disk says, it is the name that was wrong, or the download
-        raise ValueError(f"model: {model!r}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"model: {model or cls.checkpoint!r}: {' '.join(str(error).split())}") from error

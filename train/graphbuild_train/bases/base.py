@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -15,6 +14,7 @@ from graphbuild.data import GridBatch
 from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.batch import LatentBatch, stacked
+from graphbuild_train.forecast import Work
 from graphbuild_train.latent_cache import LatentCache
 from graphbuild_train.objective import Objective, generators
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Layers = Literal["attn", "attn_ff", "all"]
+
+UNKNOWN_LICENCE = {"license": "other", "license_name": "see-base-model"}
 
 
 class Base(ABC):
@@ -39,18 +41,28 @@ class Base(ABC):
         cache: of VAE posteriors; by default it keeps nothing.
     """
 
+    checkpoint: ClassVar[str]
+    """Hub repository that is trained on unless a recipe names another model."""
+    licence: ClassVar[Mapping[str, str]] = UNKNOWN_LICENCE
+    """The checkpoint's licence, and so that of what is derived from it, as the front matter of a model card says it."""
+    pipeline: ClassVar[str]
+    """Name of the pipeline in diffusers that loads the checkpoint and its LoRAs."""
     objectives: ClassVar[tuple[str, ...]]
     """Names of the objectives it can be trained for, its usual one first."""
     denoiser: ClassVar[str] = "transformer"
     """The pipeline's name for the module that gets the LoRA."""
     attention: ClassVar[tuple[str, ...]]
     """What the names of attention's linear layers end in."""
-    feed_forward: ClassVar[tuple[str, ...]]
+    feed_forward: ClassVar[tuple[str, ...]] = ()
     """The same of the feed-forward layers that `attn_ff` adds."""
     token: ClassVar[int] = 16
     """Side of a token in pixels."""
     text_tokens: ClassVar[int] = 512
     """Tokens of an instruction, with padding."""
+    load_options: ClassVar[str] = ""
+    """Further arguments of `from_pretrained` in a model card, such as `resolution={resolution}`."""
+    example: ClassVar[str] = ""
+    """Python for a model card that fills a cell with the pipeline `pipe`; empty if the pipeline has no such sampler."""
 
     def __init__(
         self, pipe: Any, objective: Objective, *, guidance: float = 1.0, hole_fill: HoleFill = "black"
@@ -91,10 +103,9 @@ class Base(ABC):
         wanted = self.attention + (self.feed_forward if layers == "attn_ff" else ())
         return [name for name in linears if f".{name}".endswith(tuple(f".{end}" for end in wanted))]
 
-    def save_lora(self, folder: Path, layers: Mapping[str, Tensor], adapter: Mapping[str, Any]) -> None:
-        """Write a state dict of peft, and its adapter's config, into a folder as diffusers does: safetensors."""
-        named = {f"{self.denoiser}_lora_layers": layers, f"{self.denoiser}_lora_adapter_metadata": adapter}
-        self.pipe.save_lora_weights(folder, **named)
+    def work(self, image: int, text: int) -> Work | None:
+        """What the forecast has to know of a forward pass over so many tokens of one sample; None if it is unknown."""
+        return None
 
     def posteriors(self, grid: GridBatch) -> list[list[DiagonalGaussianDistribution]]:
         """The VAE's posterior of every unit of every sample, from the cache or its pixels.
@@ -133,10 +144,12 @@ class Base(ABC):
         holes = [[column for column, hole in enumerate(row) if hole] for row in grid.holes.tolist()]
         return [self.units(*of) for of in zip(grid.row_keys, grid.cell_keys, holes, strict=True)]
 
-    @staticmethod
-    @abstractmethod
-    def pipeline_class() -> Any:
-        """The class of diffusers' pipeline for it."""
+    @classmethod
+    def pipeline_class(cls) -> Any:
+        """The class named by `pipeline`."""
+        import diffusers
+
+        return getattr(diffusers, cls.pipeline)
 
     @staticmethod
     @abstractmethod

@@ -16,6 +16,13 @@ ATTENTION = (
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 """Of the double blocks only, as in diffusers' training scripts: single blocks fuse theirs with attention's output."""
 
+NON_COMMERCIAL = {
+    "license": "other",
+    "license_name": "flux-1-dev-non-commercial-license",
+    "license_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+}
+"""Of FLUX.1-dev and FLUX.1-Fill-dev."""
+
 VAE_SCALE = 8
 TOKEN = 2 * VAE_SCALE
 """Side of a token in pixels."""

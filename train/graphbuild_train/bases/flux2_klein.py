@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, stacked, views
+from graphbuild_train.forecast import Work, transformer_work
 from graphbuild_train.objective import generator
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Flux2Klein(Base):
     those above a megapixel: cells are to be of sizes between.
     """
 
+    checkpoint, licence = "black-forest-labs/FLUX.2-klein-base-4B", {"license": "apache-2.0"}
+    pipeline = "Flux2KleinPipeline"
     objectives = ("flux2_klein",)
     attention = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -43,11 +46,8 @@ class Flux2Klein(Base):
     )
     feed_forward = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
 
-    @staticmethod
-    def pipeline_class() -> Any:
-        from diffusers import Flux2KleinPipeline
-
-        return Flux2KleinPipeline
+    def work(self, image: int, text: int) -> Work:
+        return transformer_work(self.bare, image, text)
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:

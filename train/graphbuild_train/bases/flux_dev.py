@@ -16,6 +16,7 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux, per_token
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, views
+from graphbuild_train.forecast import Work, transformer_work
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,7 @@ class FluxDev(Base):
     noisiest time of its sample. diffusers has no pipeline for either objective: `sample` is the sampler.
     """
 
+    checkpoint, licence, pipeline = "black-forest-labs/FLUX.1-dev", flux.NON_COMMERCIAL, "FluxPipeline"
     objectives = ("visualcloze_dev", "onediffusion")
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
@@ -35,11 +37,8 @@ class FluxDev(Base):
         super().__init__(pipe, *arguments, **options)
         per_token.tell_times(self.bare)
 
-    @staticmethod
-    def pipeline_class() -> Any:
-        from diffusers import FluxPipeline
-
-        return FluxPipeline
+    def work(self, image: int, text: int) -> Work:
+        return transformer_work(self.bare, image, text)
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
@@ -100,7 +99,7 @@ class FluxDev(Base):
         return velocity.float()
 
     def _positions(self, size: Sequence[tuple[int, int]], columns: int) -> Tensor:
-        if self.objective.name == "onediffusion":
+        if self.objective.family == "onediffusion":
             return torch.cat([flux.positions(view, unit) for view, unit in enumerate(size)])
         places = [divmod(cell, columns) for cell in range(len(size))]
         return torch.cat([

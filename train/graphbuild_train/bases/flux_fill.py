@@ -6,7 +6,7 @@ What the model gets is, bit for bit, what diffusers' `VisualClozePipeline` gives
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,10 +18,28 @@ from graphbuild.tasks.visualcloze import generate
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, check_sides, floats, holes_in_row, views
+from graphbuild_train.forecast import Work, transformer_work
 from graphbuild_train.objective import generator
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_EXAMPLE = """
+# Up to diffusers 0.42.1 the layout sentence is a tuple, and the model would be told its brackets.
+processor = pipe.generation_pipe.image_processor
+layout = processor.get_layout_prompt
+processor.get_layout_prompt = lambda size: "".join(layout(size))
+
+rows = [[example_condition, example_target], [condition, None]]  # PIL images; None is the cell to fill
+pipe(
+    task_prompt="What the last column is made from.",
+    content_prompt=None,
+    image=rows,
+    guidance_scale=30,
+    num_inference_steps=30,
+    generator=torch.Generator().manual_seed(0),
+).images
+"""
 
 
 class FluxFill(Base):
@@ -30,14 +48,13 @@ class FluxFill(Base):
     The pipeline fills holes with black: `hole_fill="grey"` trains for samplers of one's own.
     """
 
+    checkpoint, licence = "black-forest-labs/FLUX.1-Fill-dev", flux.NON_COMMERCIAL
+    pipeline, load_options, example = "VisualClozePipeline", "resolution={resolution}", _EXAMPLE
     objectives = ("visualcloze_fill",)
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
-    @staticmethod
-    def pipeline_class() -> Any:
-        from diffusers import VisualClozePipeline
-
-        return VisualClozePipeline
+    def work(self, image: int, text: int) -> Work:
+        return transformer_work(self.bare, image, text)
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:

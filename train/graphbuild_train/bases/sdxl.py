@@ -13,6 +13,7 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, holes_in_row
+from graphbuild_train.forecast import Work, unet_work
 from graphbuild_train.objective import Ddpm, Objective, generator
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Sdxl(Base):
     The text encoders read the first 77 tokens of an instruction, in training as in the pipeline.
     """
 
+    checkpoint, licence = "stabilityai/stable-diffusion-xl-base-1.0", {"license": "openrail++"}
+    pipeline = "StableDiffusionXLPipeline"
     objectives = ("onepic",)
     token, text_tokens = 8, 77
     denoiser = "unet"
@@ -39,11 +42,8 @@ class Sdxl(Base):
         *("ff.net.0.proj", "ff.net.2"),
     )
 
-    @staticmethod
-    def pipeline_class() -> Any:
-        from diffusers import StableDiffusionXLPipeline
-
-        return StableDiffusionXLPipeline
+    def work(self, image: int, text: int) -> Work:
+        return unet_work(self.bare, image, text)
 
     @classmethod
     def load(cls, model: str, objective: Objective, *, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Self:

@@ -10,26 +10,8 @@ from typing import Any
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-FLUX_1_DEV = {
-    "license": "other",
-    "license_name": "flux-1-dev-non-commercial-license",
-    "license_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
-}
-LICENCES = {
-    "black-forest-labs/FLUX.1-Fill-dev": FLUX_1_DEV,
-    "black-forest-labs/FLUX.1-dev": FLUX_1_DEV,
-    "stabilityai/stable-diffusion-xl-base-1.0": {"license": "openrail++"},
-    "black-forest-labs/FLUX.2-klein-base-4B": {"license": "apache-2.0"},
-}
-"""Base -> licence of it and so of what is derived from it, as the Hub names licences."""
-UNKNOWN_LICENCE = {"license": "other", "license_name": "see-base-model"}
-
-_PIPELINES = {
-    "flux_fill": "VisualClozePipeline",
-    "flux_dev": "FluxPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "flux2_klein": "Flux2KleinPipeline",
-}
+from graphbuild_train.bases import base_class
+from graphbuild_train.bases.base import UNKNOWN_LICENCE
 
 _TEXT = """
 # {name}
@@ -69,19 +51,6 @@ The base decides what may be done with this LoRA: {licence}. It was trained on i
 {data}
 """
 
-_CLOZE = """
-```python
-rows = [[example_condition, example_target], [condition, None]]  # PIL images; None is the cell to fill
-pipe(
-    task_prompt="What the last column is made from.",
-    content_prompt=None,
-    image=rows,
-    guidance_scale=30,
-    num_inference_steps=30,
-    generator=torch.Generator().manual_seed(0),
-).images
-```
-"""
 _SAMPLER = """
 The pipeline has no sampler for this objective: `graphbuild-train sample` draws grids with the one it was trained for.
 """
@@ -99,7 +68,9 @@ def card_text(
         datasets: repositories on the Hub that the graph was made from.
     """
     model, on_hub = recipe["base_model"], not os.path.isdir(recipe["base_model"])
-    licence = LICENCES.get(model, UNKNOWN_LICENCE)
+    base = base_class(recipe["base"])
+    licence = base.licence if model == base.checkpoint else UNKNOWN_LICENCE
+    options = f", {base.load_options.format_map(recipe)}" if base.load_options else ""
     front = {
         **({"base_model": model, "base_model_relation": "adapter"} if on_hub else {}),
         "library_name": "diffusers",
@@ -108,7 +79,7 @@ def card_text(
         "tags": ["lora", "in-context", "graphbuild", recipe["objective"]],
         **({"datasets": list(datasets)} if datasets else {}),
     }
-    lora, optimiser, base = recipe["lora"], recipe["optimiser"], recipe["base"]
+    lora, optimiser = recipe["lora"], recipe["optimiser"]
     counted = [f"- {licence or 'not stated'}: {count} items" for licence, count in sorted(licences.items())]
     text = _TEXT.format_map(
         {
@@ -121,9 +92,9 @@ def card_text(
             "model": model,
             "link": f"[{model}](https://huggingface.co/{model})" if on_hub else f"`{model}`",
             "file": LORA_WEIGHT_NAME_SAFE,
-            "pipeline": _PIPELINES[base],
-            "options": f", resolution={recipe['resolution']}" if base == "flux_fill" else "",
-            "use": _CLOZE if base == "flux_fill" else _SAMPLER,
+            "pipeline": base.pipeline,
+            "options": options,
+            "use": f"\n```python{base.example}```\n" if base.example else _SAMPLER,
             "alpha": lora["rank"] if lora["alpha"] is None else lora["alpha"],
             "bias": "with" if lora["bias"] else "without",
             "average": f", moving average {optimiser['ema']}" if optimiser["ema"] else "",

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
@@ -34,8 +34,8 @@ _ENTRY = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.(?P<what>weight|bias)"
 class Lora:
     """What a LoRA file holds. Layer W of the base becomes W + scale (B A), and its bias b becomes b + scale c."""
 
-    part: Literal["transformer", "unet"]
-    """The pipeline's module that it belongs to."""
+    part: str
+    """The pipeline's module that it belongs to: transformer or unet."""
     state: Mapping[str, Tensor]
     """`<layer>.lora_A.weight` A, rank x in; `<layer>.lora_B.weight` B, out x rank; `<layer>.lora_B.bias` c, out."""
     adapter: Mapping[str, Any]
@@ -111,7 +111,7 @@ def read_diffusers(path: Path) -> Lora:
     cut = len(part) + 1
     adapter = json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
     return Lora(
-        part="unet" if part == "unet" else "transformer",
+        part=part,
         state={name[cut:]: tensor for name, tensor in named.items()},
         adapter={name[cut:]: value for name, value in adapter.items() if name.startswith(f"{part}.")},
         recipe=json.loads(header.get(RECIPE_KEY, "{}")),

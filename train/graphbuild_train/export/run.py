@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -31,8 +30,7 @@ def export_run(
     """
     config = replace(config, model=model)
     recipe = recipe_of(config, model=model, snapshot=graph.digest, hole_fill=config.cells.hole_fill, steps=steps)
-    part: Literal["unet", "transformer"] = "unet" if base.denoiser == "unet" else "transformer"
-    file = save_diffusers(Lora(part=part, state=state, adapter=adapter_config(base.bare), recipe=recipe), out)
+    file = save_diffusers(Lora(part=base.denoiser, state=state, adapter=adapter_config(base.bare), recipe=recipe), out)
     write_card(out, recipe, licences=licences(graph))
     return file
 
