@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -35,6 +36,12 @@ class Scratch(Protocol):
 
     def temp(self) -> str:
         """A path on this machine that does not exist yet."""
+
+
+class Held(Protocol):
+    """A lock, held until it is closed, the last reference to it goes, or this process ends."""
+
+    def close(self) -> None: ...
 
 
 class Files(Protocol):
@@ -97,6 +104,13 @@ class Files(Protocol):
     def make_folder(self, name: str) -> None:
         """A folder that must not exist yet."""
 
+    def lock(self, name: str) -> Held | None:
+        """Hold a file, which is made if need be; None if another holds it.
+
+        Raises:
+            NotImplementedError: there are no locks here.
+        """
+
     def touch(self, name: str) -> None:
         """Make an existing file or folder new again, for `age`."""
 
@@ -134,12 +148,17 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 class _OpenFile:
     """A descriptor that closes when its last user lets go, so that cache eviction cannot close it under a reader."""
 
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = -1
 
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
+    def __init__(self, path: str, flags: int = os.O_RDONLY) -> None:
+        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+    def close(self) -> None:
+        if self.fd >= 0:
             os.close(self.fd)
+        self.fd = -1
+
+    __del__ = close
 
 
 class LocalFiles:
@@ -196,7 +215,7 @@ class LocalFiles:
     def pread(self, name: str, offset: int, nbytes: int) -> bytes:
         """Descriptors are kept open, the least recently used are closed."""
         with self._lock:
-            handle = self._open.pop(name, None) or _OpenFile(Path(self.path(name)))
+            handle = self._open.pop(name, None) or _OpenFile(self.path(name))
             self._open[name] = handle
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
@@ -245,6 +264,16 @@ class LocalFiles:
 
     def make_folder(self, name: str) -> None:
         os.makedirs(self.path(name))
+
+    def lock(self, name: str) -> Held | None:
+        file = _OpenFile(self.path(name), os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise NotImplementedError(f"{self.path(name)}: {error.strerror}") from error
+        return file
 
     def touch(self, name: str) -> None:
         os.utime(self.path(name))

@@ -1,84 +1,82 @@
-"""Who is building what: the folder of each run under `_tmp/`, its heartbeat, and what dead runs left."""
+"""Who is building what: the folder of each run under `_tmp/`, its lock and heartbeat, and what dead runs left."""
 
 from __future__ import annotations
 
-import os
 import socket
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
-from graphbuild.store.files import Files
+from graphbuild.errors import GraphError
+from graphbuild.store.files import Files, Held
 
 STALE_SECONDS = 600.0
-"""A run on another host, or in another container, whose heartbeat is older than this is dead."""
+"""A run on another machine, or on a file system without locks, whose heartbeat is older than this is dead."""
+
+_TRIES = 5
 
 
 class Workspace:
-    """The folder under `_tmp/` in which one run builds files. Its name says who owns it: others can tell the dead."""
+    """The folder under `_tmp/` in which one run builds files. A living run holds a lock in it, which others on the same
+    machine see, whatever container they are in; those on other machines see its heartbeat."""
 
-    def __init__(self, files: Files, name: str) -> None:
+    def __init__(self, files: Files, name: str, lock: Held | None = None) -> None:
         self.files = files
         self.name = name
+        self._lock = lock
 
     @classmethod
     def create(cls, files: Files, run_id: str) -> Workspace:
-        workspace = cls(files, "+".join([run_id, _host(), _boot(), str(os.getpid()), _started(os.getpid())]))
-        files.make_folder(f"_tmp/{workspace.name}")
-        return workspace
+        for _ in range(_TRIES):
+            name = f"{run_id}+{_machine()}+{uuid.uuid4().hex[:6]}"
+            files.make_folder(f"_tmp/{name}")
+            try:
+                lock = files.lock(f"_tmp/{name}/lock")
+            except NotImplementedError:
+                return cls(files, name)
+            except FileNotFoundError:
+                continue  # taken for dead before it was locked
+            if lock is not None and files.exists(f"_tmp/{name}"):
+                return cls(files, name, lock)
+        raise GraphError(f"{files.path('_tmp')}: what is made there is removed at once; what is cleaning it?")
 
     def temp(self) -> str:
         """A fresh path in the workspace. The folder is never recreated: if it is gone, this run was declared dead."""
         return self.files.path(f"_tmp/{self.name}/{uuid.uuid4().hex}")
 
     def beat(self) -> None:
-        """Tell other hosts that this run is alive."""
+        """Tell other machines that this run is alive."""
         self.files.touch(f"_tmp/{self.name}")
 
     def close(self) -> None:
         self.files.remove(f"_tmp/{self.name}")
+        if self._lock is not None:
+            self._lock.close()
 
 
 def remove_dead_workspaces(files: Files) -> None:
-    """Remove what killed runs left under `_tmp/`: same host and boot with the process gone, else no heartbeat."""
+    """Remove what killed runs left under `_tmp/`; folders that no run made stay."""
     for name in files.names("_tmp"):
-        if not _alive(files, name):
-            files.remove(f"_tmp/{name}")
+        if "+" in name:
+            _remove_if_dead(files, name)
 
 
-def _alive(files: Files, name: str) -> bool:
-    parts = name.split("+")
-    if len(parts) == 5 and parts[1:3] == [_host(), _boot()]:
-        return parts[4] == _started(int(parts[3])) != ""
-    age = files.age(f"_tmp/{name}")
-    return age is not None and age < STALE_SECONDS
+def _remove_if_dead(files: Files, name: str) -> None:
+    folder = f"_tmp/{name}"
+    if name.split("+")[1:2] == [_machine()]:
+        with suppress(OSError, NotImplementedError):  # another user's, or no locks: its heartbeat tells
+            if lock := files.lock(f"{folder}/lock"):
+                files.remove(folder)
+                lock.close()
+            return
+    age = files.age(folder)
+    if age is not None and age >= STALE_SECONDS:
+        files.remove(folder)
 
 
-def _host() -> str:
-    return socket.gethostname().replace("+", "-").replace("/", "-")
-
-
-def _boot() -> str:
+def _machine() -> str:
+    """Told by its kernel, whose locks all its containers share: host names and process tables are their own."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return "unknown"
-
-
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; "" when it is gone. Guards against a reused pid."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return _signal_answer(pid) if not os.path.exists("/proc/self/stat") else ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def _signal_answer(pid: int) -> str:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        return "alive"
-    return "alive"
+        return socket.gethostname().replace("+", "-").replace("/", "-")

@@ -63,7 +63,7 @@ def test_publish_never_overwrites(files: Files, workspace: Workspace) -> None:
     with pytest.raises(AlreadyPublished, match="a/b"):
         files.publish("a/b", b"second", workspace)
     assert files.read("a/b") == b"first"
-    assert files.names(f"_tmp/{workspace.name}") == []
+    assert files.names(f"_tmp/{workspace.name}") == ["lock"]
 
 
 def test_publish_without_hard_links(files: Files, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_publish_without_hard_links(files: Files, workspace: Workspace, monkeypa
     assert files.publish("a", b"first", workspace) is False
     with pytest.raises(AlreadyPublished):
         files.publish("a", b"second", workspace)
-    assert files.read("a") == b"first" and files.names(f"_tmp/{workspace.name}") == []
+    assert files.read("a") == b"first" and files.names(f"_tmp/{workspace.name}") == ["lock"]
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a/../../../etc/passwd"])
@@ -130,20 +130,48 @@ def test_file_urls_are_paths(graph_folder: Path, tmp_path: Path) -> None:
 
 
 def test_dead_workspaces_go_and_live_ones_stay(files: Files) -> None:
-    """Guards against removing the files of a run that is still working, here or on another host."""
-    alive = Workspace.create(files, "alive")
+    """Guards against removing the files of a run that is still working, here, on another host or by older code."""
+    alive, promoting = Workspace.create(files, "alive"), Workspace.create(files, "promote")
     child = multiprocessing.get_context("forkserver").Process(target=Workspace.create, args=(files, "dead"))
     child.start()
     child.join()
-    here = alive.name.split("+")
-    elsewhere, silent = "+".join(["x", "otherhost", *here[2:]]), "+".join(["y", "otherhost", *here[2:]])
-    reused = "+".join(["z", *here[1:4], "12345"])
-    for name in (elsewhere, silent, reused):
+    machine = alive.name.split("+")[1]
+    elsewhere, silent, older = "x+otherhost+0", "y+otherhost+0", "w+host+boot+7+1234"
+    half_made, of_users = f"z+{machine}+0", "mine"
+    for name in (elsewhere, silent, older, half_made, of_users):
         os.makedirs(files.path(f"_tmp/{name}"))
-    os.utime(files.path(f"_tmp/{silent}"), (1, 1))
-    assert len(files.names("_tmp")) == 5
+    for name in (silent, of_users):
+        os.utime(files.path(f"_tmp/{name}"), (1, 1))
+    assert len(files.names("_tmp")) == 8
     remove_dead_workspaces(files)
-    assert files.names("_tmp") == sorted([alive.name, elsewhere])
+    assert files.names("_tmp") == sorted([alive.name, promoting.name, elsewhere, older, of_users])
+    promoting.close()
+    assert promoting.name not in files.names("_tmp")
+
+
+def test_a_run_in_another_container_is_alive(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against telling the living by a process table and a host name, which containers have of their own."""
+    with monkeypatch.context() as container:
+        container.setattr("os.getpid", lambda: 999_999_999)
+        container.setattr("socket.gethostname", lambda: "0f3b5c")
+        alive = Workspace.create(files, "alive")
+    os.utime(files.path(f"_tmp/{alive.name}"), (1, 1))
+    remove_dead_workspaces(files)
+    assert files.names("_tmp") == [alive.name]
+
+
+def test_a_workspace_that_is_taken_for_dead_while_it_is_made(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a run whose folder goes between making and locking it."""
+    lock, races = files.lock, [lambda: remove_dead_workspaces(files)]
+
+    def late(name: str) -> object:
+        if races:
+            races.pop()()
+        return lock(name)
+
+    monkeypatch.setattr(files, "lock", late)
+    late_but_there = Workspace.create(files, "late")
+    assert files.names("_tmp") == [late_but_there.name] and races == []
 
 
 # ---- heads and snapshots -----------------------------------------------------------------------------------------
