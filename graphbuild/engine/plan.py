@@ -54,6 +54,12 @@ class Plan:
         other = {kind: live for kind, live in self.makes().items() if self.head.get(kind, live) != live}
         return {kind: live for kind, live in other.items() if live not in self.passed}
 
+    def overruled_by(self, head: Head) -> dict[str, Live]:
+        """The kinds among those for which `head` went back, after this plan was made, to a version that had been live
+        before."""
+        now = {kind: head[kind] for kind in self.replaces() if head[kind] != self.head[kind]}
+        return {kind: live for kind, live in now.items() if live in self.passed}
+
 
 def make_plan(
     files: Files,

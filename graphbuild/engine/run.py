@@ -188,14 +188,19 @@ class _Run:
         return report
 
     def _promote(self, plan: Plan) -> None:
-        """Replaced kinds and their rebuilt descendants go live together, in one head."""
+        """Replaced kinds and their rebuilt descendants go live together, in one head; not against a `promote` that came
+        while this run worked: it was asked for later."""
 
         def promoted(head: Head) -> Head:
-            return {**head, **plan.replaces()}
+            self.went_live = {} if plan.overruled_by(head) else plan.replaces()
+            return {**head, **self.went_live}
 
         if plan.replaces():
-            change_head(self.files, self.workspace, promoted)
-            self.went_live = plan.replaces()
+            head = change_head(self.files, self.workspace, promoted)
+            for kind, live in plan.overruled_by(head).items():
+                again = f"graphbuild promote {self.files.url} {plan.replaces()[kind].version}"
+                line = f"{kind}: {live.annotator} {live.version} was promoted during this run and stays; or: {again}"
+                self.console.print(line, highlight=False, markup=False)
 
     def report(self, plan: Plan, graph: Graph, source: Source | None) -> RunReport:
         seconds = time.perf_counter() - self._clock

@@ -184,7 +184,11 @@ class LocalFiles:
         return path
 
     def exists(self, name: str) -> bool:
-        return os.path.exists(self.path(name))
+        try:
+            os.stat(self.path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # any other error does not say that it is not there
+        return True
 
     def writable(self) -> bool:
         return os.access(self.root, os.W_OK)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from graphbuild.contracts import FEATURES, FORMAT, GraphDocument, LineageDocument, Live
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.store.files import AlreadyPublished, Files
-from graphbuild.store.parts import edges_folder
+from graphbuild.store.parts import edges_folder, read_table
 from graphbuild.store.workspace import Workspace
 
 Head = dict[str, Live]
@@ -103,7 +101,7 @@ def read_snapshot(files: Files, digest: str) -> tuple[Head, Newest]:
     if not files.exists(name):
         known = ", ".join(n.removesuffix(".parquet") for n in files.names("snapshots")) or "none"
         raise GraphError(f"{files.url} has no snapshot {digest!r}; published ones: {known}")
-    table = pq.read_table(pa.BufferReader(files.read(name)))
+    table = read_table(files, name)
     newest: Newest = {}
     for row in table.to_pylist():
         part = (

@@ -84,6 +84,23 @@ def test_nothing_to_do_leaves_what_promote_set(tmp_path: Path, photos: Path) -> 
     assert Graph.open(out).live("canny") == old
 
 
+def test_a_promote_during_a_run_is_the_last_that_was_asked(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a run of hours whose end takes back what somebody chose by hand in the meantime."""
+    out, said = tmp_path / "g", Console(record=True, file=io.StringIO(), width=400)
+    versions = []
+    for low in (100.0, 50.0):
+        complete(build(photos, out, [Canny(low=low)], limit=4))
+        versions.append(Graph.open(out).live("canny"))
+    monkeypatch.setattr("graphbuild.engine.run.write_event", lambda *event: promote(out, versions[0].version))
+    report = complete(build(photos, out, [Canny(low=60.0)], limit=4, console=said))
+    assert report.went_live == {} and Graph.open(out).live("canny") == versions[0]
+    (told,) = [line for line in said.export_text().splitlines() if "promoted during this run" in line]
+    promote(out, told.split()[-1])
+    assert Graph.open(out).live("canny") not in versions
+
+
 def test_a_version_that_was_never_live_goes_live(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run killed between its last unit and its head: the next one has nothing to compute and finishes it."""
     out = tmp_path / "g"

@@ -21,6 +21,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 before = os.listdir("/proc/self/task")
 graph = Graph.open(sys.argv[1])
+graph = Graph.open(sys.argv[1], snapshot=graph.digest)
 assert graph.items().num_rows == graph.edges("canny").num_rows == 4
 assert not verify(graph.url, "full").problems
 print(len(os.listdir("/proc/self/task")) - len(before))

@@ -80,6 +80,18 @@ def test_publish_without_hard_links(files: Files, workspace: Workspace, monkeypa
     assert files.read("a") == b"first" and files.names(f"_tmp/{workspace.name}") == ["lock"]
 
 
+def test_an_error_is_no_absence(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a disk that does not answer being taken for a graph that is not there yet."""
+
+    def no_answer(*args: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    assert not files.exists("graph.json") and not files.exists("graph.json/x")
+    monkeypatch.setattr(os, "stat", no_answer)
+    with pytest.raises(OSError, match="Input/output"):
+        files.exists("graph.json")
+
+
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a/../../../etc/passwd"])
 def test_no_name_leads_out(name: str, files: Files, workspace: Workspace) -> None:
     """Guards against reading or writing outside the graph through a crafted name."""
