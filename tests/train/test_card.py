@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 from diffusers import FluxTransformer2DModel, VisualClozePipeline
+from PIL import Image
 
+from graphbuild.tasks.instruction import PIPELINE_LAYOUT
 from graphbuild_train import LoraConfig, TrainConfig
 from graphbuild_train.bases import BASES, base_class
 from graphbuild_train.export.card import card_text, write_card
@@ -95,3 +97,17 @@ def test_the_example_runs(tmp_path: Path) -> None:
     tree = ast.parse(call)
     (made,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "pipe"]
     inspect.signature(VisualClozePipeline.__call__).bind(None, **{word.arg or "": None for word in made.keywords})
+
+    def encode(prompt: list[str], **_: Any) -> None:
+        raise Told(prompt)
+
+    names |= dict.fromkeys(("example_condition", "example_target", "condition"), Image.new("RGB", (32, 32)))
+    names["pipe"].generation_pipe._get_clip_prompt_embeds = encode
+    with pytest.raises(Told) as told:
+        exec(call, names)
+    # diffusers 0.42.1 by itself says the layout with the brackets of a tuple around it; no training said that
+    assert told.value.args[0] == [f"{PIPELINE_LAYOUT.format(2, 2, 4)} What the last column is made from."]
+
+
+class Told(Exception):
+    """The words that a pipeline was told."""

@@ -22,7 +22,7 @@ import torch
 
 from graphbuild.errors import GraphError
 from graphbuild_train import checkpoint as module
-from graphbuild_train.checkpoint import Checkpoint, latest, locked, read, rng_state, save, set_rng_state
+from graphbuild_train.checkpoint import Checkpoint, latest, locked, read, rng_state, save, set_rng_state, steps
 
 PROCESSES = multiprocessing.get_context("fork")
 
@@ -135,15 +135,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert found is not None and found.step == 200
 
 
+def test_damaged_checkpoints_alone_are_not_started_over(tmp_path: Path) -> None:
+    """Guards against a run that begins at step 0, and in the end removes what a backup could have mended."""
+    for step in (100, 200):
+        cut(save(tmp_path, at(step)) / "lora.safetensors")
+    with pytest.raises(GraphError, match=r"step-00000200/lora.*step-00000100/lora.*no checkpoint is whole: restore"):
+        latest(tmp_path)
+    assert steps(tmp_path) == [100, 200]
+
+
 def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
     """Guards against a data position that a bad disk or an editor moved."""
     file = save(tmp_path, at(100)) / "state.json"
     file.write_text(file.read_text().replace(str(64 * 100), str(64 * 101)))
     with pytest.raises(module.DamagedCheckpoint, match="changed"):
         read(file.parent)
-    file.write_text("[]")
-    with pytest.raises(module.DamagedCheckpoint, match="not what was written"):
-        read(file.parent)
+    for text in ("[]", "7", "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(module.DamagedCheckpoint, match="not what was written"):
+            read(file.parent)
 
 
 def save_and_die(out: Path, step: int, line: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.visualcloze import generate
 from graphbuild_train import cli
 from graphbuild_train.bases.flux_fill import FluxFill
+from graphbuild_train.export.lora_file import read_diffusers, save_diffusers
 from tests.support.training import Ground, grounded, metrics, recorded
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -54,7 +58,7 @@ def out(ground: Ground) -> Path:
     run(ground, "--out", folder, "--steps", 2, *larger)
     again = run(ground, "--out", folder, "--steps", 4, *larger)
     assert again.stdout.split() == [str(folder / WEIGHTS)]
-    assert "going on after step 2" in again.stderr and "validation loss" in again.stderr
+    assert "resuming after step 2" in again.stderr and "validation loss" in again.stderr
     return folder
 
 
@@ -253,7 +257,10 @@ def refused(result: Result, words: str, code: int = 2) -> None:
         (("run", "tiny", "--graph", "GRAPH", "--model", "nowhere"), "model: 'nowhere': "),
         (("validate", "tiny", "--graph", "GRAPH", "--out", "new"), "new: no checkpoint"),
         (("export", "nowhere.safetensors", "--out", "x"), "nowhere.safetensors"),
-        (("export", "nowhere", "--out", "x", "--format", "a1111"), "--format a1111; allowed: diffusers, kohya"),
+        (
+            ("export", "nowhere", "--out", "x", "--format", "a1111"),
+            "unknown LoRA format 'a1111'; known: diffusers",
+        ),
         (("sample", "nowhere"), "--rows FOLDER"),
     ],
 )
@@ -268,9 +275,15 @@ def test_wrong_usage_ends_with_one_line_and_code_2(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(28, "No space left on device"), "No space left on device; checkpoints are kept"),
-        (KeyboardInterrupt(), "stopped; the same command goes on"),
-        (FloatingPointError("step 3: loss nan"), "step 3: loss nan; checkpoints are kept"),
+        (
+            OSError(28, "No space left on device"),
+            "No space left on device; there is no checkpoint",
+        ),
+        (KeyboardInterrupt(), "stopped; there is no checkpoint yet"),
+        (
+            FloatingPointError("step 3: loss nan"),
+            "step 3: loss nan; the same command resumes from the checkpoint of step 7",
+        ),
     ],
 )
 def test_what_goes_wrong_on_the_way_ends_with_code_1(
@@ -281,5 +294,27 @@ def test_what_goes_wrong_on_the_way_ends_with_code_1(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
+    if "step 7" in words:
+        (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
     monkeypatch.setattr("graphbuild_train.trainer.train", fail)
     refused(invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path), words, code=1)
+
+
+def test_sigterm_ends_a_run_with_143(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a traceback, or a code that a cluster takes for a crash, where it only wanted the machine."""
+    monkeypatch.setattr("graphbuild_train.trainer.train", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        result = invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    refused(result, "stopped; there is no checkpoint yet", code=143)
+
+
+def test_a_file_that_names_code_is_not_trusted(out: Path, tmp_path: Path) -> None:
+    """Guards against a LoRA from anywhere that imports a module of its author's choice when pictures are made."""
+    lora = read_diffusers(out)
+    save_diffusers(replace(lora, recipe={**lora.recipe, "base": "evil:Base"}), tmp_path)
+    words = "base 'evil:Base'; no code is loaded because a file names it, name it yourself: --set base=evil:Base"
+    refused(invoke("sample", tmp_path, "--graph", "nowhere"), words)
+    refused(invoke("sample", tmp_path, "--graph", "nowhere", "--set", "base=math:pi"), "")

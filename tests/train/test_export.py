@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from diffusers import (
     VisualClozePipeline,
 )
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from graphbuild_train import TrainConfig
@@ -29,14 +29,9 @@ from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.bases.sdxl import Sdxl
 from graphbuild_train.config import LoraConfig
 from graphbuild_train.export.bfl_names import bfl_name
-from graphbuild_train.export.lora_file import (
-    Lora,
-    read_diffusers,
-    read_visualcloze,
-    recipe_of,
-    save_diffusers,
-    save_kohya,
-)
+from graphbuild_train.export.kohya import save_kohya
+from graphbuild_train.export.lora_file import Lora, read_diffusers, recipe_of, save_diffusers
+from graphbuild_train.export.visualcloze import read_visualcloze
 from graphbuild_train.lora import adapter_config, add_lora, lora_state
 from tests.support.bfl import Bfl, Update
 from tests.support.numerics import assert_close
@@ -222,7 +217,8 @@ def test_every_layer_has_the_published_name(tmp_path: Path) -> None:
     above all: the published model with the file's updates does what was trained."""
     model = flux()
     lora = trained(model, LoraConfig(rank=4, alpha=2), layers_of(FluxFill, model, "all"))
-    saved = load_file(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    with pytest.warns(UserWarning, match=r"diffusers reads this format without 10 layers of 50: .*x_embedder"):
+        saved = load_file(save_kohya(lora, tmp_path / "kohya.safetensors"))
     updates: dict[str, Update] = {}
     for layer in lora.layers:
         name = bfl_name(layer)[0]
@@ -270,10 +266,84 @@ def test_the_kohya_form_refuses_what_it_cannot_say(tmp_path: Path) -> None:
     lora = trained(flux(), LoraConfig(rank=4, bias=True), ["attn.to_q"])
     with pytest.raises(ValueError, match=r"attn\.to_q\.lora_B\.bias.*no biases"):
         save_kohya(lora, tmp_path / "kohya.safetensors")
-    odd = Lora(part="transformer", state={"blocks.0.x.lora_A.weight": torch.ones(1, 1)}, adapter={})
+    state = {f"blocks.0.x.lora_{side}.weight": torch.ones(1, 1) for side in "AB"}
+    odd = Lora(part="transformer", state=state, adapter={})
     with pytest.raises(ValueError, match=r"blocks\.0\.x: no linear layer of FLUX"):
         save_kohya(odd, tmp_path / "kohya.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_diffusers_does_not_read_of_the_kohya_form_is_named(tmp_path: Path) -> None:
+    """Guards against a LoRA of all layers that loses the embedders in diffusers without a word: at FLUX.1's widths,
+    what its importer gives back, and what the warning names, are all layers."""
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+    names = layers_of(FluxFill, model, "all")
+    state = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        state[f"{name}.lora_A.weight"] = torch.ones(1, layer.in_features)
+        state[f"{name}.lora_B.weight"] = torch.ones(layer.out_features, 1)
+    lora = Lora(part="transformer", state=state, adapter={"r": 1, "lora_alpha": 1, "target_modules": names})
+    with pytest.warns(UserWarning, match="10 layers of 30") as said:
+        read = FluxPipeline.lora_state_dict(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    warned = set(str(said[0].message).split(": ")[1].split(";")[0].split(", "))
+    kept = {name.removeprefix("transformer.").split(".lora_")[0] for name in read if name.startswith("transformer.")}
+    assert kept | warned == set(names) and not kept & warned
+
+
+def flipped(file: Path) -> None:
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def no_file_of_ours(file: Path) -> None:
+    file.write_text("no tensors at all")
+
+
+def unpaired(file: Path) -> None:
+    save_file({"transformer.x.lora_A.weight": torch.ones(2, 3)}, file)
+
+
+def nested(file: Path) -> None:
+    named = {f"transformer.x.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    save_file(named, file, {"graphbuild": "[" * 100_000 + "]" * 100_000})
+
+
+def no_alpha(file: Path) -> None:
+    named = {f"transformer.x.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    save_file(named, file, {"lora_adapter_metadata": '{"transformer.r": 2}'})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flipped, "header"),
+        (cut, "incomplete|header|buffer"),
+        (no_file_of_ours, "header"),
+        (unpaired, r"layer x: lora_A and lora_B are \(2, 3\) and None, not a pair"),
+        (nested, "recursion"),
+        (no_alpha, "entry 'lora_alpha' is missing"),
+    ],
+)
+def test_a_file_that_is_no_lora_is_refused_by_name(damage: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    """Guards against tracebacks of three libraries for a half download, or a file of another program."""
+    state = {f"x.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    file = save_diffusers(Lora(part="transformer", state=state, adapter={}), tmp_path)
+    damage(file)
+    with pytest.raises(ValueError, match=rf"pytorch_lora_weights\.safetensors: .*({words})"):
+        read_diffusers(file)
+
+
+def test_values_that_are_not_finite_are_refused_with_their_layers() -> None:
+    """Guards against a LoRA that makes black pictures, found out when it is published."""
+    state = {f"{layer}.lora_{side}.weight": torch.ones(2, 2) for layer in "abc" for side in "AB"}
+    state["b.lora_B.weight"] = torch.full((2, 2), float("nan"))
+    with pytest.raises(ValueError, match=r"NaN or infinite values in 1 of 3 layers \(b\); train again"):
+        Lora(part="transformer", state=state, adapter={})
 
 
 def visualcloze_file(model: FluxTransformer2DModel, path: Path, rank: int) -> dict[str, Update]:
@@ -316,5 +386,11 @@ def test_other_files_are_no_visualcloze_lora(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"blocks\.0\.q: no linear layer"):
         read_visualcloze(tmp_path / "other.pth")
     torch.save({"double_blocks.0.img_attn.qkv.lora_A.weight": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(ValueError, match=r"code\.pth: .*weights_only"):
         read_visualcloze(tmp_path / "code.pth")
+    (tmp_path / "text.pth").write_text("no tensors at all")
+    with pytest.raises(ValueError, match=r"text\.pth: "):
+        read_visualcloze(tmp_path / "text.pth")
+    torch.save({"double_blocks.0.img_attn.qkv.lora_B.weight": torch.ones(6, 1)}, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match=r"half\.pth: entry 'double_blocks.*lora_A.weight' is missing"):
+        read_visualcloze(tmp_path / "half.pth")

@@ -6,7 +6,9 @@ import shutil
 import signal
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,41 @@ def test_twenty_steps_equal_those_of_a_run_killed_twice(ground: Ground) -> None:
     order, again = seen(ground.folder / "whole.log"), seen(ground.folder / "killed.log")
     after_10 = 10 * 4 + 2 * 2  # two tasks are validated, at 15 and at 20
     assert again[-after_10:] == order[-after_10:] and len(order) == 20 * 4 + 5 * 2
+
+
+def test_a_run_that_is_stopped_keeps_the_steps_it_has_done(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against hours lost to a cluster that takes its machine back: what was done since the last checkpoint is
+    saved, unless the signal came in the middle of an update."""
+    whole = ground.trained("unstopped", steps=4).out
+    losses = Trainer._losses
+
+    def stopped(self: Trainer, *arguments: Any) -> Any:
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return losses(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_losses", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ground.trained("stopped", steps=4)
+    resumed = ground.trainer("stopped", steps=4)
+    assert resumed.step == 2
+    update, updates = torch.optim.AdamW.step, count()
+
+    def interrupted(self: torch.optim.AdamW) -> Any:
+        if next(updates):
+            raise KeyboardInterrupt
+        return update(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            resumed.fit()
+    assert checkpoint.steps(resumed.out) == [2]
+    ground.trained("stopped", steps=4)
+    assert recorded(resumed.out, "step") == [1, 2, 3, 4]
+    ours, theirs = state(resumed.out), state(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_another_config_is_refused_by_field_and_values(ground: Ground, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,10 +293,11 @@ def test_speed_and_memory_are_said_and_recorded_where_they_are_known(
     console = Console(file=io.StringIO(), width=200)
     journal = progress.Journal(tmp_path, console, first=0, last=9)
     journal.peak = 4.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=iter((100.0, 110.0, 110.0)).__next__))
     with journal:
         journal.step(1, Step(loss=0.5, norm=1.0, rate=1e-4, seconds=2.0, waited=0.5, work=4e12))
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
-        "step 1/9: loss 0.5000, 0.50 it/s, 25% waiting, 2 TFLOP/s (MFU 50%), peak 3.2 GiB\n"
+        "step 1/9: loss 0.5000, 0.50 it/s, 25% waiting, 2 TFLOP/s (MFU 50%), peak 3.2 GiB, 0:01:20 left\n"
     )
     (line,) = metrics(tmp_path)
     assert (line["memory"], line["work"], line["waited"]) == (3.25, 4e12, 0.5)

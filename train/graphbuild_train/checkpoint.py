@@ -96,20 +96,38 @@ def save(out: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
 
 
 def latest(out: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run's folder, or None; a damaged one is named in a warning and left out."""
+    """The newest whole checkpoint of a run's folder, or None if it has none; damaged ones are named in a warning.
+
+    Raises:
+        GraphError: all of its checkpoints are damaged; starting again at step 0 would remove them.
+    """
+    damages: list[str] = []
     for path in reversed(_folders(out / FOLDER).values()):
         try:
-            return read(path)
+            found = read(path)
         except DamagedCheckpoint as damage:
-            warnings.warn(f"{damage}; the checkpoint before it is used", stacklevel=2)
+            damages.append(str(damage))
+            continue
+        if damages:
+            warnings.warn(f"{'; '.join(damages)}; resuming from step {found.step}", stacklevel=2)
+        return found
+    if damages:
+        raise GraphError(
+            f"{'; '.join(damages)}; no checkpoint is whole: restore one, or remove {out / FOLDER} to start at step 0"
+        )
     return None
+
+
+def steps(out: Path) -> list[int]:
+    """The steps at which a run's folder has checkpoints, in order; whether they are whole is not looked at."""
+    return list(_folders(out / FOLDER))
 
 
 def read(path: Path) -> Checkpoint:
     """Read one checkpoint's folder.
 
     Raises:
-        DamagedCheckpoint: a file is missing, cut short or changed; the message names it.
+        DamagedCheckpoint: a file is missing, cut short, changed or cannot be read; the message names it.
     """
     document = _verified(path)
     tensors: dict[str, Any] = {
@@ -118,7 +136,10 @@ def read(path: Path) -> Checkpoint:
     scalars = document.pop("optimiser")
     if scalars is not None:
         tensors["optimiser"] = _joined(scalars, tensors["optimiser"])
-    return Checkpoint(**document, **tensors)
+    try:
+        return Checkpoint(**document, **tensors)
+    except TypeError as error:
+        raise DamagedCheckpoint(f"{path}: written by another version of graphbuild ({error})") from error
 
 
 @contextmanager
@@ -187,7 +208,9 @@ def _verified(path: Path) -> dict[str, Any]:
                 raise DamagedCheckpoint(f"{path / name}: changed since it was written")
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{error.filename}: missing") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise DamagedCheckpoint(f"{error.filename}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path / 'state.json'}: not what was written ({error})") from error
     return document
 

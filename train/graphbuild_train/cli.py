@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +19,7 @@ import typer
 from rich.console import Console
 
 from graphbuild.errors import GraphError, MissingNode
+from graphbuild.lookup import look_in
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.recipes import SUFFIXES, configured, read_recipe, recipe_file
 
@@ -43,27 +48,62 @@ def main() -> None:
     """Entry point. A first argument that ends in .yaml means `run`."""
     if len(sys.argv) > 1 and sys.argv[1].endswith(SUFFIXES):
         sys.argv.insert(1, "run")
+    look_in(os.getcwd())
     app()
 
 
+@app.callback()
+def _heed_sigterm() -> None:
+    """SIGTERM, from a cluster or torchrun, ends a command as Ctrl-C does, with exit code 143."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # launchers send it twice, and a checkpoint is being saved
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received."""
+
+
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Wrong usage and refused input end with one line and exit code 2, what went wrong on the way with 1."""
+def refusing(out: Path | None = None) -> Iterator[None]:
+    """Wrong usage and refused input end with one line and exit code 2, what went wrong on the way with 1, SIGTERM with
+    143.
+
+    Args:
+        out: the run's folder, if the command trains: the message says where the same command would resume.
+    """
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         _stop(f"Python packages {', '.join(absent)} are missing: pip install 'graphbuild[train]'", REFUSED)
     from graphbuild_train.journal import quiet_libraries
 
     quiet_libraries()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: ERR.print(f"graphbuild-train: warning: {message}", markup=False)
+            yield
     except (GraphError, MissingNode, ValueError) as error:
         _stop(str(error), REFUSED, error)
     except FileNotFoundError as error:
         _stop(f"{error.filename or error}: no such file or folder", REFUSED, error)
     except (OSError, FloatingPointError, MemoryError) as error:
-        _stop(f"{error}; checkpoints are kept, the same command goes on from the last one", UNDONE, error)
+        _stop(f"{error}{_resumes(out)}", UNDONE, error)
     except KeyboardInterrupt as error:
-        _stop("stopped; the same command goes on from the last checkpoint", UNDONE, error)
+        _stop(f"stopped{_resumes(out)}", 128 + signal.SIGTERM if isinstance(error, Terminated) else UNDONE, error)
+
+
+def _resumes(out: Path | None) -> str:
+    """Where the same command goes on."""
+    from graphbuild_train import checkpoint
+
+    if out is None:
+        return ""
+    if not (steps := checkpoint.steps(out)):
+        return "; there is no checkpoint yet, the same command starts at step 0"
+    return f"; the same command resumes from the checkpoint of step {steps[-1]}"
 
 
 def _stop(why: str, code: int, cause: BaseException | None = None) -> None:
@@ -101,7 +141,7 @@ def run(
     sets: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")] = False,
 ) -> None:
-    """Train a LoRA, or continue: the same command goes on from the newest checkpoint. Ends with an export.
+    """Train a LoRA and export it. The same command resumes from the newest checkpoint.
 
     Examples:
 
@@ -111,7 +151,7 @@ def run(
 
       accelerate launch --num_processes 8 -m graphbuild_train run visualcloze_fill --graph s200k-graph --out lora
     """  # fmt: skip
-    with refusing():
+    with refusing(None if dry_run else out):
         config = config_of(recipe, steps, model, sets)
         from graphbuild_train import preflight
         from graphbuild_train import trainer as loop
@@ -155,9 +195,11 @@ def validate(
 def export(
     lora: Annotated[Path, typer.Argument(help="A run's folder, a .safetensors of diffusers, or VisualCloze's .pth.")],
     out: Annotated[Path, typer.Option(help="The file to write; for diffusers the folder.")],
-    form: Annotated[str, typer.Option("--format", help="diffusers, or kohya for ComfyUI.")] = "diffusers",
+    form: Annotated[
+        str, typer.Option("--format", help="diffusers, kohya (ComfyUI), or module:function of your own.")
+    ] = "diffusers",
 ) -> None:
-    """Write a LoRA in another form; what the form cannot say is refused.
+    """Write a LoRA in another format. What the format cannot hold is refused.
 
     Examples:
 
@@ -166,12 +208,12 @@ def export(
       graphbuild-train export visualcloze-384-lora.pth --out lora-folder
     """
     with refusing():
-        from graphbuild_train.export import lora_file as forms
+        from graphbuild_train.export import exporter_of
+        from graphbuild_train.export.lora_file import read_diffusers
+        from graphbuild_train.export.visualcloze import read_visualcloze
 
-        if form not in ("diffusers", "kohya"):
-            raise GraphError(f"--format {form}; allowed: diffusers, kohya")
-        found = forms.read_visualcloze(lora) if lora.suffix == ".pth" else forms.read_diffusers(lora)
-        typer.echo(forms.save_kohya(found, out) if form == "kohya" else forms.save_diffusers(found, out))
+        write = exporter_of(form)
+        typer.echo(write(read_visualcloze(lora) if lora.suffix == ".pth" else read_diffusers(lora), out))
 
 
 @app.command()
@@ -206,8 +248,10 @@ def sample(
             raise GraphError("--rows needs --kinds: what the pictures of a row show, in order, such as canny,image")
         from graphbuild_train import sampling as pictures
 
-        said = read_recipe(recipe_file(recipe)) if recipe else pictures.recipe_in(lora)
-        config = configured(said, [*(sets or []), *_sets(None, model)])
+        given = [*(sets or []), *_sets(None, model)]
+        named = {text.partition("=")[0] for text in given}
+        said = read_recipe(recipe_file(recipe)) if recipe else pictures.recipe_in(lora, named)
+        config = configured(said, given)
         made = (
             pictures.from_rows(config, lora, rows, kinds=kinds.split(","), caption=caption, out=out, seed=seed)
             if rows is not None

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from graphbuild.errors import GraphError
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.forecast import peak_of
 from graphbuild_train.validate import Validation
@@ -61,7 +63,7 @@ class Journal:
         self.out, self.console, self.first, self.last = out, console, first, last
         self.peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         """TFLOP/s of the device, if known."""
-        self._shown = 0.0
+        self._shown = self._began = 0.0
 
     def __enter__(self) -> Journal:
         self._bar = Progress(
@@ -70,13 +72,14 @@ class Journal:
         )  # fmt: skip
         self._task = self._bar.add_task("steps", total=self.last, completed=self.first, note="")
         self._bar.start()
+        self._began = time.monotonic()
         self._board: Any = None
         self._metrics: Any = None
         if not self.console.quiet:
             from torch.utils.tensorboard import SummaryWriter
 
             if self.first:
-                self.note(f"going on after step {self.first} of {self.out}")
+                self.note(f"resuming after step {self.first} of {self.out}")
             after = self.first + 1 if self.first else 0
             self._board = SummaryWriter(str(self.out), purge_step=after)
             self._metrics = _cut(self.out / "metrics.jsonl", after).open("a", encoding="utf-8")
@@ -104,7 +107,8 @@ class Journal:
         self._bar.update(self._task, completed=step, note=words)
         if not self.console.is_terminal and time.monotonic() - self._shown > LINE_SECONDS:
             self._shown = time.monotonic()
-            self.note(f"step {step}/{self.last}: {words}")
+            seconds = (self._shown - self._began) / (step - self.first) * (self.last - step)
+            self.note(f"step {step}/{self.last}: {words}, {timedelta(seconds=round(seconds))} left")
 
     def validation(self, step: int, result: Validation | None) -> None:
         """Record a validation."""
@@ -172,8 +176,12 @@ def _cut(metrics: Path, step: int) -> Path:
     """Take out the lines from a step on, and a last one that a kill cut short."""
     if metrics.exists():
         lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            before = [line for line in lines if json.loads(line)["step"] < step]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise GraphError(f"{metrics}: not what was written ({error}); move it away, a new one is begun") from error
         kept = metrics.with_name(f".{metrics.name}")
-        kept.write_text("".join(line for line in lines if json.loads(line)["step"] < step), encoding="utf-8")
+        kept.write_text("".join(before), encoding="utf-8")
         os.replace(kept, metrics)
     return metrics
 

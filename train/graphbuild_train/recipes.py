@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import GraphError
-from graphbuild.lookup import suggestion
+from graphbuild.lookup import look_in, suggestion
 from graphbuild.pipeline import pipeline_folders
 from graphbuild.strict_yaml import mapping, parse_yaml, reading
 from graphbuild_train.config import TrainConfig, config_from
@@ -22,7 +23,8 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(name_or_file: str) -> Path:
-    """The file behind a recipe's name; a name that ends in .yaml is a file of one's own.
+    """The file behind a recipe's name; a name that ends in .yaml is a file of one's own. Python modules beside it, and
+    in the working folder, can be named in it.
 
     Raises:
         GraphError: there is none; the message lists what there is.
@@ -33,6 +35,7 @@ def recipe_file(name_or_file: str) -> Path:
         candidates = [folder / "train" / f"{name_or_file}.yaml" for folder in pipeline_folders()]
     for candidate in candidates:
         if candidate.is_file():
+            look_in(candidate.parent, os.getcwd())
             return candidate
     known = f"there are {', '.join(recipe_names())}, or the name of a .yaml file"
     raise GraphError(f"no recipe {name_or_file!r}{suggestion(name_or_file, recipe_names())}; {known}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors import SafetensorError
 
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
@@ -23,16 +24,26 @@ from graphbuild_train.export.lora_file import read_diffusers
 from graphbuild_train.objective import objective_of
 
 
-def recipe_in(lora: Path) -> dict[str, Any]:
-    """The recipe that a LoRA was trained by, from its file's header.
+def recipe_in(lora: Path, named: Collection[str] = ()) -> dict[str, Any]:
+    """The recipe that a LoRA was trained by, from its file's header. A file may come from anybody, so that no module
+    that it names is imported.
+
+    Args:
+        named: fields that the user names instead.
 
     Raises:
-        GraphError: it was not trained here.
+        GraphError: it was not trained here, or with a base or objective of somebody's own that is not in `named`.
     """
     said = read_diffusers(lora).recipe
     known = {field.name: said[field.name] for field in fields(TrainConfig) if field.name in said}
     if not known:
         raise GraphError(f"{lora}: it does not say how it was trained; say it with --recipe")
+    for field in ("base", "objective"):
+        if ":" in str(known.get(field)) and field not in named:
+            raise GraphError(
+                f"{lora}: {field} {known[field]!r}; no code is loaded because a file names it, name it yourself: "
+                f"--set {field}={known[field]}"
+            )
     return known
 
 
@@ -44,7 +55,11 @@ def load(config: TrainConfig, lora: Path) -> Base:
         dtype=getattr(torch, config.dtype), revision=config.revision, hole_fill=config.cells.hole_fill,
     )  # fmt: skip
     file = lora / LORA_WEIGHT_NAME_SAFE if lora.is_dir() else lora
-    base.pipe.load_lora_weights(file.parent, weight_name=file.name)
+    try:
+        base.pipe.load_lora_weights(file.parent, weight_name=file.name)
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        words = " ".join(str(error).split())
+        raise GraphError(f"{file}: does not fit base {config.base} {config.model or ''}: {words}") from error
     return base
 
 

@@ -57,6 +57,7 @@ def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, cons
     Raises:
         GraphError, ValueError: what was asked for cannot be trained; nothing was changed.
         FloatingPointError, MemoryError: it went wrong on the way; the checkpoints so far are kept.
+        KeyboardInterrupt: it was stopped; the steps done are in a checkpoint.
     """
     accelerator = _accelerator()
     with checkpoint.locked(out) if accelerator.is_main_process else nullcontext():
@@ -100,6 +101,8 @@ class Trainer:
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
         self.base.cache = LatentCache(config.cache_gb)
         self.step = 0
+        self.whole = True
+        """Whether parameters, optimiser and journal are those of `step`; not while a step updates them."""
         if self.restored:
             self._restore(self.restored)
         shown = (console or Console(stderr=True)) if self.main else Console(quiet=True)
@@ -147,7 +150,7 @@ class Trainer:
     def fit(self) -> None:
         """Train until the last step, and watch on the way."""
         self._begin()
-        with self.journal, closing(self.grids):
+        with self.journal, closing(self.grids), self._kept_when_stopped():
             if self.step == 0:
                 self._watch()
             while self.step < self.config.steps:
@@ -157,7 +160,18 @@ class Trainer:
                     raise MemoryError(f"step {self.step + 1}: out of GPU memory; try checkpointing: 1") from error
                 self.step += 1
                 self.journal.step(self.step, done)
+                self.whole = True
                 self._watch()
+
+    @contextmanager
+    def _kept_when_stopped(self) -> Iterator[None]:
+        """Save the steps done when a signal stops the run."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.main and self.step and self.whole and self.step not in checkpoint.steps(self.out):
+                self.save()
+            raise
 
     def _begin(self) -> None:
         """Put the model into the form that it is trained in, its optimiser and the data beside it."""
@@ -218,6 +232,7 @@ class Trainer:
         if not math.isfinite(norm):
             raise FloatingPointError(f"step {self.step + 1}: loss {loss}, gradient {norm}; a smaller learning rate?")
         rate = self.optimiser.param_groups[0]["lr"] = rates.rate(self.step, self.config.steps)
+        self.whole = False
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema:  # early on the average follows faster

@@ -45,10 +45,12 @@ def load_base(name: str, model: str | None, objective: Objective, **options: Any
     Raises:
         ValueError: no such base or checkpoint, or it cannot be trained for that objective.
     """
+    from safetensors import SafetensorError
+
     cls = base_class(name)
     if objective.family not in cls.objectives:
         raise ValueError(f"objective: {objective.name!r}; allowed for base {name}: {', '.join(cls.objectives)}")
     try:
         return cls.load(model or cls.checkpoint, objective, **options)
-    except OSError as error:  # whatever the Hub or the disk says, it is the name that was wrong, or the download
+    except (OSError, RecursionError, SafetensorError) as error:  # a wrong name, a failed download, or a damaged file
         raise ValueError(f"model: {model or cls.checkpoint!r}: {' '.join(str(error).split())}") from error

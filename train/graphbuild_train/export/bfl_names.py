@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
 _DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "img_attn.proj": ("attn.to_out.0",),
@@ -70,6 +73,17 @@ def diffusers_names(name: str) -> tuple[str, ...]:
     if pattern not in _FLUX1:
         raise ValueError(f"{name}: no linear layer of FLUX.1 as Black Forest Labs names them")
     return tuple(layer.replace("*", number) for layer in _FLUX1[pattern])
+
+
+def widths(hidden: int, rows: int) -> list[int]:
+    """Rows of query, key and value, and of what may come after them in a fused layer."""
+    rest = rows - 3 * hidden
+    return [hidden] * 3 + [rest] * (rest > 0)
+
+
+def halves_swapped(rows: Tensor) -> Tensor:
+    """The last modulation gives shift, then scale at Black Forest Labs, and scale, then shift in diffusers."""
+    return torch.cat(rows.chunk(2)[::-1])
 
 
 def _numbered(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""LoRA files: diffusers' form with all that a reader must know, kohya's for ComfyUI, and VisualCloze's own to read."""
+"""LoRA files in diffusers' format, with the recipe in the header."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import json
 import math
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
-import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import graphbuild
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.export.bfl_names import SWAPPED, bfl_name, diffusers_names
 from graphbuild_train.objective import objective_of
 
 RECIPE_KEY = "graphbuild"
 """Entry of a file's header with the recipe as JSON; readers of LoRA files pass over it."""
 
-_ENTRY = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.(?P<what>weight|bias)")
+_DAMAGE = (ValueError, TypeError, AttributeError, RuntimeError, EOFError)
+ENTRY = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.(?P<what>weight|bias)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,24 @@ class Lora:
     """Ranks, alphas and layers under the names of peft's `LoraConfig`; empty means scale 1."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from, as JSON values."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no format can hold: layers without both sides, or values that are not finite."""
+        halves = {name.rpartition(".lora_")[0] for name in self.state}
+        for layer in sorted(halves):
+            a, b = (self.state.get(f"{layer}.lora_{side}.weight") for side in "AB")
+            if a is None or b is None or a.shape[0] != b.shape[1]:
+                shapes = [None if side is None else tuple(side.shape) for side in (a, b)]
+                raise ValueError(f"layer {layer}: lora_A and lora_B are {shapes[0]} and {shapes[1]}, not a pair")
+        bad = {name.rpartition(".lora_")[0]: None for name, tensor in self.state.items() if not tensor.isfinite().all()}
+        if bad:
+            some = ", ".join(list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
+            raise ValueError(
+                f"NaN or infinite values in {len(bad)} of {len(halves)} layers ({some}); "
+                "train again from an earlier checkpoint with a smaller learning rate"
+            )
+        for layer in self.layers:
+            self.scale(layer)  # an adapter of somebody else's may not say all that it needs
 
     @property
     def layers(self) -> list[str]:
@@ -86,130 +104,61 @@ def save_diffusers(lora: Lora, folder: Path) -> Path:
 
     The same as the pipeline's `save_lora_weights` writes, and the recipe in the header besides.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     adapter = json.dumps({f"{lora.part}.{name}": value for name, value in lora.adapter.items()}, sort_keys=True)
     header = {LORA_ADAPTER_METADATA_KEY: adapter} if lora.adapter else {}
     state = {f"{lora.part}.{name}": tensor for name, tensor in lora.state.items()}
-    return _write(folder / LORA_WEIGHT_NAME_SAFE, state, lora.recipe, header)
+    return write(folder / LORA_WEIGHT_NAME_SAFE, state, lora.recipe, header)
 
 
 def read_diffusers(path: Path) -> Lora:
     """Read a LoRA of one module in diffusers' form: the file, or the folder that `save_diffusers` wrote it into.
 
     Raises:
-        ValueError: other entries, or those of two modules.
+        ValueError: not a whole safetensors file, other entries, or those of two modules; the message names the file.
+        FileNotFoundError: there is no such file.
     """
     file = path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
-    with safe_open(file, framework="pt") as opened:
-        header = opened.metadata() or {}
-        named = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
-    parts = {name.partition(".")[0] for name in named}
-    odd = [name for name in named if not _ENTRY.fullmatch(name)]
-    if odd or len(parts) != 1 or not parts <= {"transformer", "unet"}:
-        raise ValueError(f"{file}: {(odd or sorted(parts))[:3]}; allowed: lora_A and lora_B of a transformer or a unet")
-    (part,) = parts
-    cut = len(part) + 1
-    adapter = json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    return Lora(
-        part=part,
-        state={name[cut:]: tensor for name, tensor in named.items()},
-        adapter={name[cut:]: value for name, value in adapter.items() if name.startswith(f"{part}.")},
-        recipe=json.loads(header.get(RECIPE_KEY, "{}")),
-    )
+    with reading(file):
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            named = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a mapping
+        parts = {name.partition(".")[0] for name in named}
+        odd = [name for name in named if not ENTRY.fullmatch(name)]
+        if odd or len(parts) != 1 or not parts <= {"transformer", "unet"}:
+            raise ValueError(f"{(odd or sorted(parts))[:3]}; allowed: lora_A and lora_B of a transformer or a unet")
+        (part,) = parts
+        cut = len(part) + 1
+        adapter = _mapping(header, LORA_ADAPTER_METADATA_KEY)
+        return Lora(
+            part=part,
+            state={name[cut:]: tensor for name, tensor in named.items()},
+            adapter={name[cut:]: value for name, value in adapter.items() if name.startswith(f"{part}.")},
+            recipe=_mapping(header, RECIPE_KEY),
+        )
 
 
-def save_kohya(lora: Lora, file: Path) -> Path:
-    """Write the form of kohya's sd-scripts, which ComfyUI reads: `lora_down`, `lora_up` and `alpha` of every layer.
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever a file of somebody else's breaks becomes a ValueError that names the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{file}: entry {error} is missing") from error
+    except (*_DAMAGE, SafetensorError, PickleError, re.error) as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
 
-    For FLUX the names are those of Black Forest Labs, whose model fuses query, key and value into one layer: the
-    updates of the three become one block-diagonal update of three times the rank, with exactly their effect.
 
-    Raises:
-        ValueError: the LoRA has biases, or layers that have no name there.
-    """
-    if biased := [name for name in lora.state if name.endswith(".bias")]:
-        raise ValueError(f"{biased[0]}: the kohya form has no biases ({len(biased)} here); export the diffusers form")
-    flat = ((layer, 0, 1) if lora.part == "unet" else bfl_name(layer) for layer in lora.layers)
-    fused: dict[tuple[str, int], dict[int, str]] = {}
-    for layer, (name, slot, slots) in zip(lora.layers, flat, strict=True):
-        fused.setdefault((name, slots), {})[slot] = layer
-    state: dict[str, Tensor] = {}
-    for (name, slots), layers in fused.items():
-        down, up, alpha = _fuse(lora, layers, slots)
-        key = "lora_unet_" + name.replace(".", "_")
-        state[f"{key}.lora_down.weight"] = down
-        state[f"{key}.lora_up.weight"] = _halves_swapped(up) if name == SWAPPED else up
-        state[f"{key}.alpha"] = torch.tensor(alpha)
+def _mapping(header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The JSON object under a key of a file's header; empty without one."""
+    found = json.loads(header.get(key, "{}"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} in its header is not a JSON object")
+    return found
+
+
+def write(file: Path, state: Mapping[str, Tensor], recipe: Mapping[str, Any], header: Mapping[str, str]) -> Path:
+    """Write a safetensors file with the recipe in its header; it takes its name when it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    return _write(file, state, lora.recipe, {})
-
-
-def read_visualcloze(file: Path) -> Lora:
-    """Read a LoRA for FLUX.1 as VisualCloze's code saves it: a `.pth` with the names of Black Forest Labs, scale 1.
-
-    The update of a fused layer becomes one of each of its parts: all keep A, and share out the rows of B.
-
-    Raises:
-        ValueError: an entry that is not of a LoRA for FLUX.1.
-    """
-    saved: dict[str, Tensor] = torch.load(file, weights_only=True, map_location="cpu")
-    state: dict[str, Tensor] = {}
-    for key, tensor in saved.items():
-        entry = _ENTRY.fullmatch(key)
-        if not entry:
-            raise ValueError(f"{file}: {key}; allowed: lora_A and lora_B of the linear layers of FLUX.1")
-        name, side = entry["layer"], entry["side"]
-        layers = diffusers_names(name)
-        rows = _halves_swapped(tensor) if name == SWAPPED and side == "B" else tensor
-        if side == "B" and len(layers) > 1:
-            widths = _widths(saved[f"{name}.lora_A.weight"].shape[1], len(rows))
-            parts = torch.split(rows, widths)
-        else:
-            parts = (rows,) * len(layers)
-        for layer, part in zip(layers, parts, strict=True):
-            state[f"{layer}.lora_{side}.{entry['what']}"] = part.clone()  # a file cannot hold one tensor twice
-    return Lora(part="transformer", state=state, adapter=_adapter_of(state), recipe={"imported_from": "VisualCloze"})
-
-
-def _adapter_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    ends = ".lora_A.weight"
-    ranks = {name.removesuffix(ends): tensor.shape[0] for name, tensor in state.items() if name.endswith(ends)}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{layer}": rank for layer, rank in ranks.items() if rank != usual}
-    patterns = {"rank_pattern": others, "alpha_pattern": others} if others else {}
-    bias = {"lora_bias": True} if any(name.endswith(".bias") for name in state) else {}
-    return {"r": usual, "lora_alpha": usual, "target_modules": sorted(ranks), **patterns, **bias}
-
-
-def _fuse(lora: Lora, layers: Mapping[int, str], slots: int) -> tuple[Tensor, Tensor, float]:
-    """Down R x in, up out x R and alpha of the layer made of some parts; a part that is not there is not changed."""
-    present = sorted(layers)
-    downs, ups = ([lora.state[f"{layers[slot]}.lora_{side}.weight"] for slot in present] for side in "AB")
-    scales = [lora.scale(layers[slot]) for slot in present]
-    rank, hidden = sum(map(len, downs)), downs[0].shape[1]
-    if slots == 1:
-        return downs[0], ups[0], scales[0] * rank
-    widths = _widths(hidden, (3 if slots == 3 else 7) * hidden)  # the MLP is four times as wide in all of FLUX.1
-    blocks = torch.split(ups[0].new_zeros(sum(widths), rank), widths)
-    column = 0
-    for slot, up, scale in zip(present, ups, scales, strict=True):
-        blocks[slot][:, column : column + up.shape[1]] = up * (scale / scales[0])
-        column += up.shape[1]
-    return torch.cat(downs), torch.cat(blocks), scales[0] * rank
-
-
-def _widths(hidden: int, rows: int) -> list[int]:
-    """Rows of query, key and value, and of what may come after them in a fused layer."""
-    rest = rows - 3 * hidden
-    return [hidden] * 3 + [rest] * (rest > 0)
-
-
-def _halves_swapped(rows: Tensor) -> Tensor:
-    """The last modulation gives shift, then scale at Black Forest Labs, and scale, then shift in diffusers."""
-    return torch.cat(rows.chunk(2)[::-1])
-
-
-def _write(file: Path, state: Mapping[str, Tensor], recipe: Mapping[str, Any], header: Mapping[str, str]) -> Path:
     said = {RECIPE_KEY: json.dumps(recipe, sort_keys=True)} if recipe else {}
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     save_file(
