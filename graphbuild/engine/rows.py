@@ -156,13 +156,13 @@ def failure_of(error: BaseException) -> tuple[str, str]:
     """Reason and detail of a row that failed with an exception."""
     if isinstance(error, UnusableImage) and isinstance(error.reason, str):
         return error.reason, scrub(str(error))
-    return "out_of_memory" if out_of_memory(error) else "error", told(error)
+    return "out_of_memory" if out_of_memory(error) else "error", scrub(told(error))
 
 
 def told(error: BaseException) -> str:
-    """An exception's class and scrubbed message; some messages raise in turn."""
+    """An exception's class and message; some messages raise in turn."""
     try:
-        return scrub(f"{type(error).__name__}: {error}")
+        return f"{type(error).__name__}: {error}"
     except Exception as another:
         return f"{type(error).__name__}, whose message raises {type(another).__name__}"
 

@@ -12,6 +12,7 @@ from graphbuild.engine.ingest import Ingesting, ReplanNeeded
 from graphbuild.engine.micro_batches import Loaded
 from graphbuild.engine.preflight import fetch_missing
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, UnitReport
+from graphbuild.engine.rows import told
 from graphbuild.engine.unit import Annotating, AnnotatorBroken, Nodes
 from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory, use_threads
@@ -119,8 +120,10 @@ def _recorded(report: UnitReport) -> Iterator[None]:
         yield
     except ReplanNeeded:
         report.status = "replan"
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit of a library that loads its model, too
         report.status = "failed"
-        report.error = f"{report.unit}: {type(error).__name__}: {error}"
+        report.error = f"{report.unit}: {told(error)}"
         report.broken = isinstance(error, AnnotatorBroken)
         report.final = isinstance(error, GraphError) or getattr(error, "errno", None) in FULL

@@ -87,7 +87,8 @@ def newest_commits(files: Files) -> Newest:
             version = version_folder.removeprefix("version=")
             folder = edges_folder(annotator, version)
             by_shard = {shard_index(name): f"{folder}/{name}" for name in files.names(folder)}
-            newest[annotator, version] = [by_shard[shard] for shard in sorted(by_shard)]
+            if by_shard:  # a folder alone is what an error of the disk left
+                newest[annotator, version] = [by_shard[shard] for shard in sorted(by_shard)]
     return newest
 
 

@@ -192,3 +192,16 @@ def test_a_lost_worker_is_replaced(
     complete(build(InMemory(tag=tag), tmp_path / "g", [Misbehaving(tag=tag)], executor="ray", shard_size=3))
     assert lost == [] and Graph.open(tmp_path / "g").kinds() == {"image": 6, "caption": 6}
     assert leftovers(tmp_path / "g") == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_that_cannot_start_end_the_run(
+    tmp_path: Path, control: Callable[..., str], ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a cluster whose nodes lack a package: its workers died and were replaced, for ever."""
+    impossible = property(lambda driver: ("s3://nowhere", "workspace", 1.0), lambda driver, arguments: None)
+    monkeypatch.setattr(ray_pool._Driver, "worker_args", impossible, raising=False)
+    report = build(InMemory(tag=control()), tmp_path / "g", [], executor="ray", shard_size=3)
+    assert len(report.units_left) == 2
+    assert "workers in a row died before they had started" in report.errors[0] and "s3://nowhere" in report.errors[0]

@@ -54,6 +54,16 @@ def test_a_row_of_an_annotator_fails_alone(order: str, control: Control, tmp_pat
     assert complete(build(InMemory(tag=tag), tmp_path / "g", annotators)).annotators == {}
 
 
+@pytest.mark.parametrize("order", ["system_exit", "unsayable"])
+def test_a_model_that_cannot_be_loaded_costs_its_annotator(order: str, control: Control, tmp_path: Path) -> None:
+    """Guards against a library whose SystemExit ends the whole run, with its own exit code."""
+    tag = control()
+    control({"model": order}, "-load")
+    report = build(InMemory(tag=tag), tmp_path / "g", [Misbehaving(tag=tag), "canny"], shard_size=6)
+    assert ODD[order] in report.errors[0] and report.units_left[0].startswith("misbehaving")
+    assert Graph.open(tmp_path / "g").kinds()["canny"] == 6
+
+
 def test_attributes_are_made_fit_to_store(control: Control, tmp_path: Path) -> None:
     tag = control()
     control({"002": "attrs"}, "-annotator")
@@ -165,6 +175,7 @@ def test_status_names_the_gaps(control: Control, tmp_path: Path) -> None:
     """Guards against a shard that is missing without a word."""
     tag = control()
     complete(build(InMemory(tag=tag, count=9), tmp_path / "g", [Misbehaving(tag=tag)], shard_size=3))
+    (tmp_path / "g/edges/annotator=misbehaving/version=v0123456789ab").mkdir()  # as an error of the disk leaves it
     assert status_of(Graph.open(tmp_path / "g")).gaps == []
     for name in ("edges/annotator=misbehaving", "items", "edges/annotator=source:in_memory"):
         (lost,) = (tmp_path / "g" / name).rglob("shard-00001*")

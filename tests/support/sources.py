@@ -71,10 +71,13 @@ class InMemory(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Misbehaving(Annotator):
-    """Does what the test orders for its tag on given keys."""
+    """Does what the test orders for its tag on given keys, and when its `model` is loaded."""
 
     makes: ClassVar[tuple[str, ...]] = ("caption",)
     tag: str
+
+    def load(self, device: str) -> None:
+        misbehave(orders(self.tag + "-load").get("model"))
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Any]:
         return [self._one(request) for request in batch]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, TaskCancelledError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, TaskCancelledError
 
 from graphbuild.annotators.base import Resources
 from graphbuild.engine.records import Job, UnitReport
@@ -30,6 +30,11 @@ from graphbuild.models.device import device_memory
 
 JOBS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
+MOST_UNBORN = 5
+"""Workers in a row that may die before they have started."""
+
+_LOST = (RayActorError, OutOfMemoryError, TaskCancelledError, ObjectLostError)
+"""What became of a worker, or of its answer with its node: neither the job's fault nor the end of the run."""
 
 
 class _Actor:
@@ -124,6 +129,7 @@ class _Driver:
         self._actor = remote(concurrency_groups={"watch": 1}, max_restarts=0)(_Actor)
         self._total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._gpu: float | None = None
+        self._unborn = 0
 
     def step(self) -> bool:
         """Hand out jobs, wait a little, take results. False when nothing can go on."""
@@ -218,14 +224,15 @@ class _Driver:
         handle = next(handle for handle in self._handles() if ref in handle.jobs)
         try:
             reports = ray.get(ref)
-        except (RayActorError, OutOfMemoryError, TaskCancelledError) as error:
-            ray.kill(handle.actor)  # after the last two it may still be there
-            self._bury(handle, (str(error).strip() or type(error).__name__).splitlines()[0])
+        except _LOST as error:
+            ray.kill(handle.actor)  # it may still be there
+            self._bury(handle, str(error).strip() or type(error).__name__)
             return
         except RayError as error:
             job = handle.jobs.pop(ref)
             self.schedule.abort(f"{job.units[0].unit}: {error}")
             return
+        self._unborn = 0
         job = handle.jobs.pop(ref)
         handle.units_left -= len(job.units)
         self.schedule.finish(job, reports)
@@ -233,21 +240,28 @@ class _Driver:
 
     def _bury(self, handle: _Handle, why: str) -> None:
         """The actor died with its jobs: only the first one was under way, and a lost node is nobody's fault."""
-        counts = not self._node_lost(handle)
+        node = self._node_of(handle)
+        counts = node is not None and self._is_alive(node)
+        self._unborn += node is None
         for job in handle.jobs.values():
-            self.schedule.died(job, why, counts=counts)
+            self.schedule.died(job, why.splitlines()[0], counts=counts)
             counts = False
         for pool in self._pools.values():
             if handle in pool:
                 pool.remove(handle)
+        if self._unborn >= MOST_UNBORN:
+            self.schedule.abort(f"{self._unborn} workers in a row died before they had started; the last: {why}")
 
-    def _node_lost(self, handle: _Handle) -> bool:
+    def _node_of(self, handle: _Handle) -> str | None:
+        """None if it never said: it did not get as far as a row."""
         try:
-            node = ray.get(handle.node, timeout=0)
+            return str(ray.get(handle.node, timeout=0))
         except (RayError, TimeoutError):
-            return True  # it never said where it was: it did not get as far as a row
+            return None
+
+    def _is_alive(self, node: str) -> bool:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return not any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
+        return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
     def _watch(self) -> None:
         """Ask every busy actor how far it is, without waiting for the answer."""
