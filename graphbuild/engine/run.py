@@ -18,12 +18,12 @@ from rich.console import Console
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import Live, RunReport
-from graphbuild.engine.executors.inline import run_inline, units_died_on
+from graphbuild.engine.executors.inline import remove_dead_runs, run_inline
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
-from graphbuild.engine.spool import remove_finished
+from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, remove_finished
 from graphbuild.engine.worker import Worker
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
@@ -110,7 +110,9 @@ class _Run:
 
     @contextmanager
     def workspace_open(self) -> Iterator[None]:
-        self.killed = units_died_on(self.files)
+        dead, self.killed = remove_dead_runs(self.files)
+        if dead:  # what ended that run may end this one
+            self.flush_s = min(self.flush_s, CAREFUL_FLUSH_SECONDS)
         self.workspace = Workspace.create(self.files, self.run_id)
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)

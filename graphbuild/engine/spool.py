@@ -17,7 +17,7 @@ from graphbuild.store.workspace import Workspace
 
 SPOOL_BYTES = 32 << 20
 CAREFUL_FLUSH_SECONDS = 1.0
-"""The same for a unit that a worker died on."""
+"""Seconds after which a unit that a worker died on saves its rows, and every unit after a run that was killed."""
 
 CONDEMN_AFTER = 3
 DEADLY = {

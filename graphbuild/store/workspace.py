@@ -54,24 +54,24 @@ class Workspace:
             self._lock.close()
 
 
-def remove_dead_workspaces(files: Files) -> None:
-    """Remove what killed runs left under `_tmp/`; folders that no run made stay."""
-    for name in files.names("_tmp"):
-        if "+" in name:
-            _remove_if_dead(files, name)
+def remove_dead_workspaces(files: Files) -> list[str]:
+    """Remove what killed runs left under `_tmp/`, and say what went; folders that no run made stay."""
+    return [name for name in files.names("_tmp") if "+" in name and _remove_if_dead(files, name)]
 
 
-def _remove_if_dead(files: Files, name: str) -> None:
+def _remove_if_dead(files: Files, name: str) -> bool:
     folder = f"_tmp/{name}"
     if name.split("+")[1:2] == [_machine()]:
         with suppress(OSError, NotImplementedError):  # another user's, or no locks: its heartbeat tells
             if lock := files.lock(f"{folder}/lock"):
                 files.remove(folder)
                 lock.close()
-            return
+            return lock is not None
     age = files.age(folder)
-    if age is not None and age >= STALE_SECONDS:
+    dead = age is not None and age >= STALE_SECONDS
+    if dead:
         files.remove(folder)
+    return dead
 
 
 def _machine() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -148,6 +149,22 @@ def test_a_killed_source_unit_goes_on(control: Control, tmp_path: Path) -> None:
     complete(build(InMemory(tag=tag), tmp_path / "g", [], shard_size=6))
     assert Counter(calls(tag)) == {"000": 1, "001": 1, "002": 1, "003": 1, "004": 2, "005": 1}
     assert leftovers(tmp_path / "g") == []
+
+
+def test_after_a_killed_run_rows_are_saved_at_once(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a run on Ray that is killed every minute, and every time before it has saved a row."""
+    seen: list[float] = []
+    monkeypatch.setattr("graphbuild.engine.run.run_inline", lambda schedule, make, *rest: seen.append(make().flush_s))
+    for name in ("run+otherhost+0", "of-users"):
+        folder = tmp_path / "g/_tmp" / name
+        folder.mkdir(parents=True)
+        build(InMemory(tag=control()), tmp_path / "g", [], flush_s=60.0)
+        os.utime(folder, (1, 1))
+    build(InMemory(tag=control()), tmp_path / "g", [], flush_s=60.0)
+    build(InMemory(tag=control()), tmp_path / "g", [], flush_s=60.0)
+    assert seen == [60.0, 1.0, 60.0, 60.0]
 
 
 MEMORY = """

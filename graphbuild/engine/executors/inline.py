@@ -35,11 +35,15 @@ def _marker(workspace: str) -> str:
     return f"_tmp/{workspace}/units.txt"
 
 
-def units_died_on(files: Files) -> frozenset[str]:
-    """Units that runs in one process died on, from the workspaces they left; these are removed."""
+def remove_dead_runs(files: Files) -> tuple[int, frozenset[str]]:
+    """Remove the workspaces that killed runs left.
+
+    Returns:
+        how many there were, and the units that those in one process died on.
+    """
     marked = {}
     for name in files.names("_tmp"):
         if files.exists(_marker(name)):
             marked[name] = files.read(_marker(name)).decode(errors="replace").splitlines()
-    remove_dead_workspaces(files)
-    return frozenset(unit for name, units in marked.items() if not files.exists(f"_tmp/{name}") for unit in units)
+    dead = remove_dead_workspaces(files)
+    return len(dead), frozenset(unit for name in dead for unit in marked.get(name, ()))
