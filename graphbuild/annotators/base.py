@@ -61,6 +61,10 @@ class Resources(Strict):
     recycle: Annotated[int, Field(ge=0)] = 0
 
 
+ITEM_FACTS = ("caption", "reference_caption", "subject", "category", "meta")
+"""What an annotator may look at of an item and its source may correct."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One (item, variant) to annotate. `seed` (0 <= seed < 2**63) is the only source of randomness."""
@@ -110,6 +114,8 @@ class Annotator(ABC):
     Class variables:
         needs: kinds read; a plain name is its variant 0, `each(kind)` every variant.
         makes: kinds written, by name, or as a `Kind` of your own.
+        item_facts: what it looks at of `request.item` besides names; the others are None there. When one of them is
+            corrected in the source, the item's rows are made again.
         code_version: bump it when the pixels change.
         deterministic: equal inputs give equal bytes in one environment.
         libraries: import names it needs beyond the core install; looked for before work starts.
@@ -123,6 +129,7 @@ class Annotator(ABC):
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image",)
     makes: ClassVar[tuple[str | Kind, ...]]
+    item_facts: ClassVar[tuple[str, ...]] = ITEM_FACTS
     code_version: ClassVar[int] = 1
     deterministic: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = ()

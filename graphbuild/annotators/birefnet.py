@@ -48,6 +48,7 @@ class Birefnet(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
     trust_remote_code: bool = parameter(False, output=False, trusted=True)

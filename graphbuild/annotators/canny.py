@@ -21,6 +21,7 @@ class Canny(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("canny",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     low: Annotated[float, Field(ge=0, le=2040)] = 100.0
     high: Annotated[float, Field(ge=0, le=2040)] = 200.0
 

@@ -52,6 +52,7 @@ class DepthAnything(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("depth",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
     resolution: Side = 518

@@ -39,6 +39,7 @@ class DepthEdit(Annotator):
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image", "depth", "background_text")
     makes: ClassVar[tuple[str, ...]] = ("edit_global",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
     redux: str = parameter(REDUX, output=False)

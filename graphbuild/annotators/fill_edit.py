@@ -66,6 +66,7 @@ class FillEdit(Annotator):
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image", "foreground_mask", each("edit_text"))
     makes: ClassVar[tuple[str, ...]] = ("edit_local",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
     grow: Annotated[int, Field(ge=0, le=512)] = 8

@@ -28,6 +28,7 @@ class Grabcut(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     iterations: Annotated[int, Field(ge=1, le=100)] = 5
     resolution: Side = 256

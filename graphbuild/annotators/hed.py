@@ -34,6 +34,7 @@ class Hed(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("hed",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "controlnet_aux")
     model: str = parameter(HUB, output=False)
     resolution: Side = 512

@@ -76,6 +76,7 @@ class InstantStyle(Annotator):
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image", each("style_reference"), "caption")
     makes: ClassVar[tuple[str, ...]] = ("style_content",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
     ip_adapter: str = parameter(IP_ADAPTER, output=False)

@@ -23,6 +23,7 @@ class Lsd(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("lines",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     min_length: Share = 0.02
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:

@@ -39,6 +39,7 @@ class MarigoldNormals(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("normal",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
     steps: Steps = 4

@@ -41,6 +41,7 @@ class Mlsd(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("lines",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "controlnet_aux")
     model: str | None = parameter(None, output=False)
     variant: Literal["large", "tiny"] = "large"

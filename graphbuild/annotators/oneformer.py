@@ -77,6 +77,7 @@ class Oneformer(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("semantic",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(f"{MODEL}@{REVISION}", output=False)
     resolution: Side = 640

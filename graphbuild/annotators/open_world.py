@@ -70,6 +70,7 @@ class OpenWorld(VlmAnnotator):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("boxes", "mask")
+    item_facts: ClassVar[tuple[str, ...]] = ()
     code_version: ClassVar[int] = 2
     beside_server: ClassVar[Resources] = Resources(cpus=0.25, memory_gb=4)
     of: str = parameter("image", added=True)

@@ -36,6 +36,7 @@ class Pidinet(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("hed",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "controlnet_aux")
     model: str = parameter(HUB, output=False)
     resolution: Side = 512

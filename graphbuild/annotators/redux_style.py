@@ -49,6 +49,7 @@ class ReduxStyle(Annotator):
 
     needs: ClassVar[tuple[str | Each, ...]] = ("image", each("style_reference"), "depth")
     makes: ClassVar[tuple[str, ...]] = ("style_semantic",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
     model: str = parameter(MODEL, output=False)
     redux: str = parameter(REDUX, output=False)

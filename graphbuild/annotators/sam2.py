@@ -52,6 +52,7 @@ class Sam2(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("segments",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     code_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)

@@ -15,6 +15,7 @@ class SourceCaption(Annotator):
     file of a folder."""
 
     makes: ClassVar[tuple[str, ...]] = ("caption",)
+    item_facts: ClassVar[tuple[str, ...]] = ("caption",)
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:
         captions = [(request.item.caption or "").strip() for request in batch]

@@ -31,6 +31,7 @@ class StylePicker(Annotator):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("style_reference",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     folder: str = parameter("", output=False, trusted=True)
     variants: Variants = parameter(3, output=False)
 

@@ -63,6 +63,7 @@ class Vitpose(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("pose",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     model: str = parameter(MODEL, output=False)
     detector: str = parameter(DETECTOR, output=False)

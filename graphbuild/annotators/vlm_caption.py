@@ -30,6 +30,7 @@ class VlmCaption(VlmAnnotator):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("caption",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     of: str = parameter("image", added=True)
     prompt: str = PROMPT
 

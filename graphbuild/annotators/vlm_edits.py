@@ -45,6 +45,7 @@ class VlmEdits(VlmAnnotator):
 
     needs: ClassVar[tuple[str, ...]] = ("image", "caption")
     makes: ClassVar[tuple[str, ...]] = ("edit_text",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     temperature: Temperature = 0.8
     prompt: str = SUBJECT_PROMPT
     variants: Variants = parameter(5, output=False)
@@ -71,6 +72,7 @@ class VlmBackground(VlmAnnotator):
 
     needs: ClassVar[tuple[str, ...]] = ("image", "caption")
     makes: ClassVar[tuple[str, ...]] = ("background_text",)
+    item_facts: ClassVar[tuple[str, ...]] = ()
     temperature: Temperature = 0.8
     prompt: str = BACKGROUND_PROMPT
     variants: Variants = parameter(1, output=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graphbuild.contracts import CommitDocument, Outcome, PartRef, Status, Unit
 from graphbuild.store.edges import EdgeRows
@@ -30,17 +31,24 @@ def publish_unit(
     rows: Sequence[Outcome],
     previous: EdgeRows | None,
     document: CommitDocument,
+    renewed: bool = False,
 ) -> CommitDocument | None:
     """Commit `rows` (all planned rows, in key order).
 
     Rows without data that `previous` stored keep their bytes: a part of which every row stays is named again, one
     that loses a row is rewritten without it.
 
+    Args:
+        renewed: publish although no outcome changed, because what the rows were made from did. Rows that came out as
+            they were keep their bytes.
+
     Returns:
         the committed document, which is another worker's if it was first; None if no outcome changed.
     """
-    if previous is not None and not _changed(rows, previous):
+    if previous is not None and not renewed and not _changed(rows, previous):
         return None
+    if previous is not None and renewed:
+        rows = _as_stored(rows, previous)
     parts: list[PartRef] = []
     places: Places = {}
     for kind in document.variants:
@@ -63,6 +71,12 @@ def publish_unit(
 def _changed(rows: Sequence[Outcome], previous: EdgeRows) -> bool:
     old = {row.key: _compared(row) for row in previous.outcomes()}
     return len(old) != len(rows) or any(old.get(row.key) != _compared(row) for row in rows)
+
+
+def _as_stored(rows: Sequence[Outcome], previous: EdgeRows) -> list[Outcome]:
+    """The rows, without the data of those that are what `previous` stored."""
+    old = {row.key: _compared(row) for row in previous.outcomes()}
+    return [replace(row, data=None) if old.get(row.key) == _compared(row) else row for row in rows]
 
 
 def _compared(row: Outcome) -> tuple[object, ...]:
@@ -110,11 +124,11 @@ def _totals(rows: Sequence[Outcome], document: CommitDocument) -> dict[str, obje
 
 
 def _remove_orphans(files: Files, document: CommitDocument) -> None:
-    """Node parts of this very revision that its footer does not name: left by a worker that died or lost the race."""
+    """Parts of this very revision that its footer does not name: left by a worker that died or lost the race."""
     unit: Unit = document.unit
-    named = {part.name for part in document.parts}
-    for kind in document.variants:
-        folder = nodes_folder(kind, unit.version)
+    named = {part.name for part in (*document.parts, *([document.items] if document.items else []))}
+    folders = [nodes_folder(kind, unit.version) for kind in document.variants]
+    for folder in [*folders, *(["items"] if document.items and document.revision else [])]:
         for name in files.names(folder):
             if name.startswith(f"{unit.shard.label}-r{document.revision:03d}-") and f"{folder}/{name}" not in named:
                 files.remove(f"{folder}/{name}")

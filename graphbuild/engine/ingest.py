@@ -12,7 +12,7 @@ from typing import Any
 from graphbuild.contracts import Outcome, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.records import IngestUnit, UnitReport
-from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, unit_document
+from graphbuild.engine.rows import Key, failure_of, items_in, previous_rows, scrub, spine_of, unit_document
 from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
@@ -20,7 +20,7 @@ from graphbuild.images.codecs import CODECS, Encoded, Pixels, check_image
 from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, phash
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
-from graphbuild.store.parts import items_name, read_table, write_items
+from graphbuild.store.parts import read_table, write_items
 from graphbuild.store.workspace import Workspace
 
 ItemRow = dict[str, Any]
@@ -41,12 +41,13 @@ class Ingesting:
         self.flush_s = min(flush_s, CAREFUL_FLUSH_SECONDS) if work.deaths else flush_s
         self.report = report
         self.known = published_items(files, work.unit)
+        self.revised = {ix for ix, row in self.known.items() if row["key"] in work.revised}
         self.previous = previous_rows(files, work.unit)
-        self.kept = _kept(self.previous, work.retry)
+        self.kept = _kept(self.previous, work.retry, self.revised)
         done = {item_ix for item_ix, _, _ in self.kept}
         entries = work.entries or [Entry(row["key"], row["stamp"]) for row in self.known.values()]
         todo = {ix: entry for ix, entry in enumerate(entries, work.unit.shard.start) if ix not in done}
-        planned = [[ix, entry.key, entry.stamp, entry.key in work.replaces] for ix, entry in todo.items()]
+        planned = [[ix, e.key, e.stamp, e.facts, e.key in work.replaces] for ix, e in todo.items()]
         self.spool = Spool(files, workspace, work.unit, work.revision, planned)
         spooled = self.spool.load()
         again = {row.item_ix for row in spooled if row.retriable}  # what failed may have been mended since
@@ -76,15 +77,54 @@ class Ingesting:
         Raises:
             ReplanNeeded: another run gave this shard other items.
         """
-        items = [json.loads(row.item) for row in self.rows.values() if row.item is not None]
-        items.sort(key=lambda row: row["item_ix"])
-        part = _publish_items(self.files, self.workspace, self.work.unit, list(self.known.values()) or items)
+        self._keep_stored()
+        read = [json.loads(row.item) for row in self.rows.values() if row.item is not None]
+        part = self._publish_items({**self.known, **{row["item_ix"]: row for row in read if self._counts(row)}})
+        for row in self.kept.values():
+            row.item_id = self.known[row.item_ix]["item_id"]
         every = sorted([*self.kept.values(), *self.rows.values()], key=lambda row: row.key)
         document = unit_document(self.work.producer, self.work.unit, self.work.revision, items=part)
-        committed = publish_unit(self.files, self.workspace, rows=every, previous=self.previous, document=document)
+        committed = publish_unit(
+            self.files,
+            self.workspace,
+            rows=every,
+            previous=self.previous,
+            document=document,
+            renewed=self.previous is not None and part != self.previous.commit.document.items,
+        )
         self.spool.close()
         self.report.reused = len(self.kept)
         self.report.settle(committed, every)
+
+    def _counts(self, row: ItemRow) -> bool:
+        """Whether an item as read now goes before the published one, which is authoritative: where its facts were
+        corrected, or its bytes could not be read then."""
+        known = self.known.get(row["item_ix"])
+        mended = known is not None and known["sha256"] is None and row["sha256"] is not None
+        return known is None or mended or row["item_ix"] in self.revised
+
+    def _keep_stored(self) -> None:
+        """An item that was stored, and cannot be read now that its facts changed, keeps its rows and its facts."""
+        old = {row.key: row for row in self.previous.outcomes()} if self.previous is not None else {}
+        for item_ix in sorted(self.revised):
+            keys = [key for key in old if key[0] == item_ix]
+            worse = [key for key in keys if old[key].status == "ok" and self.rows[key].status != "ok"]
+            if worse:
+                self.revised.discard(item_ix)
+                self.kept |= {key: old[key] for key in keys}
+                self.rows = {key: row for key, row in self.rows.items() if key[0] != item_ix}
+
+    def _publish_items(self, rows: dict[int, ItemRow]) -> PartRef:
+        """The items part of the shard: the committed one while it is right, else a corrected one."""
+        named = self.previous.commit.document.items if self.previous is not None else None
+        if named is not None and rows == self.known:
+            return named
+        revision = self.work.revision if self.known and rows != self.known else None
+        ordered = [rows[item_ix] for item_ix in sorted(rows)]
+        try:
+            return write_items(self.files, self.workspace, self.work.unit, ordered, revision)
+        except AlreadyPublished as error:
+            raise ReplanNeeded(f"{self.work.unit}: another run published other items for this shard") from error
 
     def _items(self, left: dict[int, Entry]) -> Iterator[tuple[int, SourceItem | BaseException]]:
         """The items in order; one that raises is read again by itself, and then is its exception."""
@@ -173,14 +213,14 @@ class Ingesting:
 
 def published_items(files: Files, unit: Unit) -> dict[int, ItemRow]:
     """item_ix -> items row of a shard whose items part is published; it is authoritative."""
-    name = items_name(unit.shard)
+    name = items_in(spine_of(files, unit.shard), unit.shard)
     rows = read_table(files, name).to_pylist() if files.exists(name) else []
     return {row["item_ix"]: row for row in rows}
 
 
-def _kept(previous: EdgeRows | None, retry: bool) -> Rows:
+def _kept(previous: EdgeRows | None, retry: bool, revised: set[int]) -> Rows:
     rows = previous.outcomes() if previous is not None else []
-    again = {row.item_ix for row in rows if retry and row.retriable}
+    again = {row.item_ix for row in rows if retry and row.retriable} | revised
     return {row.key: row for row in rows if row.item_ix not in again}
 
 
@@ -224,10 +264,3 @@ def _item_row(work: IngestUnit, item_ix: int, item_id: str, item: SourceItem, sh
         "sha256": sha256,
         **columns_of(item),
     }
-
-
-def _publish_items(files: Files, workspace: Workspace, unit: Unit, rows: list[ItemRow]) -> PartRef:
-    try:
-        return write_items(files, workspace, unit, rows)
-    except AlreadyPublished as error:
-        raise ReplanNeeded(f"{unit}: another run published other items for this shard") from error

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from graphbuild.contracts import Shard, Unit
 from graphbuild.errors import GraphError
-from graphbuild.sources.base import Entry, Source
+from graphbuild.sources.base import FACTS, Entry, Source, columns_of, facts_digest
 from graphbuild.store.files import Files
 from graphbuild.store.parts import read_footer, read_table
 
 SHARD_ITEMS = 1024
 MIN_SHARDS = 8
 
+_FIRST = re.compile(r"shard-\d+\.parquet")
+
 
 class ChangedItems(GraphError):
     """Files that the graph already holds have other bytes now."""
 
 
-Known = dict[str, tuple[str, str | None]]
-"""key -> (stamp, sha256) of the newest item that has it."""
+class KnownItem(NamedTuple):
+    """What the graph holds of a key: its newest item."""
+
+    stamp: str
+    sha256: str | None
+    shard: int
+
+
+Known = dict[str, KnownItem]
+Parts = Mapping[int, str]
+"""Shard -> its items part."""
 
 
 @dataclass(frozen=True)
 class ShardItems:
-    """A shard and how many items it has. `entries` are given only for a shard that is not published yet."""
+    """A shard and how many items it has. `entries` are given only for a shard that is not published yet; `revised` are
+    the keys of its items whose facts changed."""
 
     shard: Shard
     num_items: int
     entries: tuple[Entry, ...] | None = None
     replaces: frozenset[str] = frozenset()
+    revised: frozenset[str] = frozenset()
 
 
 def shard_size_for(num_items: int) -> int:
@@ -41,43 +56,88 @@ def shard_size_for(num_items: int) -> int:
 
 
 def published_shards(files: Files) -> list[ShardItems]:
-    """The shards with an items part, by index, from footers alone."""
+    """The shards with an items part, by index, from the footers of their first ones alone."""
     shards = []
     for name in files.names("items"):
+        if not _FIRST.fullmatch(name):
+            continue
         metadata, _ = read_footer(files, f"items/{name}")
         unit = Unit.model_validate(json.loads(metadata.metadata[b"graphbuild"])["unit"])
         shards.append(ShardItems(unit.shard, metadata.num_rows))
     return shards
 
 
-def known_items(files: Files) -> Known:
-    """What the published items parts say of each key; a later item of the same key counts."""
+def known_items(files: Files, parts: Parts) -> Known:
+    """What the items parts say of each key; a later item of the same key counts."""
     known: Known = {}
-    for name in files.names("items"):
-        table = read_table(files, f"items/{name}", ["key", "stamp", "sha256"])
-        keys, stamps, hashes = (column.to_pylist() for column in table.columns)
-        known.update(zip(keys, zip(stamps, hashes, strict=True), strict=True))
+    for shard, name in sorted(parts.items()):
+        table = read_table(files, name, ["key", "stamp", "sha256"])
+        for key, stamp, sha256 in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            known[key] = KnownItem(stamp, sha256, shard)
     return known
 
 
-def compare(source: Source, entries: Sequence[Entry], known: Known, accept_changed: bool) -> frozenset[str]:
-    """Keys whose bytes changed since they were ingested. Only files with another stamp are read.
+@dataclass(frozen=True)
+class Changes:
+    """Keys of known items: those with other bytes now, and those of which only something else changed."""
 
-    Raises:
-        ChangedItems: some changed and `accept_changed` is off; the message names them.
-    """
-    touched = [e.key for e in entries if e.key in known and known[e.key][0] != e.stamp and known[e.key][1]]
-    changed = set()
+    replaced: frozenset[str] = frozenset()
+    revised: frozenset[str] = frozenset()
+
+    def notes(self) -> Iterator[str]:
+        """A line for people about items whose facts changed."""
+        if self.revised:
+            named = ", ".join(map(ascii, sorted(self.revised)[:3]))
+            more = f" and {len(self.revised) - 3} more" if len(self.revised) > 3 else ""
+            items = "1 known item has" if len(self.revised) == 1 else f"{len(self.revised)} known items have"
+            yield f"{items} another caption, licence, group or the like now: {named}{more}"
+
+
+def with_revised(shards: Sequence[ShardItems], revised: frozenset[str], known: Known) -> list[ShardItems]:
+    """The shards, each with those of its items whose facts changed."""
+    by_shard: dict[int, set[str]] = {}
+    for key in revised:
+        by_shard.setdefault(known[key].shard, set()).add(key)
+    return [replace(item, revised=frozenset(by_shard.get(item.shard.index, ()))) for item in shards]
+
+
+def compare(files: Files, source: Source, entries: Sequence[Entry], known: Known, parts: Parts) -> Changes:
+    """What changed of known items since they were ingested. Only files with another stamp are read."""
+    listed = [entry for entry in entries if entry.key in known]
+    facts = {entry.key: entry.facts for entry in listed if entry.facts is not None}
+    touched = [e.key for e in listed if known[e.key].stamp != e.stamp and known[e.key].sha256]
+    replaced = set()
     for item in source.read(touched) if touched else ():
-        if item.original is not None and hashlib.sha256(item.original).hexdigest() != known[item.key][1]:
-            changed.add(item.key)
-    if changed and not accept_changed:
-        shown = ", ".join(sorted(changed)[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        if item.original is None:
+            continue
+        if hashlib.sha256(item.original).hexdigest() == known[item.key].sha256:
+            facts[item.key] = facts_digest(columns_of(item))
+        else:
+            replaced.add(item.key)
+    recorded = _recorded_facts(files, known, parts, facts.keys() - replaced)
+    return Changes(frozenset(replaced), frozenset(key for key, digest in recorded.items() if digest != facts[key]))
+
+
+def refuse_replaced(keys: frozenset[str]) -> None:
+    """Raises:
+    ChangedItems: there are some; the message names them.
+    """
+    if keys:
+        shown = ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
         raise ChangedItems(
-            f"{len(changed)} known files have other bytes now: {shown}. A graph never changes under its readers: "
+            f"{len(keys)} known files have other bytes now: {shown}. A graph never changes under its readers: "
             "put the old files back, give the new ones other names, or pass --accept-changed to add them as new items"
         )
-    return frozenset(changed)
+
+
+def _recorded_facts(files: Files, known: Known, parts: Parts, keys: Set[str]) -> dict[str, str]:
+    """`facts_digest` of the newest items of these keys."""
+    recorded = {}
+    for shard in sorted({known[key].shard for key in keys}):
+        for row in read_table(files, parts[shard], ["key", *FACTS]).to_pylist():
+            if row["key"] in keys and known[row["key"]].shard == shard:
+                recorded[row["key"]] = facts_digest(row)
+    return recorded
 
 
 def new_shards(

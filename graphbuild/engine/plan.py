@@ -10,18 +10,28 @@ from functools import cached_property
 
 from graphbuild.annotators import recorded
 from graphbuild.annotators.base import Annotator
-from graphbuild.contracts import CommitDocument, CommitRef, GraphDocument, LineageDocument, Live, SourceDocument, Unit
-from graphbuild.engine.new_items import ShardItems, compare, known_items, new_shards, published_shards, shard_size_for
+from graphbuild.contracts import CommitDocument, GraphDocument, LineageDocument, Live, Shard, SourceDocument, Unit
+from graphbuild.engine.new_items import (
+    Changes,
+    ShardItems,
+    compare,
+    known_items,
+    new_shards,
+    published_shards,
+    refuse_replaced,
+    shard_size_for,
+    with_revised,
+)
 from graphbuild.engine.preflight import missing_parts, non_commercial, too_large, without_gpu
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
-from graphbuild.engine.rows import rows_of
+from graphbuild.engine.rows import items_behind, items_in, newest_spine, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Listing, Source, source_params
 from graphbuild.store.files import Files
 from graphbuild.store.heads import Head, newest_commits, past_lives, read_document, read_head, read_lineage
-from graphbuild.store.parts import Commit, read_commit
+from graphbuild.store.parts import Commit, edges_name, read_commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +100,18 @@ def make_plan(
     entries = list(listing.entries)
     document = _document(files, source, len(entries), shard_size)
     head = read_head(files)[1]
-    published = published_shards(files)
-    known = known_items(files) if source is not None and new_items else {}
-    taken = entries if limit is None else entries[:limit]
-    changed = compare(source, taken, known, accept_changed) if source is not None else frozenset()
-    shards = [*published, *new_shards(published, taken, changed, known, document.shard_size)]
     planner = _Planner(files, head, retry)
+    published = published_shards(files)
+    parts = {item.shard.index: items_in(planner.spine.get(item.shard.index), item.shard) for item in published}
+    known = known_items(files, parts) if source is not None and new_items else {}
+    taken = entries if limit is None else entries[:limit]
+    changes = compare(files, source, taken, known, parts) if source is not None else Changes()
+    if not accept_changed:
+        refuse_replaced(changes.replaced)
+    shards = [
+        *with_revised(published, changes.revised, known),
+        *new_shards(published, taken, changes.replaced, known, document.shard_size),
+    ]
     if source is not None:
         planner.plan_source(source, shards)
     else:
@@ -115,7 +131,12 @@ def make_plan(
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
         passed=frozenset(past_lives(files) - at_work_on),
-        notes=(*listing.notes, *non_commercial(at_work), *(without_gpu(at_work) if here else ())),
+        notes=(
+            *listing.notes,
+            *changes.notes(),
+            *non_commercial(at_work),
+            *(without_gpu(at_work) if here else ()),
+        ),
     )
 
 
@@ -155,6 +176,7 @@ class _Planner:
         self._newest = newest_commits(files)
         self._commits: dict[tuple[str, str], dict[int, Commit]] = {}
         self._planned: set[tuple[str, str, int]] = set()
+        self._facts_planned: set[int] = set()
 
     # ---- sources ---------------------------------------------------------------------------------------------
 
@@ -174,14 +196,28 @@ class _Planner:
                 revision=commit.ref.revision + 1 if commit else 0,
                 entries=item.entries,
                 replaces=item.replaces,
+                revised=item.revised,
                 retry=self.retry,
             )
-            self._add(work, why, item.num_items)
+            whole = commit is None or any(counts.get("failed") for counts in commit.document.counts.values())
+            self._add(work, why, item.num_items, only_facts=not whole)
+            self._facts_planned |= {item.shard.index} if item.revised else set()
 
     def _why_source(self, item: ShardItems, commit: Commit | None) -> str | None:
         if commit is None:
             return "unfinished items" if item.entries is None else "new items"
-        return self._retry_reason(commit.document)
+        why = self._retry_reason(commit.document)
+        return why or (f"facts changed ({len(item.revised)} items)" if item.revised else None)
+
+    @cached_property
+    def spine(self) -> dict[int, Commit]:
+        """Shard -> the source commit that names its items."""
+        found: dict[int, list[Commit]] = {}
+        for annotator, version in self._newest:
+            if annotator.startswith("source:"):
+                for shard, commit in self._unit_commits(annotator, version).items():
+                    found.setdefault(shard, []).append(commit)
+        return {shard: newest for shard, commits in found.items() if (newest := newest_spine(commits))}
 
     def committed(self, shards: Sequence[ShardItems]) -> list[ShardItems]:
         """The shards whose source unit is committed: all that can be planned for without the source."""
@@ -205,6 +241,7 @@ class _Planner:
     def _plan_annotator(self, producer: Producer, annotator: Annotator, shards: Sequence[ShardItems]) -> None:
         commits = self._unit_commits(producer.name, producer.version)
         missing = self._why_missing(producer)
+        sources = [Live(annotator=p.name, version=p.version) for p in self.producers if p.name.startswith("source:")]
         for item in shards:
             commit = commits.get(item.shard.index)
             work = AnnotateUnit(
@@ -213,6 +250,7 @@ class _Planner:
                 unit=Unit(annotator=producer.name, version=producer.version, shard=item.shard),
                 revision=commit.ref.revision + 1 if commit else 0,
                 retry=self.retry,
+                after=tuple(sources) if annotator.item_facts else (),
             )
             why = missing if commit is None else self._why_again(work, commit)
             if why is not None:
@@ -238,12 +276,34 @@ class _Planner:
         parents = work.producer.parents.values()
         if any((live.annotator, live.version, shard) in self._planned for live in parents):
             return "parent changes"
-        newest = {self._ref(live, shard) for live in parents}
-        # The parents' commits moved on: only then are rows looked at.
-        if newest != set(commit.document.parents) and None not in newest:
-            pending = len(rows_of(work, self.files).todo)
-            return f"parent changed ({pending} rows)" if pending else None
+        if work.annotator.item_facts and shard in self._facts_planned:
+            return "facts change"
+        if self._moved_on(work, commit):
+            rows = rows_of(work, self.files)
+            what = "facts" if rows.corrected else "parent"
+            return f"{what} changed ({len(rows.todo)} rows)" if rows.todo else None
         return None
+
+    def _moved_on(self, work: AnnotateUnit, commit: Commit) -> bool:
+        """Whether a parent has other rows, or the items other facts, than the commit was made from; by footers."""
+        shard = work.unit.shard
+        bound = {(ref.annotator, ref.version): ref.revision for ref in commit.document.parents}
+        for live in work.producer.parents.values():
+            newest = self._unit_commits(live.annotator, live.version).get(shard.index)
+            if newest is None:
+                return False
+            revision = bound.get((live.annotator, live.version))
+            if revision is None or newest.document.rows_digest != self._rows_digest(live, shard, revision):
+                return True
+        if not work.annotator.item_facts:
+            return False
+        return items_in(self.spine.get(shard.index), shard) != items_behind(self.files, commit)
+
+    def _rows_digest(self, live: Live, shard: Shard, revision: int) -> str:
+        unit = Unit(annotator=live.annotator, version=live.version, shard=shard)
+        newest = self._unit_commits(live.annotator, live.version)[shard.index]
+        same = newest.ref.revision == revision
+        return (newest if same else read_commit(self.files, edges_name(unit, revision))).document.rows_digest
 
     def _retry_reason(self, document: CommitDocument) -> str | None:
         retriable = document.retriable_rows
@@ -282,8 +342,9 @@ class _Planner:
 
     # ---- what is committed -----------------------------------------------------------------------------------
 
-    def _add(self, work: AnyUnit, why: str, items: int) -> None:
-        self._planned.add((work.unit.annotator, work.unit.version, work.unit.shard.index))
+    def _add(self, work: AnyUnit, why: str, items: int, *, only_facts: bool = False) -> None:
+        if not only_facts:
+            self._planned.add((work.unit.annotator, work.unit.version, work.unit.shard.index))
         self.units.append(PlannedUnit(work, why, items * sum(work.producer.variants.values())))
 
     def _unit_commits(self, annotator: str, version: str) -> dict[int, Commit]:
@@ -293,10 +354,6 @@ class _Planner:
             commits = [read_commit(self.files, name) for name in self._newest.get(key, [])]
             self._commits[key] = {commit.ref.shard: commit for commit in commits}
         return self._commits[key]
-
-    def _ref(self, live: Live, shard: int) -> CommitRef | None:
-        commit = self._unit_commits(live.annotator, live.version).get(shard)
-        return None if commit is None else commit.ref
 
     def _variants(self, kind: str, live: Live) -> int:
         commits = self._unit_commits(live.annotator, live.version).values()

@@ -30,7 +30,8 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateUnit:
-    """One unit of an annotator. `deaths` counts workers that died on it: after the first, rows run alone."""
+    """One unit of an annotator. `deaths` counts workers that died on it: after the first, rows run alone. `after` comes
+    before it besides its parents: the source, for an annotator that looks at facts of items."""
 
     annotator: Annotator
     producer: Producer
@@ -38,12 +39,13 @@ class AnnotateUnit:
     revision: int
     retry: bool = False
     deaths: int = 0
+    after: tuple[Live, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestUnit:
     """One unit of a source. `entries` are the items of the shard in order, or None if its items part is published;
-    `replaces` names the keys whose files changed and were accepted as new items."""
+    `replaces` are keys whose files changed and were accepted as new items, `revised` those whose facts changed."""
 
     source: Source
     producer: Producer
@@ -51,6 +53,7 @@ class IngestUnit:
     revision: int
     entries: tuple[Entry, ...] | None
     replaces: frozenset[str] = frozenset()
+    revised: frozenset[str] = frozenset()
     retry: bool = False
     deaths: int = 0
 

@@ -6,15 +6,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphbuild.annotators.base import Annotator, Each, needs_of
-from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Unit
+from graphbuild.annotators.base import ITEM_FACTS, Annotator, Each, needs_of
+from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Shard, Unit
 from graphbuild.engine.micro_batches import out_of_memory
 from graphbuild.engine.records import AnnotateUnit, Producer
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import seed_of
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files
-from graphbuild.store.parts import items_name, newest_commit, read_table
+from graphbuild.store.heads import read_document
+from graphbuild.store.parts import Commit, edges_name, items_name, newest_commit, read_commit, read_table
 
 Key = tuple[int, str, int]
 """(item_ix, kind, variant) of one row."""
@@ -23,10 +24,14 @@ Key = tuple[int, str, int]
 @dataclass(frozen=True)
 class UnitRows:
     """The rows of one unit of an annotator against what is committed. `todo` holds every row to make, and those that
-    the state of their parents settles: these are not `ok`."""
+    the state of their parents settles: these are not `ok`. `corrected` are items whose facts, as far as the annotator
+    looks at them, changed since the last revision."""
 
     items: list[Item]
     parents: dict[str, EdgeRows]
+    refs: list[CommitRef]
+    items_part: str
+    corrected: set[int]
     previous: EdgeRows | None
     kept: dict[Key, Outcome]
     todo: dict[Key, Outcome]
@@ -38,12 +43,25 @@ def rows_of(work: AnnotateUnit, files: Files) -> UnitRows:
     Raises:
         GraphError: a parent is not committed.
     """
-    parents, items = parent_rows(files, work.producer, work.unit), items_of(files, work.unit)
+    parents, spine = parent_rows(files, work.producer, work.unit), spine_of(files, work.unit.shard)
+    refs = [rows.commit.ref for rows in parents.values()]
+    if work.annotator.item_facts and spine is not None:
+        refs.append(spine.ref)
     previous = previous_rows(files, work.unit)
+    facts = work.annotator.item_facts
+    part = items_in(spine, work.unit.shard)
+    items = read_items(files, part, facts)
+    corrected = _corrected(items, read_items(files, items_behind(files, previous.commit), facts)) if previous else set()
     planned = list(_planned(work.annotator, work.producer, items, parents))
-    kept = kept_rows(previous.outcomes() if previous else [], planned, work.retry)
+    still = [row for row in previous.outcomes() if row.item_ix not in corrected] if previous else []
+    kept = kept_rows(still, planned, work.retry)
     todo = {row.key: row for row in planned if row.key not in kept}
-    return UnitRows(items, parents, previous, kept, todo)
+    return UnitRows(items, parents, refs, part, corrected, previous, kept, todo)
+
+
+def _corrected(now: Sequence[Item], then: Sequence[Item]) -> set[int]:
+    old = {item.item_ix: item for item in then}
+    return {item.item_ix for item in now if old.get(item.item_ix, item) != item}
 
 
 def _planned(
@@ -103,10 +121,45 @@ def previous_rows(files: Files, unit: Unit) -> EdgeRows | None:
     return None if commit is None else EdgeRows(files, commit)
 
 
-def items_of(files: Files, unit: Unit) -> list[Item]:
-    """What annotators may know of the items of a shard."""
-    table = read_table(files, items_name(unit.shard), list(Item._fields))
-    return [Item(**row) for row in table.to_pylist()]
+def spine_of(files: Files, shard: Shard) -> Commit | None:
+    """The source commit that names the items of a shard; None before the first."""
+    folder = f"source:{read_document(files).source.name}"
+    versions = [name.removeprefix("version=") for name in files.names(f"edges/annotator={folder}")]
+    units = [Unit(annotator=folder, version=version, shard=shard) for version in versions]
+    return newest_spine([commit for unit in units if (commit := newest_commit(files, unit))])
+
+
+def newest_spine(commits: Sequence[Commit]) -> Commit | None:
+    """Of commits of several versions of a source, the one with the items that were corrected last."""
+    return max(commits, key=lambda commit: _correction(items_in(commit, commit.document.unit.shard)), default=None)
+
+
+def _correction(items: str) -> int:
+    """The source's revision that an items part was made in; -1 for the first part of a shard."""
+    _, _, number, *_ = [*items.split("-"), "", ""]
+    return int(number[1:]) if number else -1
+
+
+def items_in(spine: Commit | None, shard: Shard) -> str:
+    """The items part of a shard."""
+    items = None if spine is None else spine.document.items
+    return items_name(shard) if items is None else items.name
+
+
+def items_behind(files: Files, commit: Commit) -> str:
+    """The items part that an annotator's commit was made from; the shard's first if it names no source."""
+    shard = commit.document.unit.shard
+    for ref in commit.document.parents:
+        if ref.annotator.startswith("source:"):
+            unit = Unit(annotator=ref.annotator, version=ref.version, shard=shard)
+            return items_in(read_commit(files, edges_name(unit, ref.revision)), shard)
+    return items_name(shard)
+
+
+def read_items(files: Files, part: str, facts: Sequence[str]) -> list[Item]:
+    """What an annotator may know of the items in a part: their names, and those facts it looks at."""
+    blank = dict.fromkeys(set(ITEM_FACTS) - set(facts))
+    return [Item(**{**row, **blank}) for row in read_table(files, part, list(Item._fields)).to_pylist()]
 
 
 def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bool) -> dict[Key, Outcome]:

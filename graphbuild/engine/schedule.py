@@ -165,7 +165,8 @@ def make_jobs(plan: Plan, killed: Collection[str] = ()) -> list[Job]:
     depth: dict[tuple[str, str], int] = {}
     for producer in plan.producers:
         parents = (depth.get((live.annotator, live.version), 0) for live in producer.parents.values())
-        depth[producer.name, producer.version] = max((d + 1 for d in parents), default=0)
+        least = 0 if producer.name.startswith("source:") else 1
+        depth[producer.name, producer.version] = max((d + 1 for d in parents), default=least)
     groups: dict[tuple[int, int, str, str], list[AnyUnit]] = {}
     for unit in plan.units:
         work, alone = unit.work, str(unit.work.unit) if str(unit.work.unit) in killed else ""
@@ -192,4 +193,5 @@ def unit_key(work: AnyUnit) -> UnitKey:
 
 
 def parent_keys(work: AnyUnit) -> list[UnitKey]:
-    return [(live.annotator, live.version, work.unit.shard.index) for live in work.producer.parents.values()]
+    lives = [*work.producer.parents.values(), *(work.after if isinstance(work, AnnotateUnit) else ())]
+    return [(live.annotator, live.version, work.unit.shard.index) for live in lives]

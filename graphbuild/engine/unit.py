@@ -20,6 +20,7 @@ from graphbuild.images.codecs import CODECS
 from graphbuild.images.node import Node
 from graphbuild.store.files import Files
 from graphbuild.store.graph import read_node
+from graphbuild.store.parts import items_name
 from graphbuild.store.workspace import Workspace
 
 BROKEN_ROWS = 100
@@ -62,9 +63,11 @@ class Annotating:
         self._codecs = {name: CODECS[work.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
         self.plan = rows_of(work, files)
         self._todo = self.plan.todo
-        self._keys = {item.item_ix: item.key for item in self.plan.items}
+        self._items = {item.item_ix: item for item in self.plan.items}
         self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
-        planned = [[row.key, row.parents] for row in self._todo.values()]
+        planned: list[object] = [[row.key, row.parents] for row in self._todo.values()]
+        if self._annotator.item_facts and self.plan.items_part != items_name(work.unit.shard):
+            planned.append(self.plan.items_part)
         self.spool = Spool(files, workspace, work.unit, work.revision, planned)
         self._resume()
 
@@ -78,13 +81,13 @@ class Annotating:
             condemned = [self._row(row, **DEADLY) for row in rows if row in self._todo]
             self.rows |= {row.key: row for row in condemned}
             for row in condemned:
-                self.report.failed(row, self._keys[row.item_ix])
+                self.report.failed(row, self._items[row.item_ix].key)
 
     # ---- annotating ------------------------------------------------------------------------------------------
 
     def advance(self, items: Sequence[Item], nodes: Nodes, load: Callable[[], Loaded]) -> None:
         """Annotate these items, in micro-batches; finished rows go to the spool."""
-        requests = [request for item in items for request in self._requests(item, nodes)]
+        requests = [request for item in items for request in self._requests(self._items[item.item_ix], nodes)]
         while requests:
             loaded = load()
             size = 1 if self.work.deaths > 0 else loaded.batch_size
@@ -165,7 +168,7 @@ class Annotating:
     def _raised(self, key: Key, error: BaseException) -> Outcome:
         reason, detail = failure_of(error)
         row = self._row(key, status="failed", reason=reason, detail=detail)
-        self.report.failed(row, self._keys[key[0]], error)
+        self.report.failed(row, self._items[key[0]].key, error)
         return row
 
     def _row(self, key: Key, **values: Any) -> Outcome:
@@ -187,9 +190,15 @@ class Annotating:
     def commit(self) -> UnitReport:
         """Publish the unit, unless no outcome changed."""
         rows = sorted([*self.plan.kept.values(), *self.rows.values()], key=lambda row: row.key)
-        refs = (rows.commit.ref for rows in self.plan.parents.values())
-        document = unit_document(self.work.producer, self.work.unit, self.work.revision, refs)
-        committed = publish_unit(self.files, self.workspace, rows=rows, previous=self.plan.previous, document=document)
+        document = unit_document(self.work.producer, self.work.unit, self.work.revision, self.plan.refs)
+        committed = publish_unit(
+            self.files,
+            self.workspace,
+            rows=rows,
+            previous=self.plan.previous,
+            document=document,
+            renewed=bool(self.plan.corrected),
+        )
         self.spool.close()
         self.report.reused = len(self.plan.kept)
         self.report.settle(committed, rows)

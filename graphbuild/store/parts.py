@@ -78,6 +78,7 @@ def edges_folder(annotator: str, version: str) -> str:
 
 
 def items_name(shard: Shard) -> str:
+    """The first items part of a shard; its source commits name later ones."""
     return f"items/{shard.label}.parquet"
 
 
@@ -188,13 +189,18 @@ def _verify_part(files: Files, temp: str, rows: Sequence[Outcome], offsets: Sequ
 # ---- items and edges parts -------------------------------------------------------------------------------------
 
 
-def write_items(files: Files, workspace: Workspace, unit: Unit, rows: Sequence[Mapping[str, Any]]) -> PartRef:
-    """Publish the spine of one shard; its footer records the shard's range."""
-    name = items_name(unit.shard)
+def write_items(
+    files: Files, workspace: Workspace, unit: Unit, rows: Sequence[Mapping[str, Any]], revision: int | None = None
+) -> PartRef:
+    """Publish the spine of one shard, or with the source's `revision` a corrected one; its footer records the shard's
+    range."""
     schema = ITEMS.with_metadata({"graphbuild": canonical_json({"format": FORMAT, "unit": unit.model_dump()})})
     data = _table_bytes(pa.Table.from_pylist(list(rows), schema=schema), use_dictionary=["source", "licence"])
+    digest = checksum(data)
+    corrected = f"items/{unit.shard.label}-r{revision or 0:03d}-{digest[:16]}.parquet"
+    name = items_name(unit.shard) if revision is None else corrected
     files.publish(name, data, workspace)
-    return PartRef(name=name, kind="items", rows=len(rows), nbytes=len(data), checksum=checksum(data))
+    return PartRef(name=name, kind="items", rows=len(rows), nbytes=len(data), checksum=digest)
 
 
 def edge_table(rows: Sequence[Outcome], places: Mapping[tuple[int, str, int], Place]) -> pa.Table:

@@ -38,8 +38,10 @@ def status_of(graph: Graph) -> StatusDocument:
 
 def _shards(graph: Graph) -> set[int]:
     """Numbers of the shards that there are, and of those that are missing between them."""
-    items = (name.removesuffix(".parquet").rpartition("-")[2] for name in graph.fs.names("items"))
-    found = {int(number) for number in items if number.isdecimal()} | {shard.index for shard in graph.shards}
+    items = (name.removesuffix(".parquet").split("-")[1:2] for name in graph.fs.names("items"))
+    found = {int(number) for numbers in items for number in numbers if number.isdecimal()} | {
+        shard.index for shard in graph.shards
+    }
     return set(range(max(found, default=-1) + 1))
 
 

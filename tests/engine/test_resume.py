@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -296,15 +297,17 @@ def test_a_repaired_file_is_read_again(own_photos: Path, tmp_path: Path) -> None
     """Guards against a file that could not be opened once staying lost after `retry`."""
     whole = own_photos / "p02.jpg"
     os.rename(whole, tmp_path / "aside.jpg")
-    whole.symlink_to(tmp_path / "aside.jpg")  # leads out of the folder: unreadable
+    whole.symlink_to("nothing.jpg")
     complete(build(own_photos, tmp_path / "g", ["canny"]))
-    assert Graph.open(tmp_path / "g").edges("image").to_pylist()[2]["reason"] == "unreadable"
+    assert Graph.open(tmp_path / "g").edges("image").to_pylist()[2]["reason"] == "missing"
     whole.unlink()
     os.rename(tmp_path / "aside.jpg", whole)
     complete(build(own_photos, tmp_path / "g", ["canny"], retry=True))
     graph = Graph.open(tmp_path / "g")
     assert graph.kinds() == {"image": 18, "canny": 18}
     assert graph.read(2, "image").bytes == whole.read_bytes()
+    item = graph.items().slice(2, 1).to_pylist()[0]
+    assert item["sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest() and item["width"] and item["phash"]
 
 
 # ---- another version ---------------------------------------------------------------------------------------------
