@@ -29,7 +29,7 @@ from graphbuild.annotators.base import (
 from graphbuild.contracts import Item
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, seed_of
-from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.codecs import Pixels, codec_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind, kind_of
 
@@ -202,7 +202,7 @@ def _wrong(annotator: Annotator, request: Request, result: Derived | Skip) -> It
 def _wrong_value(annotator: Annotator, kind: Kind, request: Request, result: Derived, name: str) -> Iterator[str]:
     codec = annotator.codec(kind)
     try:
-        encoded = CODECS[codec].encode(result.nodes[name])
+        encoded = codec_of(codec).encode(result.nodes[name])
         attrs = {**encoded.attrs, **(result.attrs or {})}
         node = Node(0, kind.name, 0, "", encoded.data, encoded.format, codec, attrs)
         height, width = node.array().shape[:2] if encoded.width is not None else (None, None)
@@ -295,7 +295,7 @@ def _node(kind: str, value: Any) -> Node:
     codec = kind_of(kind).codec
     if codec is None:
         return Node.computed(0, kind, value)
-    encoded = CODECS[codec].encode(value)
+    encoded = codec_of(codec).encode(value)
     return Node(0, kind, 0, "v000000000000", encoded.data, encoded.format, codec, encoded.attrs)
 
 

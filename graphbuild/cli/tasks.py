@@ -76,7 +76,9 @@ def sample(
     hole_fill: Annotated[str, typer.Option(help="What is shown in a hole: black or grey.")] = "black",
     degrade_at: Annotated[str, typer.Option(help="Degradations act at 512 px, or on source or cell.")] = "512",
     decode: Annotated[str, typer.Option(help="exact, or fast: JPEGs at a fraction of their size.")] = "exact",
-    form: Annotated[str, typer.Option("--format", help="png, jsonl (ids), parquet or webdataset.")] = "png",
+    form: Annotated[
+        str, typer.Option("--format", help="png, jsonl (ids), parquet, webdataset, or module:function.")
+    ] = "png",
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("grids"),
     snapshot: SnapshotOption = None,
 ) -> None:

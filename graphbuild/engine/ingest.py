@@ -16,7 +16,7 @@ from graphbuild.engine.rows import Key, failure_of, items_in, previous_rows, scr
 from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
-from graphbuild.images.codecs import CODECS, Encoded, Pixels, check_image
+from graphbuild.images.codecs import Encoded, Pixels, check_image, codec_of
 from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, phash
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
@@ -231,7 +231,7 @@ def _encode(codec: str, value: bytes | Pixels | Unusable, *, convert: bool) -> t
     try:
         if isinstance(value, bytes):
             return check_image(value, grey=True, convert=convert)
-        return CODECS[codec].encode(value), value
+        return codec_of(codec).encode(value), value
     except UnusableImage as error:
         return Unusable(error.reason, str(error)), None
     except Exception as error:

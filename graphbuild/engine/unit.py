@@ -16,7 +16,7 @@ from graphbuild.engine.rows import Key, failure_of, rows_of, unit_document
 from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum, seed_of
-from graphbuild.images.codecs import CODECS
+from graphbuild.images.codecs import codec_of
 from graphbuild.images.node import Node
 from graphbuild.store.files import Files
 from graphbuild.store.graph import read_node
@@ -60,7 +60,7 @@ class Annotating:
         self.tally = Tally()
         self._annotator = work.annotator
         self._makes = makes_of(self._annotator)
-        self._codecs = {name: CODECS[work.producer.lineage.codec[kind.name]] for name, kind in self._makes.items()}
+        self._codecs = {name: codec_of(work.producer.lineage.codec[kind.name]) for name, kind in self._makes.items()}
         self.plan = rows_of(work, files)
         self._todo = self.plan.todo
         self._items = {item.item_ix: item for item in self.plan.items}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,7 @@ from graphbuild.errors import CorruptNode
 from graphbuild.images import jpeg
 from graphbuild.images import rendering as drawings
 from graphbuild.images.decode import check_file, check_pixels, decode_image
-
-if TYPE_CHECKING:
-    pass
+from graphbuild.lookup import find
 
 Pixels = NDArray[np.uint8]
 Value = NDArray[Any] | bytes | str | Mapping[str, Any]
@@ -169,3 +168,17 @@ CODECS: Mapping[str, Codec] = {
     "pose": Codec(_drawn(drawings.check_pose), _json_values, drawings.draw_pose),
     "boxes": Codec(_drawn(drawings.check_boxes), _json_values, drawings.draw_boxes),
 }
+
+
+@cache
+def codec_of(name: str) -> Codec:
+    """The codec of that name: one of `CODECS`, or an entry point of the group `graphbuild.codecs`. A graph says which
+    codec its nodes have, so that no `module:attribute` is taken.
+
+    Raises:
+        ValueError: no installed package has it.
+    """
+    if ":" in name:
+        raise ValueError(f"codec {name!r}: allowed: {', '.join(CODECS)}, or an entry point of graphbuild.codecs")
+    found: Codec = CODECS.get(name) or find("codec", name, {}, "graphbuild.codecs", also=CODECS)
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphbuild.images import jpeg
-from graphbuild.images.codecs import CODECS, Pixels
+from graphbuild.images.codecs import Pixels, codec_of
 from graphbuild.images.colour import to_srgb
 from graphbuild.images.decode import AS_STORED, Meant, decode_image, meant
 from graphbuild.images.orientation import UPRIGHT
@@ -105,7 +105,7 @@ class Node:
 
     def _opened(self) -> Pixels:
         values = self.values()
-        if (draw := CODECS[self.codec].draw) is not None:
+        if (draw := codec_of(self.codec).draw) is not None:
             values = draw(values)
         if not isinstance(values, np.ndarray):
             raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
@@ -117,7 +117,7 @@ class Node:
         """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
         if self.codec == "source":
             return decode_image(self.bytes, self.format, convert=self._converts)
-        return CODECS[self.codec].values(self.bytes, self.format)
+        return codec_of(self.codec).values(self.bytes, self.format)
 
     @property
     def text(self) -> str:

@@ -28,7 +28,7 @@ class Kind:
     Attributes:
         name: the word used in code, columns, folders and paths, snake case.
         group: one of `image, condition, style, edit, text, degradation`.
-        codec: how it is stored (a name in `graphbuild.images.codecs`); None for a computed kind.
+        codec: how it is stored (a name for `graphbuild.images.codecs.codec_of`); None for a computed kind.
         description: one line for people.
         phrases: noun phrases that stand for this picture inside an instruction, such as
             "a Canny edge map"; text kinds have none.

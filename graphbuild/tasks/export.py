@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
+from graphbuild.lookup import find
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
@@ -84,14 +85,14 @@ def write_tasks(
 
 
 def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
-    """What writes tasks in a form.
+    """What writes tasks in a format: one of ours, an entry point of `graphbuild.task_exporters`, or `module:function`.
 
     Raises:
-        ValueError: no such form.
+        ValueError: no such format.
     """
-    if form not in _WRITERS:
-        raise ValueError(f"format: {form!r}; allowed: {', '.join(_WRITERS)}")
-    return _WRITERS[form]
+    found: Callable[[Tasks, Path], Iterator[Path]]
+    found = _WRITERS.get(form) or find("task format", form, {}, "graphbuild.task_exporters", also=_WRITERS)
+    return found
 
 
 # ---- labelled pictures and ids ---------------------------------------------------------------------------------

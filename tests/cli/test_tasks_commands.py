@@ -133,7 +133,7 @@ def test_other_formats_are_one_file(graph: Path, form: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("option", "parts"),
     [
-        (("--format", "zip"), ["png, jsonl, parquet, webdataset"]),
+        (("--format", "zip"), ["known: jsonl, parquet, png, webdataset"]),
         (("--mask", "none"), ["mask", "code, paper"]),
         (("--cell-fit", "round"), ["cell_fit", "aspect"]),
         (("--layout", "own"), ["layout", "pipeline, random"]),

@@ -20,7 +20,7 @@ from PIL import Image
 
 from graphbuild.contracts import MAX_PIXELS
 from graphbuild.errors import MissingNode, UnusableImage
-from graphbuild.images.codecs import CODECS, Encoded, check_image
+from graphbuild.images.codecs import CODECS, Encoded, check_image, codec_of
 from graphbuild.images.decode import decode_image
 from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
@@ -399,3 +399,9 @@ def test_a_node_can_be_printed() -> None:
     """Guards against megabytes of bytes on the screen of whoever looks at a node."""
     node = Node(0, "image", 0, "v0", bytes(10**6), "jpeg", "source", edge={"detail": "x" * 10**6})
     assert len(repr(node)) < 200
+
+
+def test_a_graph_cannot_name_code_as_its_codec() -> None:
+    """Guards against a graph from anywhere whose lineage says which module is imported when its nodes are read."""
+    with pytest.raises(ValueError, match="codec 'os:system': allowed: source"):
+        codec_of("os:system")

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "lookup": set(),
     "strict_yaml": {"errors", "lookup"},
-    "images": {"contracts", "errors"},
+    "images": {"contracts", "errors", "lookup"},
     "kinds": {"contracts", "errors", "lookup", "images"},
     "hashing": {"contracts", "errors", "kinds"},
     "store": BASE,

@@ -138,7 +138,7 @@ def test_a_file_appears_whole_or_not_at_all(
 
 def test_an_unknown_format_is_refused(sampler: PathSampler, tmp_path: Path) -> None:
     """Before a folder is made."""
-    with pytest.raises(ValueError, match="allowed: png, jsonl, parquet, webdataset"):
+    with pytest.raises(ValueError, match=r"unknown task format 'zip'; known: jsonl, parquet, png, webdataset"):
         list(write_tasks(sampler, INDICES, 32, tmp_path / "out", form="zip"))
     assert not (tmp_path / "out").exists()
 

@@ -242,7 +242,7 @@ BAD = {
     ),
     "own kind, codec": (
         declared("own: {codec: pgn, phrases: [a]}"),
-        r"kinds: own: codec: 'pgn'; allowed: source, jpeg",
+        r"kinds: own: unknown codec 'pgn' \(did you mean 'png'\?\); known: boxes, jpeg",
     ),
     "own kind, no codec": (
         declared("own: {phrases: [a]}"),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.hashing import canonical_json, digest_of
-from graphbuild.images.codecs import CODECS
+from graphbuild.images.codecs import codec_of
 from graphbuild.kinds.registry import KINDS, Group, Kind, kind_of
 
 DEFAULT_TYPE = "custom"
@@ -179,8 +179,10 @@ def _check_own(kind: Kind) -> None:
         raise ValueError(f"kinds: {kind.name!r} is in graphbuild.KINDS; allowed: other names")
     if kind.group not in (groups := get_args(Group)):
         raise ValueError(f"kinds: {kind.name}: group: {kind.group!r}; allowed: {', '.join(groups)}")
-    if kind.codec not in CODECS:
-        raise ValueError(f"kinds: {kind.name}: codec: {kind.codec!r}; allowed: {', '.join(CODECS)}")
+    try:
+        codec_of(str(kind.codec))
+    except ValueError as error:
+        raise ValueError(f"kinds: {kind.name}: {error}") from error
     if kind.group != "text" and not all(isinstance(phrase, str) and phrase.strip() for phrase in kind.phrases or [""]):
         raise ValueError(f"kinds: {kind.name}: phrases: {kind.phrases!r}; allowed: noun phrases, at least one")
 
