@@ -14,7 +14,7 @@ from graphbuild.annotators.base import Condition, Derived, Request, Resources, S
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
-from graphbuild.models.resizing import in_stacks, map_at, picture_at, working_size
+from graphbuild.models.resizing import HEIGHT_WIDTH_RGB, in_stacks, map_at, picture_at, working_size
 
 MODEL = "depth-anything/Depth-Anything-V2-Large-hf"
 
@@ -99,7 +99,7 @@ class DepthAnything(Condition):
         most = {"short": self.resolution, "long": _MOST_ASPECT * self.resolution, "multiple": model.patch}
         small = [picture_at(picture, working_size(picture, **most)) for picture in pictures]
         with torch.inference_mode():
-            inputs = [model.processor(one, do_resize=False, return_tensors="pt")["pixel_values"][0] for one in small]
+            inputs = [model.processor(one, do_resize=False, **HEIGHT_WIDTH_RGB)["pixel_values"][0] for one in small]
             return in_stacks(inputs, run)
 
     def _refused(self) -> list[str]:

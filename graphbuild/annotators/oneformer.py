@@ -14,7 +14,7 @@ from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import distinct_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
-from graphbuild.models.resizing import Size, in_stacks, picture_at, working_size
+from graphbuild.models.resizing import HEIGHT_WIDTH_RGB, Size, in_stacks, picture_at, working_size
 
 MODEL = "shi-labs/oneformer_ade20k_swin_large"
 REVISION = "e3ac43d928c8f157382c7d60b0b2f5d24279a4ea"
@@ -134,7 +134,7 @@ class Oneformer(Condition):
             return [one.to("cpu", torch.uint8).numpy() for one in labels]
 
         with torch.inference_mode():
-            inputs = [model.processor(one, do_resize=False, return_tensors="pt")["pixel_values"][0] for one in small]
+            inputs = [model.processor(one, do_resize=False, **HEIGHT_WIDTH_RGB)["pixel_values"][0] for one in small]
             return in_stacks(inputs, run)
 
 

@@ -13,6 +13,7 @@ from graphbuild.annotators.base import Condition, Derived, Request, Resources, S
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
+from graphbuild.models.resizing import HEIGHT_WIDTH_RGB
 from graphbuild.strict_yaml import Share
 
 MODEL = "usyd-community/vitpose-base-simple"
@@ -128,7 +129,7 @@ class Vitpose(Condition):
 
     def _people(self, pictures: Sequence[Pixels], model: PoseNetworks) -> list[NDArray[np.float32]]:
         """Boxes of the people in each picture, N x 4: left, top, width, height in its pixels; best first."""
-        inputs = model.detector_processor(list(pictures), return_tensors="pt")
+        inputs = model.detector_processor(list(pictures), **HEIGHT_WIDTH_RGB)
         output = model.detector(inputs["pixel_values"].to(model.device, torch_dtype(self.dtype)))
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
         every = model.detector_processor.post_process_object_detection(
@@ -144,7 +145,7 @@ class Vitpose(Condition):
             return [found for part in parts for found in self._keypoints(picture, part, model)]
         import torch
 
-        inputs = model.processor(picture, boxes=[boxes], return_tensors="pt")
+        inputs = model.processor(picture, boxes=[boxes], **HEIGHT_WIDTH_RGB)
         experts = model.network.config.backbone_config.num_experts > 1
         options = {"dataset_index": torch.zeros(len(boxes), dtype=torch.int64, device=model.device)} if experts else {}
         output = model.network(inputs["pixel_values"].to(model.device, torch_dtype(self.dtype)), **options)

@@ -18,6 +18,10 @@ Size = tuple[int, int]
 
 Made = TypeVar("Made")
 
+HEIGHT_WIDTH_RGB = {"input_data_format": "channels_last", "return_tensors": "pt"}
+"""How image processors of transformers are called with pictures: left to guess, they take a height of 1, 3 or 4 pixels
+for channels."""
+
 
 def working_size(picture: NDArray[Any], *, short: int, long: int, multiple: int) -> Size:
     """The largest size of about the picture's aspect whose sides are at most `short` and `long`, smaller ones enlarged;

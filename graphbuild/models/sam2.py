@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
+from graphbuild.models.resizing import HEIGHT_WIDTH_RGB
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class Sam2Network:
 
     def embedded(self, pictures: Sequence[Pixels]) -> list[list[torch.Tensor]]:
         """What the image encoder makes of each picture (H x W x 3 RGB uint8): feature maps, each of batch size 1."""
-        pixels = self.processor([np.array(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+        pixels = self.processor([np.array(picture) for picture in pictures], **HEIGHT_WIDTH_RGB)["pixel_values"]
         maps = self.network.get_image_embeddings(pixels.to(self.device, torch_dtype(self.dtype)))
         return [[level[at : at + 1] for level in maps] for at in range(len(pictures))]
 

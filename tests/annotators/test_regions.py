@@ -144,6 +144,18 @@ def test_small_regions_lie_above_large_ones_and_hidden_ones_have_no_number() -> 
     assert isinstance(result, Derived) and result.attrs is not None and len(result.attrs["palette"]) == 3
 
 
+@pytest.mark.parametrize("height", [1, 3, 4])
+def test_low_pictures_are_not_taken_for_channels(height: int) -> None:
+    """Guards against an image processor that reads 3 x 8 x 3 as three channels of 8 x 3."""
+    red = np.full((height, 8, 3), (255, 0, 0), np.uint8)
+    given: list[torch.Tensor] = []
+    model = answering(lambda point: [])
+    model.network.get_image_embeddings = lambda pixels: given.append(pixels) or []
+    model.embedded([red])
+    assert given[0].shape == (1, 3, 64, 64) and torch.allclose(given[0], given[0][:, :, :1, :1].expand(1, 3, 64, 64))
+    assert given[0][0, 0].min() > given[0][0, 1].max()
+
+
 def test_colours_are_drawn_for_each_request() -> None:
     """Guards against a largest region of one colour in every picture; one request keeps its own."""
     tiles, picture = answering(lambda point: [(tile(point), 0.9)]), photo(128, 64)
