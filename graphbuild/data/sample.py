@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -149,33 +149,17 @@ class GridSample(GridTask):
     def pixels(self) -> Pixels:
         """All cells, rows x columns x height x width x 3 RGB uint8, black beside those smaller than the largest. The
         query row is last and holds its targets too. Pictures that were read for them are let go of."""
-        todo = [cell for cell in product(*map(range, self.shape)) if cell not in self._painted]
-        row = column = 0
-        try:
-            if not self.source.cache.max_bytes:
-                # All are read before one is decoded: decoding fills the processor's caches, so that reading between
-                # takes half as long again.
-                for row, column in todo:
-                    self.node(row, column)
-            for row, column in todo:
-                self._decode(row, column)
-        except (LookupError, OSError, ValueError) as error:
-            raise self._named(error, row, column) from error
-        if todo:
+        pixels = self._decoded(product(range(self.shape[0]), range(self.shape[1])))
+        if self._nodes:
             _ = self.instruction  # its words may name what a label map shows
             self._nodes.clear()
-        assert self._pixels is not None
-        return self._pixels
+        return pixels
 
     def cell(self, row: int, column: int) -> Pixels:
         """One cell, the truth if it is a hole: height x width x 3 RGB uint8, a view of `pixels`."""
         row %= self.shape[0]
-        if (row, column) not in self._painted:
-            try:
-                self._decode(row, column)
-            except (LookupError, OSError, ValueError) as error:
-                raise self._named(error, row, column) from error
-        return self._view(row, column)
+        width, height = self.frames[row].size
+        return self._decoded([(row, column)])[row, column, :height, :width]
 
     def load(self) -> GridSample:
         """Decode all cells if they are wanted; returns itself."""
@@ -183,27 +167,39 @@ class GridSample(GridTask):
             self.pixels()
         return self
 
-    def _decode(self, row: int, column: int) -> None:
-        place, cache = self._view(row, column), self.source.cache
-        if not cache.max_bytes:
-            self.paint(row, column, place)
-        elif (cell := cache.get(key := self.cell_keys[row][column])) is not None:
-            place[:] = cell
-        else:
-            self.paint(row, column, place)
-            cache.put(key, place.copy())
-        self._painted.add((row, column))
+    def _decoded(self, cells: Iterable[tuple[int, int]]) -> Pixels:
+        """Its pixels, of which these cells are decoded."""
+        cache, row, column = self.source.cache, 0, 0
+        try:
+            pixels, todo = self._place(), []
+            for row, column in cells:
+                if (row, column) in self._painted:
+                    continue
+                if cache.max_bytes and (known := cache.get(self.cell_keys[row][column])) is not None:
+                    pixels[row, column, : known.shape[0], : known.shape[1]] = known
+                    self._painted.add((row, column))
+                else:
+                    # All are read before one is decoded: decoding fills the processor's caches, so that reading
+                    # between takes half as long again.
+                    todo.append((row, column, self.node(row, column)))
+            for row, column, node in todo:
+                frame = self.frame(row, column)
+                width, height = frame.size
+                frame.paint(node, place := pixels[row, column, :height, :width])
+                if cache.max_bytes:
+                    cache.put(self.cell_keys[row][column], place.copy())
+                self._painted.add((row, column))
+        except (LookupError, OSError, ValueError) as error:
+            raise self._named(error, row, column) from error
+        return pixels
 
-    def _view(self, row: int, column: int) -> Pixels:
-        width, height = self.frames[row].size
+    def _place(self) -> Pixels:
         if self._pixels is None:
-            widest, highest = width, height
-            for frame in self.frames:
-                widest, highest = max(widest, frame.size[0]), max(highest, frame.size[1])
-            self._pixels = self.buffer.place(self.at, (*self.shape, highest, widest, 3))
+            widths, heights = zip(*[frame.size for frame in self.frames], strict=True)
+            self._pixels = self.buffer.place(self.at, (*self.shape, max(heights), max(widths), 3))
             if self.cell_config.row_sizes == "own":
                 self._pixels[:] = 0
-        return self._pixels[row, column, :height, :width]
+        return self._pixels
 
     def _named(self, error: Exception, row: int, column: int) -> Exception:
         """An error that names the cell."""

@@ -98,8 +98,12 @@ def decode_image(data: bytes, form: str, *, convert: bool = True) -> Pixels:
         UnusableImage: as `check_pixels`.
     """
     with refusals():
-        if form == "jpeg" and (pixels := _leniently(data)) is not None:
-            return _finished(pixels, meant(data), convert=convert)
+        if form == "jpeg":
+            pixels = jpeg.decode(data)
+            if pixels is None:  # graphs of earlier versions hold damaged ones
+                pixels = _leniently(data)
+            if pixels is not None:
+                return _finished(pixels, meant(data), convert=convert)
         with _open(data) as image:
             return _rgb(image, convert=convert)
 
@@ -147,7 +151,7 @@ def refusals() -> Iterator[None]:
 def _finished(pixels: Pixels, how: Meant, *, convert: bool) -> Pixels:
     if convert and how.profile is not None and pixels.ndim == 3:
         pixels = to_srgb(pixels, how.profile)
-    return turn(pixels, how.orientation)
+    return pixels if how.orientation == UPRIGHT else turn(pixels, how.orientation)
 
 
 def _checked_jpeg(data: bytes, space: str) -> Pixels | None:
@@ -164,14 +168,11 @@ def _checked_jpeg(data: bytes, space: str) -> Pixels | None:
 
 
 def _leniently(data: bytes) -> Pixels | None:
-    """What can be made of a JPEG, not turned: graphs of earlier versions hold damaged ones."""
-    pixels = jpeg.decode(data)
-    if pixels is None:
-        import cv2
+    """What can be made of a damaged JPEG, not turned."""
+    import cv2
 
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # type: ignore[assignment]
-    return pixels
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # type: ignore[return-value]
 
 
 def _load(data: bytes) -> None:

@@ -95,7 +95,7 @@ def fill(room: Pixels, data: bytes) -> bool:
     import simplejpeg
 
     try:
-        fits = _sides(data) == room.shape[:2]
+        fits = simplejpeg.decode_jpeg_header(data)[:2] == room.shape[:2]
         if fits:
             simplejpeg.decode_jpeg(data, "RGB", buffer=room)
     except ValueError:

@@ -72,10 +72,12 @@ class Node:
         """
         if self._picture is not None:
             return self._picture
-        if room is None or not self._is_upright_jpeg or not jpeg.fill(room, self.bytes):
+        if room is None or self.format != "jpeg" or not jpeg.fill(room, self.bytes):
             return self._opened()
-        if (profile := self._meant.profile) is not None:
-            room[:] = to_srgb(room, profile)
+        if (how := self._meant).orientation != UPRIGHT:
+            return self._opened()
+        if how.profile is not None:
+            room[:] = to_srgb(room, how.profile)
         return room
 
     def jpeg_size(self) -> tuple[int, int] | None:
@@ -94,14 +96,10 @@ class Node:
         return self.format == "jpeg" and self._meant.orientation == UPRIGHT
 
     @property
-    def _converts(self) -> bool:
-        return self.attrs.get("colours") != "stored"
-
-    @property
     def _meant(self) -> Meant:
         """Of a JPEG; everything but source files is stored upright and in sRGB."""
         found = meant(self.bytes) if self.codec == "source" else AS_STORED
-        return found if self._converts else replace(found, profile=None)
+        return replace(found, profile=None) if self.attrs.get("colours") == "stored" else found
 
     def _opened(self) -> Pixels:
         values = self.values()
@@ -116,7 +114,7 @@ class Node:
     def values(self) -> Any:
         """The stored values: H x W uint8 labels, depth or mask (0 / 255), the JSON object, or the picture."""
         if self.codec == "source":
-            return decode_image(self.bytes, self.format, convert=self._converts)
+            return decode_image(self.bytes, self.format, convert=self.attrs.get("colours") != "stored")
         return codec_of(self.codec).values(self.bytes, self.format)
 
     @property

@@ -66,7 +66,8 @@ class Frame:
             picture = node.decoded(place if self.keeps else None)
             if picture is place:
                 return
-            cell = picture if self.keeps and picture.shape[:2] == place.shape[:2] else self.cell(picture)
+            kept = self.keeps and picture.shape[:2] == place.shape[:2]
+            cell = picture if kept else cover(self.cut(picture), self.size)
         if cell.ndim == 3:
             place[:] = cell
         else:

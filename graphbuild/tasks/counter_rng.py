@@ -39,7 +39,10 @@ class Draws:
 
     def below(self, label: str, n: int) -> int:
         """Uniform in range(n), by multiply and shift (D. Lemire, "Fast Random Integer Generation in an Interval")."""
-        return (_mix(self._base ^ hash64(label)) * n) >> 64
+        value = ((self._base ^ hash64(label)) + _GOLDEN) & _MASK  # `_mix` written out: it is called for every word
+        value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+        value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+        return ((value ^ (value >> 31)) * n) >> 64
 
 
 def draw_bits(key: int, stream: str, counters: Bits, labels: Bits) -> Bits:

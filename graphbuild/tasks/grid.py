@@ -13,12 +13,11 @@ from graphbuild.contracts import CellDocument, WalkDocument
 from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
-from graphbuild.tasks import layouts, visualcloze
+from graphbuild.tasks import visualcloze
 from graphbuild.tasks.cells import FILLS, Frame, Size, frames
 from graphbuild.tasks.config import CellConfig
-from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend, phrase_of
-from graphbuild.tasks.labels import LABELLED, Colour, colour_name, labels_of
-from graphbuild.tasks.layouts import Canvas, CanvasLayout, View
+from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
+from graphbuild.tasks.labels import LABELLED, colour_name, labels_of
 from graphbuild.tasks.walk import Drawing, Walk
 
 if TYPE_CHECKING:
@@ -114,9 +113,6 @@ class GridTask:
         """The instruction with this layout sentence, each part kept with its chance. Only label maps and boxes that the
         query row shows are read."""
         content, content_at = self._content
-        notes = [""] * len(self.kinds)
-        for column, labels in self._labels.items():
-            notes[column] = legend([(name, colour_name(rgb)) for name, rgb in labels])
         return compose(
             self.kinds,
             self.walk.targets,
@@ -124,7 +120,7 @@ class GridTask:
             pick=self.drawing.pick(self.walk.index),
             content=content,
             content_at=content_at,
-            notes=notes,
+            notes=self._notes,
             layout=layout,
             keep=keep,
         )
@@ -144,13 +140,14 @@ class GridTask:
             return None, None
 
     @cached_property
-    def _labels(self) -> dict[int, list[tuple[str, Colour]]]:
-        """Column -> names and colours in the query row; only kinds that can have them are read."""
-        last, labels = len(self.walk.rows) - 1, {}
+    def _notes(self) -> list[str]:
+        """Of each column, names and colours in the query row; only kinds that can have them are read."""
+        notes = [""] * len(self.kinds)
         for column, kind in enumerate(self.kinds):
             if kind.codec in LABELLED:
-                labels[column] = labels_of(self.node(last, column))
-        return labels
+                labels = labels_of(self.node(-1, column))
+                notes[column] = legend([(name, colour_name(rgb)) for name, rgb in labels])
+        return notes
 
     # ---- cells -----------------------------------------------------------------------------------------------------
 
@@ -195,15 +192,15 @@ class GridTask:
         """One cell, the truth if it is a hole: height x width x 3 RGB uint8."""
         width, height = self.frames[row].size
         place = np.empty((height, width, 3), np.uint8)
-        self.paint(row, column, place)
+        self.frame(row, column).paint(self.node(row, column), place)
         return place
 
-    def paint(self, row: int, column: int, place: Pixels) -> None:
-        """Put one cell, the truth if it is a hole, into `place`, height x width x 3 uint8."""
+    def frame(self, row: int, column: int) -> Frame:
+        """How the picture of one node becomes a cell."""
         frame = self.frames[row]
         if self.cell_config.degrade_at == "cell" and self._is_degraded(column):
             frame = replace(frame, keeps=True)  # a cell was degraded, so there is nothing to cut
-        frame.paint(self.node(row, column), place)
+        return frame
 
     def _empty(self, row: int) -> Pixels:
         width, height = self.frames[row].size
@@ -237,38 +234,6 @@ class GridTask:
         if content and column != columns[-1]:  # the pipeline would say that it describes the last image
             return {"task_prompt": f"{words.task} {words.content}", "content_prompt": None, "image": image}
         return {"task_prompt": words.task, "content_prompt": content or None, "image": image}
-
-    def canvas(self, layout: CanvasLayout = "2x2") -> Canvas:
-        """One picture with the hole in a fixed place, bottom right or (`1x3`) in the middle, and its mask: ONE-PIC.
-
-        Raises:
-            ValueError: no such layout, not exactly one hole, or more or fewer pictures than it holds.
-        """
-        if len(self.holes) != 1:
-            raise ValueError(f"a canvas has one target; this task has holes {list(self.holes)}")
-        return layouts.canvas(self.cells(filled=True), self.holes[0], layout)
-
-    def views(self) -> list[View]:
-        """The query row as views, the described picture first, task tokens before its caption: OneDiffusion.
-
-        Context rows have no place in it. Captions joined by spaces are the prompt.
-        """
-        order = layouts.view_order(self.kinds, self.walk.targets)
-        tokens = layouts.task_tokens([self.kinds[column] for column in order])
-        captions = [f"[[img{at}]] {self._view_words(column)}" for at, column in enumerate(order)]
-        captions[0] = f"{tokens} {captions[0]}"
-        return [
-            View(self.cell(-1, column), "generate" if column in self.holes else "given", caption)
-            for column, caption in zip(order, captions, strict=True)
-        ]
-
-    def _view_words(self, column: int) -> str:
-        content, at = self._content
-        if content and at == column:
-            return content
-        phrase = phrase_of(self.kinds[column], column, self.drawing.pick(self.walk.index))
-        tags = [f"<#{bytes(rgb).hex()} {colour_name(rgb)} mask: {name}>" for name, rgb in self._labels.get(column, ())]
-        return " ".join([phrase, *tags])
 
     def image(self) -> Image.Image:
         """The grid as a picture to look at: kinds above, holes framed in red and shown filled, below them all words and

@@ -132,16 +132,14 @@ def compose(
         declared.append(kind if isinstance(kind, Kind) else kind_of(kind))
     column = len(kinds) - 1 if content_at is None else content_at
     _check(declared, targets, rows, column, notes)
-    kept = {}
-    for part, chance in (("all", keep.all), ("task", keep.task), ("content", keep.content)):
-        kept[part] = pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
-    if not kept["all"]:
+    if pick("keep:all", _CHANCE_STEPS) >= round(keep.all * _CHANCE_STEPS):
         return Instruction("", "", "")
-    return Instruction(
-        _layout(rows, len(kinds), layout, pick),
-        _task(declared, targets, notes, rows, pick) if kept["task"] else "",
-        f"{_content_prefix(column, len(kinds), layout, pick)} {content}" if content and kept["content"] else "",
-    )
+    task = words = ""
+    if pick("keep:task", _CHANCE_STEPS) < round(keep.task * _CHANCE_STEPS):
+        task = _task(declared, targets, notes, rows, pick)
+    if content and pick("keep:content", _CHANCE_STEPS) < round(keep.content * _CHANCE_STEPS):
+        words = f"{_content_prefix(column, len(kinds), layout, pick)} {content}"
+    return Instruction(_layout(rows, len(kinds), layout, pick), task, words)
 
 
 def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
@@ -187,7 +185,8 @@ def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], r
     given: list[str] = []
     made: list[str] = []
     for column, kind in enumerate(kinds):
-        name = f"[IMAGE{column + 1}] {phrase_of(kind, column, pick)}"
+        phrase = kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
+        name = f"[IMAGE{column + 1}] {phrase}"
         if notes and notes[column]:
             name += f" ({notes[column]})"
         (made if column in targets else given).append(name)

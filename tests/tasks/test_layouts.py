@@ -1,4 +1,4 @@
-"""How cells are cut and put together: switches, canvases, views, and the names and colours in the words."""
+"""How cells are cut and put together, and the names and colours in the words."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import skimage.data
 
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
-from graphbuild.kinds.registry import KINDS
 from graphbuild.tasks.cells import cover, fit_size, frames, stretch
 from graphbuild.tasks.config import CellConfig, Decode, SamplerConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.instruction import Keep
 from graphbuild.tasks.labels import COLOURS, colour_name, labels_of
-from graphbuild.tasks.layouts import CANVASES, task_tokens, view_order
 from graphbuild.tasks.paths import Content, TaskPath
 from graphbuild.tasks.walk import Walk
 
@@ -229,117 +227,6 @@ def test_context_pictures_are_cut_and_not_resized() -> None:
         assert query.size == sizes[1] and cut.width <= sizes[0][0] and cut.height <= sizes[0][1]
         assert cut.width == sizes[0][0] or cut.height == sizes[0][1]
         assert cut.width / cut.height == pytest.approx(query.width / query.height, rel=0.02)
-
-
-# ---- canvases ----------------------------------------------------------------------------------------------------
-
-
-def numbered(num_rows: int, num_columns: int) -> list[list[Pixels]]:
-    """Picture r, c is 10 (r + 1) + c everywhere."""
-    return [[flat(*[10 * (row + 1) + column] * 3) for column in range(num_columns)] for row in range(num_rows)]
-
-
-@pytest.mark.parametrize(
-    ("layout", "shape", "hole", "expected"),
-    [
-        ("2x2", (1, 4), 3, [[10, 11], [12, 13]]),
-        ("2x2", (3, 4), 1, [[30, 32], [33, 31]]),
-        ("2x2", (2, 2), 1, [[10, 11], [20, 21]]),
-        ("2x2", (3, 2), 0, [[21, 20], [31, 30]]),
-        ("1x3", (1, 3), 2, [[10, 12, 11]]),
-        ("1x3", (2, 3), 0, [[21, 20, 22]]),
-        ("1x2", (1, 2), 1, [[10, 11]]),
-        ("2x1", (2, 2), 0, [[21], [20]]),
-    ],
-)
-def test_canvases(layout: Any, shape: tuple[int, int], hole: int, expected: list[list[int]]) -> None:
-    """The target always lies in the same place; the mask covers it and nothing else."""
-    made = task_of(numbered(*shape), (hole,), 16).canvas(layout)
-    assert made.pixels.dtype == np.uint8 and made.mask.dtype == bool
-    assert made.pixels[8::16, 8::16, 0].tolist() == expected
-    assert (made.pixels[made.mask] == 10 * shape[0] + hole).all() and made.mask.sum() == 16 * 16
-    down, across, slot = CANVASES[layout]
-    assert made.mask[8::16, 8::16].ravel().tolist() == [at == slot for at in range(down * across)]
-
-
-@pytest.mark.parametrize(
-    ("layout", "shape", "holes", "message"),
-    [
-        ("3x3", (1, 2), (1,), "layout: '3x3'; allowed: 2x2, 1x3, 1x2, 2x1"),
-        ("2x2", (1, 3), (1,), "'2x2' holds 4 pictures; 1 rows of 3 do not fill it"),
-        ("2x2", (1, 2), (1,), "'2x2' holds 4 pictures; 1 rows of 2 do not fill it"),
-        ("1x2", (1, 4), (1,), "'1x2' holds 2 pictures; 1 rows of 4 do not fill it"),
-        ("2x2", (1, 4), (1, 3), r"one target; this task has holes \[1, 3\]"),
-    ],
-)
-def test_what_fits_no_canvas_is_refused(
-    layout: Any, shape: tuple[int, int], holes: tuple[int, ...], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        task_of(numbered(*shape), holes, 16).canvas(layout)
-
-
-def test_a_canvas_needs_cells_of_one_size() -> None:
-    rows = [[flat(1, 1, 1, width=90)] * 2, [flat(1, 1, 1)] * 2]
-    assert task_of(rows, (1,), 32, cell_fit="aspect").canvas("2x2").pixels.shape == (64, 64, 3)
-    with pytest.raises(ValueError, match="row_sizes='shared'"):
-        task_of(rows, (1,), 32, cell_fit="aspect", row_sizes="own").canvas("2x2")
-
-
-# ---- views -------------------------------------------------------------------------------------------------------
-
-
-def test_views_of_a_generated_picture() -> None:
-    """Target first with its caption, the condition after it, the task token in front."""
-    rows = [[flat(1, 1, 1), flat(2, 2, 2)], [flat(3, 3, 3), flat(4, 4, 4)]]
-    picture, condition = task_of(rows, (1,), 16, kinds=("canny", "image"), content_of=1).views()
-    assert picture.role == "generate" and (picture.pixels == 4).all()
-    assert picture.caption == f"[[canny2image]] [[img0]] {CAPTION}"
-    assert condition.role == "given" and (condition.pixels == 3).all()
-    assert condition.caption.startswith("[[img1]] ") and condition.caption[9:] in KINDS["canny"].phrases
-
-
-def test_views_of_a_dense_prediction() -> None:
-    """The picture is view 0 in either direction; only the roles change."""
-    task = task_of([[flat(1, 1, 1), flat(2, 2, 2)]], (1,), 16, kinds=("image", "depth"))
-    assert [(view.role, int(view.pixels[0, 0, 0])) for view in task.views()] == [("given", 1), ("generate", 2)]
-    assert task.views()[0].caption.startswith("[[depth2image]] [[img0]] ")
-
-
-def test_views_name_classes_and_colours() -> None:
-    node = mask_node([[0, 1], [1, 1]], [[0, 0, 0], [230, 20, 20]], ["background", "dog"])
-    views = task_of([[node, flat(2, 2, 2)]], (1,), 16, kinds=("mask", "image")).views()  # type: ignore[list-item]
-    assert views[0].caption.startswith("[[semanticmap2image]] ") and "<" not in views[0].caption
-    assert views[1].caption.endswith(" <#e61414 red mask: dog>")
-
-
-@pytest.mark.parametrize(
-    ("kinds", "tokens"),
-    [
-        (["image"], "[[text2image]]"),
-        (["image", "pose"], "[[pose2image]]"),
-        (["image", "canny", "depth"], "[[canny2image]] [[depth2image]]"),
-        (["image", "gaussian_blur", "rain"], "[[deblurring]]"),
-        (["image", "inpainting"], "[[image_inpainting]]"),
-        (["image", "reference", "boxes"], "[[subject_driven]] [[boundingbox2image]]"),
-        (["image", "edit_local"], "[[image_editing]]"),
-        (["image", "normal"], "[[normal2image]]"),
-        (["edit_local", "edit_local.hed"], "[[hed2img]]"),
-    ],
-)
-def test_task_tokens(kinds: list[str], tokens: str) -> None:
-    assert task_tokens(kinds) == tokens
-
-
-def test_every_kind_has_a_place_among_views() -> None:
-    """A pair of any two pictures has an order and a token."""
-    kinds = [kind.name for kind in KINDS.values() if kind.group != "text"]
-    for kind in kinds:
-        pair = [kind, "image"]
-        order = view_order(pair, [1])
-        assert sorted(order) == [0, 1] and task_tokens([pair[at] for at in order]).startswith("[[")
-    assert view_order(["image", "canny"], [1]) == [0, 1] and view_order(["canny", "depth"], [1]) == [1, 0]
-    assert view_order(["style_reference", "image", "style_content"], [2]) == [2, 0, 1]
 
 
 # ---- names and colours -------------------------------------------------------------------------------------------
