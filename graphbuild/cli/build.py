@@ -89,7 +89,7 @@ def plan(
     retry: Annotated[bool, typer.Option("--retry", help="Also plan failed rows that may succeed now.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which units a run would compute, and why. Writes nothing.
+    """Say which units a run would compute, why, and how long it may take. Writes nothing.
 
     Example:
 
@@ -97,6 +97,7 @@ def plan(
     """
     from graphbuild.cli import text
     from graphbuild.cli.options import assemble
+    from graphbuild.engine.estimate import estimate
     from graphbuild.engine.plan import make_plan
     from graphbuild.store.files import files_at
 
@@ -104,7 +105,9 @@ def plan(
     with refusing():
         chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
         planned = make_plan(files_at(where), chosen, producers, **how)
-    say(json.dumps(text.plan_document(planned, where)), text.plan_lines(planned, where), as_json)
+        estimated = estimate(planned, files_at(where))
+    document, lines = text.plan_document(planned, where, estimated), text.plan_lines(planned, where, estimated)
+    say(json.dumps(document), lines, as_json)
 
 
 @app.command()

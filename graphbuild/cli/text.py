@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from rich.table import Table
 from graphbuild.contracts import RunReport, Status, StatusDocument
 
 if TYPE_CHECKING:
+    from graphbuild.engine.estimate import Estimate
     from graphbuild.engine.plan import Plan
     from graphbuild.store.verify import Verdict
 
@@ -20,16 +23,23 @@ OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
 # ---- builds ----------------------------------------------------------------------------------------------------
 
 
-def plan_document(planned: Plan, where: Path) -> Document:
-    """What a run would compute, and why."""
+def plan_document(planned: Plan, where: Path, estimated: Estimate | None) -> Document:
+    """What a run would compute, and why; what goes live with it; what it will take, if earlier runs tell."""
     rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in planned.reasons().items()]
-    units = {"todo": len(planned.units), "wanted": planned.wanted}
     models = {producer.name: producer.lineage.model for producer in planned.producers if producer.lineage.model}
-    facts = {"items": planned.num_items, "plan": rows, "models": models, "notes": list(planned.notes)}
-    return {"graph": str(where), "units": units, **facts}
+    return {
+        "graph": str(where),
+        "units": {"todo": len(planned.units), "wanted": planned.wanted},
+        "items": planned.num_items,
+        "plan": rows,
+        "models": models,
+        "notes": list(planned.notes),
+        "goes_live": {kind: live.model_dump() for kind, live in planned.replaces().items()},
+        "estimate": None if estimated is None else asdict(estimated),
+    }
 
 
-def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
+def plan_lines(planned: Plan, where: Path, estimated: Estimate | None) -> Iterator[str | Table]:
     """The same to be read."""
     yield from planned.notes
     for kind, live in planned.replaces().items():
@@ -39,6 +49,11 @@ def plan_lines(planned: Plan, where: Path) -> Iterator[str | Table]:
         yield f"{where}: nothing to do, all {planned.wanted} units are committed"
         return
     yield plan_table(planned, where)
+    if estimated is not None:
+        took, work = (timedelta(seconds=round(s) or 1) for s in (estimated.seconds, estimated.work_seconds))
+        yield f"about {took} with as many workers as in earlier runs ({work} of work), {estimated.nbytes / 1e6:.1f} MB"
+        if estimated.unknown:
+            yield f"not counted, as they have not run on this graph: {', '.join(estimated.unknown)}"
     if planned.vanished:
         yield f"{planned.vanished} known items are no longer listed; their nodes stay"
 

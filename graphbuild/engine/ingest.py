@@ -56,8 +56,16 @@ class Ingesting:
         self.todo = {item_ix: entry for item_ix, entry in todo.items() if item_ix not in read}
         self._healthy = False
 
+    @property
+    def settled(self) -> int:
+        """Rows that need no reading any more: kept, or saved by an earlier attempt."""
+        return len(self.kept) + len(self.rows) - self.report.computed
+
     def read(self, progress: Callable[[int, int], None]) -> None:
         """Read and check every item that is not there yet; finished ones go to the spool.
+
+        Args:
+            progress: called with (rows finished, of which failed).
 
         Raises:
             ValueError: the source itself cannot be read any more.

@@ -54,6 +54,13 @@ class Plan:
         """(annotator, why) -> units, in dependency order."""
         return dict(Counter((unit.work.producer.name, unit.why) for unit in self.units))
 
+    def rows(self) -> dict[str, int]:
+        """Annotator -> rows of its units, in dependency order."""
+        rows: Counter[str] = Counter()
+        for unit in self.units:
+            rows[unit.work.producer.name] += unit.rows
+        return dict(rows)
+
     def makes(self) -> dict[str, Live]:
         """Kind -> the version this plan builds of it."""
         return {kind: Live(annotator=m.name, version=m.version) for m in self.producers for kind in m.variants}

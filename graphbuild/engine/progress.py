@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from graphbuild.contracts import AnnotatorReport
@@ -19,47 +20,83 @@ from graphbuild.store.files import Files
 LINE_SECONDS = 10.0
 
 
-class Progress:
-    """Rows done, failures, speed and time left: a bar on a terminal, a plain line now and then elsewhere."""
+@dataclass
+class _Rows:
+    """Rows of one annotator, and when the first of them was begun."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total = console, total
-        self.done = self.failed = 0
+    total: int
+    done: int = 0
+    computed: int = 0
+    failed: int = 0
+    since: float | None = None
+
+    def left(self, now: float) -> float | None:
+        """Seconds that its remaining rows take at the rate of those computed in this run; None before the first."""
+        if self.done >= self.total:
+            return 0.0
+        if self.since is None or not self.computed:
+            return None
+        return (self.total - self.done) * (now - self.since) / self.computed
+
+
+class Progress:
+    """Rows done, failures, speed, and time left for each annotator: bars on a terminal, a plain line now and then
+    elsewhere.
+
+    Args:
+        totals: annotator -> rows that the run plans for it.
+    """
+
+    def __init__(self, console: Console, totals: Mapping[str, int]) -> None:
+        self.console = console
+        self.rows = {name: _Rows(total) for name, total in totals.items()}
         self._started = self._shown = time.monotonic()
-        self._bar: Bar | None = None
+        self._bars: Bar | None = None
         if console.is_terminal:
-            columns = (
+            self._bars = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
             )
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("nodes", total=total, note="")
+            self._bars.start()
+            self._tasks = {
+                name: self._bars.add_task(name, total=rows.total, note="", visible=False)
+                for name, rows in self.rows.items()
+            }
 
-    def __call__(self, done: int, failed: int) -> None:
-        self.done += done
-        self.failed += failed
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=self._note())
-        elif time.monotonic() - self._shown >= LINE_SECONDS:
-            self._shown = time.monotonic()
-            self.console.print(f"{self.done}/{self.total} nodes, {self._note()}, {self._left()} left", highlight=False)
+    def __call__(self, name: str, done: int, computed: int, failed: int) -> None:
+        """Rows of an annotator that are finished: all, those computed now, and those that failed; 0 says it began."""
+        rows, now = self.rows[name], time.monotonic()
+        rows.since = now if rows.since is None else rows.since
+        rows.done = min(rows.total, rows.done + done)  # a unit that is tried again counts once
+        rows.computed += computed
+        rows.failed += failed
+        if self._bars is not None:
+            note, visible = f"{_clock(rows.left(now))} left, {rows.failed} failed", rows.done < rows.total
+            self._bars.update(self._tasks[name], completed=rows.done, note=note, visible=visible)
+        elif now - self._shown >= LINE_SECONDS:
+            self._shown = now
+            self.console.print(self.line(now), highlight=False, markup=False)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
-    def _rate(self) -> float:
-        return self.done / max(1e-9, time.monotonic() - self._started)
+    def line(self, now: float) -> str:
+        """`1200/3600 nodes, 40.0/s, 0 failed, left: canny 0:00:10, sam2 0:12:00`."""
+        done, total, computed, failed = (
+            sum(getattr(rows, what) for rows in self.rows.values()) for what in ("done", "total", "computed", "failed")
+        )
+        left = (f"{name} {_clock(rows.left(now))}" for name, rows in self.rows.items() if rows.done < rows.total)
+        rate = computed / max(1e-9, now - self._started)
+        return f"{done}/{total} nodes, {rate:.1f}/s, {failed} failed, left: {', '.join(left) or 'the last commits'}"
 
-    def _note(self) -> str:
-        return f"{self._rate():.1f}/s, {self.failed} failed"
 
-    def _left(self) -> str:
-        seconds = int((self.total - self.done) / self._rate()) if self.done else 0
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+def _clock(seconds: float | None) -> str:
+    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def write_event(files: Files, run_id: str, job: Job, reports: Sequence[UnitReport]) -> None:

@@ -146,7 +146,7 @@ class _Run:
     def execute(self, plan: Plan) -> Schedule:
         self.schedule = schedule = Schedule(plan, self.killed)
         self._said = 0
-        progress = Progress(self.console, sum(unit.rows for unit in plan.units))
+        progress = Progress(self.console, plan.rows())
         worker_args = (self.files.url, self.workspace.name, self.flush_s)
         try:
             if self.executor == "inline":

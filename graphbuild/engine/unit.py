@@ -83,6 +83,11 @@ class Annotating:
             for row in condemned:
                 self.report.failed(row, self._items[row.item_ix].key)
 
+    @property
+    def settled(self) -> int:
+        """Rows that need no computing any more: kept, settled by their parents, or saved by an earlier attempt."""
+        return len(self.plan.kept) + len(self.rows) - self.report.computed
+
     # ---- annotating ------------------------------------------------------------------------------------------
 
     def advance(self, items: Sequence[Item], nodes: Nodes, load: Callable[[], Loaded]) -> None:

@@ -19,8 +19,8 @@ from graphbuild.models.device import device_memory, use_threads
 from graphbuild.store.files import files_at
 from graphbuild.store.workspace import Workspace
 
-Progress = Callable[[int, int], None]
-"""Called with (rows finished, of which failed)."""
+Progress = Callable[[str, int, int, int], None]
+"""Called with (annotator, rows finished, of which computed now, of which failed); with zeros when it begins."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -83,29 +83,32 @@ class _Running:
         with self._timed(), _recorded(self.report):
             self.making = Annotating(self.work, self.worker.files, self.worker.workspace, self.worker.flush_s)
             self.report = self.making.report
+            self._count(self.making.settled)
 
     def _ingest(self, work: IngestUnit) -> None:
         with self._timed(), _recorded(self.report):
             ingesting = Ingesting(work, self.worker.files, self.worker.workspace, self.worker.flush_s, self.report)
-            ingesting.read(self.progress)
+            self._count(ingesting.settled)
+            ingesting.read(lambda computed, failed: self._count(computed, computed, failed))
             ingesting.commit()
 
     def advance(self, items: Sequence[Any], nodes: Nodes) -> None:
-        if self.making is None or self.report.error is not None:
+        making = self.making
+        if making is None or self.report.error is not None:
             return
-        before, failed = self.making.tally.done, self.making.tally.failed
+        before, failed = making.tally.done, making.tally.failed
         with self._timed(), _recorded(self.report):
-            self.making.advance(items, nodes, lambda: self.worker.loaded(self.making.work))  # type: ignore[union-attr]
-        self.progress(self.making.tally.done - before, self.making.tally.failed - failed)
+            making.advance(items, nodes, lambda: self.worker.loaded(making.work))
+        computed = making.tally.done - before
+        self._count(computed, computed, making.tally.failed - failed)
 
     def commit(self) -> None:
         if self.making is not None and self.report.error is None:
             with self._timed(), _recorded(self.report):
                 self.making.commit()
-            # Rows that were settled by their parents, kept or resumed took no time, but belong to the whole.
-            self.progress(
-                len(self.making.plan.items) * sum(self.work.producer.variants.values()) - self.making.tally.done, 0
-            )
+
+    def _count(self, done: int, computed: int = 0, failed: int = 0) -> None:
+        self.progress(self.work.producer.name, done, computed, failed)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

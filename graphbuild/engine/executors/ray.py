@@ -37,23 +37,32 @@ _LOST = (RayActorError, OutOfMemoryError, TaskCancelledError, ObjectLostError)
 """What became of a worker, or of its answer with its node: neither the job's fault nor the end of the run."""
 
 
+Counts = dict[str, tuple[int, ...]]
+"""Annotator -> rows of it finished by one actor: all, computed, failed."""
+
+NONE = (0, 0, 0)
+
+
+def _added(one: Sequence[int], other: Sequence[int], sign: int = 1) -> tuple[int, ...]:
+    return tuple(a + sign * b for a, b in zip(one, other, strict=True))
+
+
 class _Actor:
     """A worker process: one thread runs jobs, one answers how far it is."""
 
     def __init__(self, url: str, workspace: str, flush_s: float, device: str, path: Sequence[str]) -> None:
         look_in(*path)  # annotators of one's own are found where the driver finds them
         self._worker = Worker(url, workspace, flush_s, device)
-        self._done = self._failed = 0
+        self._counts: Counts = {}
 
     def run(self, job: Job) -> list[UnitReport]:
         return self._worker.run(job, self._count)
 
-    def _count(self, done: int, failed: int) -> None:
-        self._done += done
-        self._failed += failed
+    def _count(self, name: str, *rows: int) -> None:
+        self._counts[name] = _added(self._counts.get(name, NONE), rows)
 
-    def progress(self) -> tuple[int, int]:
-        return self._done, self._failed
+    def progress(self) -> Counts:
+        return dict(self._counts)
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
@@ -67,7 +76,7 @@ class _Handle:
     node: Any
     units_left: float
     jobs: dict[Any, Job] = field(default_factory=dict)
-    seen: tuple[int, int] = (0, 0)
+    seen: Counts = field(default_factory=dict)
     asked: Any = None
 
     def started(self) -> bool:
@@ -273,8 +282,9 @@ class _Driver:
 
     def _progressed(self, handle: _Handle) -> None:
         try:
-            done, failed = ray.get(handle.asked)
+            counts: Counts = ray.get(handle.asked)
         except RayError:
             return  # its death arrives with its jobs
-        self.progress(done - handle.seen[0], failed - handle.seen[1])
-        handle.seen, handle.asked = (done, failed), None
+        for name, rows in counts.items():
+            self.progress(name, *_added(rows, handle.seen.get(name, NONE), -1))
+        handle.seen, handle.asked = counts, None

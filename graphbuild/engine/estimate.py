@@ -1,0 +1,69 @@
+"""What a plan will take, from what earlier runs of the graph took."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from graphbuild.contracts import RunReport
+from graphbuild.engine.plan import Plan
+from graphbuild.store.files import Files
+from graphbuild.store.heads import newest_commits
+from graphbuild.store.parts import read_commit
+
+MOST_RUNS = 20
+MOST_COMMITS = 8
+"""So many of the newest runs, and so many commits of each annotator, are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Seconds of work (of all workers together), seconds until the run is done with as many workers as before, bytes
+    of new node parts, and the annotators that have not run yet, which are in none of them."""
+
+    work_seconds: float
+    seconds: float
+    nbytes: int
+    unknown: tuple[str, ...]
+
+
+def estimate(plan: Plan, files: Files) -> Estimate | None:
+    """None if the graph has no report of an earlier run of any planned annotator."""
+    reports = list(_reports(files))
+    seconds: dict[str, float] = defaultdict(float)
+    computed: Counter[str] = Counter()
+    for report in reports:
+        for name, did in report.annotators.items():
+            seconds[name] += did.seconds
+            computed[name] += did.ok + did.skipped + did.failed - did.reused
+    known = {name: rows for name, rows in plan.rows().items() if computed[name] > 0}
+    if not known:
+        return None
+    work = sum(rows * seconds[name] / computed[name] for name, rows in known.items())
+    workers = sum(seconds.values()) / max(1e-9, sum(report.seconds for report in reports))
+    return Estimate(
+        work_seconds=work,
+        seconds=work / max(1e-9, workers),
+        nbytes=round(sum(rows * _bytes_a_row(files, name) for name, rows in known.items())),
+        unknown=tuple(name for name in plan.rows() if name not in known),
+    )
+
+
+def _reports(files: Files) -> Iterator[RunReport]:
+    for run in files.names("runs")[-MOST_RUNS:]:
+        name = f"runs/{run}/report.json"
+        if files.exists(name):
+            try:
+                yield RunReport.model_validate_json(files.read(name))
+            except ValidationError:
+                continue  # of another release; a report is no part of the format
+
+
+def _bytes_a_row(files: Files, annotator: str) -> float:
+    names = [name for (made_by, _), parts in newest_commits(files).items() if made_by == annotator for name in parts]
+    documents = [read_commit(files, name).document for name in names[-MOST_COMMITS:]]
+    rows = sum(sum(counts.values()) for document in documents for counts in document.counts.values())
+    return sum(part.nbytes for document in documents for part in document.parts) / max(1, rows)

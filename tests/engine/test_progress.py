@@ -1,0 +1,70 @@
+"""What a run shows while it works, and what a plan says it will take."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from graphbuild.annotators.canny import Canny
+from graphbuild.annotators.lsd import Lsd
+from graphbuild.cli import app
+from graphbuild.engine.estimate import estimate
+from graphbuild.engine.plan import make_plan
+from graphbuild.engine.progress import Progress
+from graphbuild.sources import resolve as source
+from graphbuild.store.files import files_at
+from graphbuild.store.graph import Graph
+from tests.support.annotators import build, complete, start
+from tests.support.sources import InMemory
+
+
+def test_time_left_is_each_annotators_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a fast annotator that promises an hour for what a slow one takes days."""
+    now = [1000.0]
+    monkeypatch.setattr("graphbuild.engine.progress.time.monotonic", lambda: now[0])
+    progress = Progress(Console(quiet=True), {"fast": 100, "slow": 100, "later": 5})
+    progress("fast", 0, 0, 0)
+    progress("slow", 40, 0, 0)  # saved by a run before
+    now[0] += 10
+    progress("fast", 90, 90, 0)
+    progress("slow", 10, 10, 3)
+    assert progress.line(now[0]) == ("140/205 nodes, 10.0/s, 3 failed, left: fast 0:00:01, slow 0:00:50, later ?")
+    progress("fast", 20, 20, 0)  # a unit that was tried again
+    assert progress.line(now[0]).startswith("150/205 nodes")
+
+
+def test_saved_rows_count_from_the_start(
+    tmp_path: Path, control: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a resumed run that begins at zero and jumps at the first commit."""
+    tag = control({"004": "kill"})
+    process = start(InMemory(tag=tag), tmp_path / "g", [], shard_size=6, flush_s=0.0)
+    process.join()
+    control()
+    monkeypatch.setattr("graphbuild.engine.progress.LINE_SECONDS", 0.0)
+    said = Console(record=True, file=io.StringIO(), width=200)
+    complete(build(InMemory(tag=tag), tmp_path / "g", [], console=said))
+    lines = said.export_text().splitlines()
+    assert lines[0] == "4/6 nodes, 0.0/s, 0 failed, left: source:in_memory ?"
+    assert lines[-1].startswith("6/6 nodes") and lines[-1].endswith("0 failed, left: the last commits")
+
+
+def test_a_plan_estimates_time_and_bytes(photos: Path, tmp_path: Path) -> None:
+    out, files = tmp_path / "g", files_at(tmp_path / "g")
+    plan = make_plan(files, source("folder", path=str(photos)), [Canny()])
+    assert estimate(plan, files) is None
+    complete(build(photos, out, ["canny"], limit=8, shard_size=4))
+    plan = make_plan(files, source("folder", path=str(photos)), [Canny(), Lsd()])
+    found = estimate(plan, files)
+    assert found is not None and found.unknown == ("lsd",) and found.work_seconds > 0 < found.seconds
+    commits = [commit for kind in ("image", "canny") for commit in Graph.open(out).commits(kind)]
+    parts = [part.nbytes for commit in commits for part in commit.document.parts]
+    assert found.nbytes == round(sum(parts) / 8 * 10), "eight items are there, ten are to come"
+    options = ["--source", "folder", "--path", str(photos), "--out", str(out), "--annotators", "canny,lsd"]
+    shown = CliRunner().invoke(app, ["plan", *options]).stdout
+    assert "with as many workers as in earlier runs" in shown and "have not run on this graph: lsd" in shown
