@@ -27,10 +27,17 @@ def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: 
         ValueError: no such name, or it cannot be imported; the message lists what there is.
     """
     target = builtin.get(name) or (name if ":" in name else _from_entry_points(what, name, {*builtin, *also}, group))
+    module, _, attribute = target.partition(":")
     try:
         return resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what} {name!r}: cannot load {target} ({error})") from error
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{what} {name!r}: {error}; it is looked for in the current folder ({os.getcwd()}), beside the YAML file "
+            "that names it, and among installed packages (pip install)"
+        ) from error
+    except Exception as error:  # whatever a module of one's own raises
+        hint = suggestion(attribute, vars(sys.modules.get(module, object)))
+        raise ValueError(f"{what} {name!r}: cannot load it: {type(error).__name__}: {error}{hint}") from error
 
 
 def find_class(
@@ -43,7 +50,7 @@ def find_class(
     """
     found = find(what, name, builtin, group, also=also)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{what} {name!r}: {found!r} is not a subclass of {base.__name__}")
+        raise ValueError(f"{what} {name!r}: it is no subclass of graphbuild.{base.__name__}; name one")
     return found
 
 

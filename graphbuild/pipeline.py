@@ -82,10 +82,11 @@ def pipeline_names() -> list[str]:
 def pipeline_file(name_or_file: str | os.PathLike[str]) -> Path:
     """The file behind a pipeline's name; a name that ends in .yaml is a file of one's own."""
     text = os.fspath(name_or_file)
-    candidates = [Path(text)] if text.endswith((".yaml", ".yml")) else [f / f"{text}.yaml" for f in pipeline_folders()]
-    for candidate in candidates:
+    own = text.endswith((".yaml", ".yml"))
+    for candidate in [Path(text)] if own else [folder / f"{text}.yaml" for folder in pipeline_folders()]:
         if candidate.is_file():
             look_in(candidate.parent, os.getcwd())
             return candidate
     known = f"there are {', '.join(pipeline_names())}, or the name of a .yaml file"
-    raise GraphError(f"no pipeline {text!r}{suggestion(text, pipeline_names())}; {known}")
+    where = f": no such file in {Path(text).absolute().parent}" if own else suggestion(text, pipeline_names())
+    raise GraphError(f"no pipeline {text!r}{where}; {known}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -144,7 +143,7 @@ def retry(
     raise typer.Exit(UNDONE if refused else code)
 
 
-def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool) -> int:
+def _show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -> int:
     from graphbuild.cli import text
 
     say(report.model_dump_json(), text.report_lines(report, where), as_json)
@@ -152,7 +151,7 @@ def _show_report(report: RunReport, where: Path, *, strict: bool, as_json: bool)
         ERR.print(f"{len(report.units_left)} units are left undone; continue with: {command_line()}", markup=False)
         return UNDONE
     if report.failed:
-        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(str(where))}"
+        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(where)}"
         ERR.print(f"{report.failed} failed rows{again if report.retriable else ''}", markup=False)
     return UNDONE if report.errors or (strict and report.failed) else DONE
 

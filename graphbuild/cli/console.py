@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,7 @@ ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
 DONE, UNDONE, REFUSED = 0, 1, 2
 
-GraphArgument = Annotated[Path, typer.Argument(help="The graph folder.", metavar="GRAPH")]
+GraphArgument = Annotated[str, typer.Argument(help="The graph folder.", metavar="GRAPH")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 SourceOption = Annotated[
     str | None, typer.Option(help="Where items come from: sample, folder, subjects200k, pkg.mod:Class.")
@@ -31,7 +30,7 @@ PipelineOption = Annotated[str | None, typer.Option(help="A pipeline by name or 
 AnnotatorsOption = Annotated[
     str | None, typer.Option(help="Comma-separated annotators or kinds, instead of the pipeline's.")
 ]
-OutOption = Annotated[Path | None, typer.Option(help="The graph folder; default ./SOURCE-graph.")]
+OutOption = Annotated[str | None, typer.Option(help="The graph folder; default ./SOURCE-graph.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Take only the first N items.")]
 ShardSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Items per shard of a new graph (default at most 1024).")
@@ -83,8 +82,11 @@ def refusing() -> Iterator[None]:
         raise stop(str(error), REFUSED) from error
     except FileNotFoundError as error:
         raise stop(f"{error.filename}: no such file or folder", REFUSED) from error
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise stop(f"{error.filename}: {error.strerror}", REFUSED) from error
+    except PermissionError as error:
+        name = str(error.filename)
+        raise stop(f"{name}: permission denied; see who may with: ls -ld {shlex.quote(name)}", REFUSED) from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise stop(f"{error.filename}: {error.strerror}; give another name", REFUSED) from error
     except OSError as error:
         raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:

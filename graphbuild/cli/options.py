@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from graphbuild.annotators import DEFAULT_FOR, recorded, resolve
@@ -25,10 +24,10 @@ def assemble(
     path: str | None,
     pipeline: str | None,
     annotators: str | None,
-    out: Path | None,
+    out: str | None,
     *,
     follow_links: bool = False,
-) -> tuple[Source, list[Annotator], Path]:
+) -> tuple[Source, list[Annotator], str]:
     """Source, annotators and graph folder behind the options that `run` and `plan` share.
 
     A source beside a pipeline replaces the pipeline's; alone it has the pipeline that bears its name, if there is one.
@@ -46,7 +45,7 @@ def assemble(
         chosen = load_pipeline(file, **location).source
     else:
         raise GraphError("say where items come from: --source NAME (sample, folder, subjects200k) or --pipeline FILE")
-    where = out or Path(f"{chosen.name}-graph")
+    where = out or f"{chosen.name}-graph"
     if annotators is not None:
         return chosen, choose_annotators([name.strip() for name in annotators.split(",") if name.strip()], where), where
     if file is None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
 
 from graphbuild.cli.app import app
+from graphbuild.cli.console import refusing
 from graphbuild.contracts import ARROW_SCHEMAS, JSON_DOCUMENTS
+from graphbuild.store.files import local_path
 
 
 @app.command()
 def schema(
-    write: Annotated[Path | None, typer.Option(help="Write all contracts into FOLDER/v1.", metavar="FOLDER")] = None,
+    write: Annotated[str | None, typer.Option(help="Write all contracts into FOLDER/v1.", metavar="FOLDER")] = None,
 ) -> None:
     """Print the names of the JSON and Arrow contracts, or write them down.
 
@@ -23,12 +24,13 @@ def schema(
 
       graphbuild schema --write schemas/
     """
-    for name, text in schema_files().items():
-        if write is not None:
-            target = write / "v1" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
-        typer.echo(name if write is None else target)
+    with refusing():
+        folder = None if write is None else local_path(write) / "v1"
+        for name, text in schema_files().items():
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text)
+            typer.echo(name if folder is None else folder / name)
 
 
 def schema_files() -> dict[str, str]:

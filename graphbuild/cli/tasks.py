@@ -31,7 +31,7 @@ from graphbuild.errors import GraphError
 
 @app.command()
 def tasks(
-    graph: Annotated[Path | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
+    graph: Annotated[str | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
     paths: Annotated[str, typer.Option(help="A path list by name or .yaml.")] = "graph200k",
     weights: WeightsOption = "listed",
     as_json: JsonOption = False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -23,7 +22,7 @@ OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
 # ---- builds ----------------------------------------------------------------------------------------------------
 
 
-def plan_document(planned: Plan, where: Path, estimated: Estimate | None) -> Document:
+def plan_document(planned: Plan, where: str, estimated: Estimate | None) -> Document:
     """What a run would compute, and why; what goes live with it; what it will take, if earlier runs tell."""
     rows = [{"annotator": name, "why": why, "units": units} for (name, why), units in planned.reasons().items()]
     models = {producer.name: producer.lineage.model for producer in planned.producers if producer.lineage.model}
@@ -39,7 +38,7 @@ def plan_document(planned: Plan, where: Path, estimated: Estimate | None) -> Doc
     }
 
 
-def plan_lines(planned: Plan, where: Path, estimated: Estimate | None) -> Iterator[str | Table]:
+def plan_lines(planned: Plan, where: str, estimated: Estimate | None) -> Iterator[str | Table]:
     """The same to be read."""
     yield from planned.notes
     for kind, live in planned.replaces().items():
@@ -58,7 +57,7 @@ def plan_lines(planned: Plan, where: Path, estimated: Estimate | None) -> Iterat
         yield f"{planned.vanished} known items are no longer listed; their nodes stay"
 
 
-def report_lines(report: RunReport, where: Path) -> Iterator[str | Table]:
+def report_lines(report: RunReport, where: str) -> Iterator[str | Table]:
     """What a run did."""
     for kind, live in report.went_live.items():
         yield f"{kind}: {live.annotator} {live.version} is live now"
@@ -92,7 +91,7 @@ def failed_lines(rows: Sequence[Document]) -> Iterator[str | Table]:
     yield f"{len(rows)} failed row{'' if len(rows) == 1 else 's'}"
 
 
-def verdict_lines(verdict: Verdict, where: Path, full: bool) -> Iterator[str]:
+def verdict_lines(verdict: Verdict, where: str, full: bool) -> Iterator[str]:
     """Whether a graph is what its commits say."""
     yield from verdict.problems
     hashed = f", {verdict.nodes} nodes hashed" if full else ""
@@ -112,7 +111,7 @@ def report_table(report: RunReport) -> Table:
     return table
 
 
-def plan_table(plan: Plan, where: Path) -> Table:
+def plan_table(plan: Plan, where: str) -> Table:
     """What a run would compute, and why."""
     table = Table(title=f"{where}: {len(plan.units)} of {plan.wanted} units to compute, {plan.num_items} items")
     for column in ("annotator", "units", "why"):

@@ -49,10 +49,14 @@ def fetch(checkpoint: Checkpoint) -> Path:
     try:
         return checkpoint.fetch()
     except GatedRepoError as error:
-        raise GraphError(f"{checkpoint.repository}: accept its licence at {page}, then set HF_TOKEN") from error
+        raise GraphError(
+            f"{checkpoint.repository} is gated: accept its licence at {page}, log in with: hf auth login (or set "
+            f"HF_TOKEN), then run again: graphbuild models fetch {checkpoint.model}"
+        ) from error
     except RepositoryNotFoundError as error:
         raise GraphError(
-            f"{checkpoint.repository}: there is no such repository, or it wants HF_TOKEN; {page}"
+            f"{checkpoint.repository}: there is no such repository, or a private one; see {page}, and log in with: hf "
+            "auth login"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise GraphError(f"{checkpoint.repository}: cannot be downloaded: {str(error).splitlines()[0]}") from error

@@ -22,7 +22,7 @@ from graphbuild.engine.new_items import (
     shard_size_for,
     with_revised,
 )
-from graphbuild.engine.preflight import missing_parts, non_commercial, too_large, without_gpu
+from graphbuild.engine.preflight import missing_parts, non_commercial, refuse_inside, too_large, without_gpu
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
 from graphbuild.engine.rows import items_behind, items_in, newest_spine, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
@@ -153,6 +153,7 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
         if source is None:
             read_document(files)
         assert source is not None
+        refuse_inside(source, files.url)
         if files.exists("README.md"):
             raise GraphError(
                 f"{files.url} is no graph and has a README.md, in whose place a graph would put its own; give another "
@@ -163,8 +164,8 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
     document = read_document(files)
     if shard_size not in (None, document.shard_size):
         raise GraphError(
-            f"{files.url} has shards of {document.shard_size} items for ever; leave out --shard-size {shard_size}, "
-            "or build into another --out"
+            f"{files.url}: its shard size is fixed at {document.shard_size} items; leave out --shard-size "
+            f"{shard_size}, or build into another --out"
         )
     if source is not None and (source.name, source_params(source)) != (document.source.name, document.source.params):
         raise GraphError(

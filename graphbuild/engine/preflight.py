@@ -1,11 +1,16 @@
-"""What annotators need before they start: weights, packages, memory; and what their users should know."""
+"""What is checked before work starts: weights, packages, memory, places; and what users should know."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
 
 from graphbuild.annotators.base import Annotator, name_of
+from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory
+from graphbuild.sources.base import Source
 
 
 def missing_parts(annotators: Sequence[Annotator]) -> Iterator[str]:
@@ -50,3 +55,15 @@ def non_commercial(annotators: Sequence[Annotator]) -> Iterator[str]:
         for checkpoint in annotator.checkpoints().values():
             if not checkpoint.commercial:
                 yield f"{name_of(annotator)}: {checkpoint.repository} is not for commercial use ({checkpoint.licence})"
+
+
+def refuse_inside(source: Source, out: str) -> None:
+    """Refuse a graph among the pictures it is made of: it would hide them, or be listed with them.
+
+    Raises:
+        GraphError: `out` lies in a folder of the source.
+    """
+    given = (getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True))
+    for folder in (place for place in given if isinstance(place, str | os.PathLike) and os.path.isdir(place)):
+        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise GraphError(f"{out} lies in the source's folder {folder}; give an --out beside it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graphbuild.lookup import find_class
+from graphbuild.lookup import find_class, suggestion
 
 if TYPE_CHECKING:
     from graphbuild.sources.base import Source
@@ -30,7 +30,7 @@ def resolve(name: str, **kwargs: Any) -> Source:
     valid = [f.name for f in fields(cls) if f.init]
     unknown = sorted(set(kwargs) - set(valid))
     if unknown:
-        takes = f"it takes {', '.join(valid)}" if valid else "it takes no settings"
+        takes = f"it takes {', '.join(valid)}{suggestion(unknown[0], valid)}" if valid else "it takes no settings"
         raise ValueError(f"source {name!r} has no {', '.join(unknown)}; {takes}")
     return cls(**kwargs)
 

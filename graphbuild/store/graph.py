@@ -22,6 +22,7 @@ from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
+from graphbuild.lookup import suggestion
 from graphbuild.store.edges import EdgeRows, cached_presence
 from graphbuild.store.files import Files, files_at
 from graphbuild.store.heads import (
@@ -101,7 +102,7 @@ class Graph:
         """
         if kind not in self.head:
             known = ", ".join(sorted(self.head)) or "none yet"
-            raise GraphError(f"{self.url} has no kind {kind!r}; it has: {known}")
+            raise GraphError(f"{self.url} has no kind {kind!r}{suggestion(kind, self.head)}; it has: {known}")
         return self.head[kind]
 
     def producer(self, kind: str, version: str | None) -> Live:

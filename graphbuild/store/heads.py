@@ -26,7 +26,10 @@ _HEAD_TRIES = 100
 def read_document(files: Files) -> GraphDocument:
     """`graph.json`, refused when its format or a feature is unknown."""
     if not files.exists("graph.json"):
-        raise GraphError(f"{files.url} is not a graph (no graph.json); make one with: graphbuild run --out {files.url}")
+        raise GraphError(
+            f"{files.url} is not a graph (no graph.json); give the folder that was --out of a run, or make one with: "
+            "graphbuild run --source sample"
+        )
     try:
         document = GraphDocument.model_validate_json(files.read("graph.json"))
     except ValidationError as error:

@@ -17,6 +17,7 @@ from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
 from graphbuild.lookup import find
+from graphbuild.store.files import local_path
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
@@ -80,6 +81,7 @@ def write_tasks(
         ValueError: no such form.
     """
     writer = writer_of(form)
+    out = local_path(out)
     out.mkdir(parents=True, exist_ok=True)
     return writer((sampler.task(i, resolution, cells=cells) for i in indices), out)
 

@@ -158,7 +158,7 @@ def test_resolve_takes_parameters_and_classes() -> None:
         ("canny", {"lo": 1}, ["lo", "low", "high"]),
         ("canny", {"low": "a lot"}, ["low", "a lot"]),
         ("no.such.module:Class", {}, ["no.such.module"]),
-        ("graphbuild.contracts:Item", {}, ["not a subclass of Annotator"]),
+        ("graphbuild.contracts:Item", {}, ["no subclass of graphbuild.Annotator"]),
         ("graphbuild.annotators.canny:Nothing", {}, ["Nothing"]),
     ],
 )

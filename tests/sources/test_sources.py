@@ -50,9 +50,9 @@ def test_resolve_takes_a_dotted_class_and_its_fields(tmp_path: Path) -> None:
         ("photos", {}, "unknown source 'photos'; known: folder, sample, subjects200k, or module:Class"),
         ("sample", {"path": "x"}, "source 'sample' has no path; it takes colours"),
         ("folder", {"root": "x", "deep": True}, "has no deep, root; it takes colours, path"),
-        ("nowhere.at_all:Source", {}, "cannot load nowhere.at_all:Source .No module named 'nowhere'"),
-        ("graphbuild.sources.folder:Nothing", {}, "cannot load graphbuild.sources.folder:Nothing"),
-        ("graphbuild.sources.folder:Path", {}, "is not a subclass of Source"),
+        ("nowhere.at_all:Source", {}, "No module named 'nowhere'; it is looked for in the current folder"),
+        ("graphbuild.sources.folder:Nothing", {}, "folder:Nothing': cannot load it: AttributeError"),
+        ("graphbuild.sources.folder:Path", {}, "is no subclass of graphbuild.Source"),
     ],
 )
 def test_resolve_refuses_with_the_valid_choices(name: str, kwargs: dict[str, Any], message: str) -> None:
