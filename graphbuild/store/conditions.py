@@ -24,12 +24,13 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def matching(items: pa.Table, where: Mapping[str, Any]) -> NDArray[np.bool_]:
+def matching(items: pa.Table, where: Mapping[str, Any], *, known: bool = True) -> NDArray[np.bool_]:
     """The rows that meet every condition. A value that an item lacks meets none.
 
     Args:
         where: a column of the items table, or a dotted place in its `meta`, to a value it must equal, a list of
             such values, or a mapping of operators: `==, !=, <, <=, >, >=, in`.
+        known: refuse a place that no item has; otherwise no item meets the condition.
 
     Raises:
         GraphError: no item has such a column or place, an unknown operator, or values that cannot be compared.
@@ -44,7 +45,7 @@ def matching(items: pa.Table, where: Mapping[str, Any]) -> NDArray[np.bool_]:
             raise GraphError(f"where: {name}: in: {tests['in']!r}; allowed: a list")
         if unknown := [test for test in tests if test not in OPERATORS]:
             raise GraphError(f"where: {name}: unknown operator {unknown[0]!r}; allowed: {', '.join(OPERATORS)}")
-        values = _values(items, name)
+        values = _values(items, name, known=known)
         for test, wanted in tests.items():
             met &= np.array([_holds(name, test, value, wanted) for value in values], bool)
     return met
@@ -57,12 +58,12 @@ def _holds(name: str, test: str, value: Any, wanted: Any) -> bool:
         raise GraphError(f"where: {name} {test} {wanted!r}: an item has {value!r}, which cannot be compared") from error
 
 
-def _values(items: pa.Table, name: str) -> list[Any]:
+def _values(items: pa.Table, name: str, *, known: bool) -> list[Any]:
     if name != "meta" and name in items.column_names:
         return list(items.column(name).to_pylist())
     documents = [json.loads(text) if text else {} for text in items.column("meta").to_pylist()]
     values = [_at(document, name.split(".")) for document in documents]
-    if items.num_rows and all(value is None for value in values):
+    if known and items.num_rows and all(value is None for value in values):
         places = sorted({key for document in documents if isinstance(document, dict) for key in document})
         columns = [column for column in items.column_names if column != "meta"]
         raise GraphError(

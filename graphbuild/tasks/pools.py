@@ -60,7 +60,7 @@ class Stock:
     """What a graph can serve of a list of paths, with the filters of a configuration."""
 
     def __init__(self, graph: Graph, paths: PathSet, config: SamplerConfig) -> None:
-        self.graph, self.config, self.nodes = graph, config, Nodes(graph)
+        self.graph, self.config, self.nodes, self.kind_where = graph, config, Nodes(graph), paths.kind_where
         self.kinds = sorted({role.kind for path in paths.paths for role in roles_of(path)})
         self._pools: dict[str, Pool] = {}
         self._choices: dict[tuple[Any, ...], Choices] = {}
@@ -86,7 +86,7 @@ class Stock:
         """How many items have each kind of a path, and how many its filters leave."""
         kinds = sorted({role.kind for role in roles_of(path)})
         has = {kind: int(self.nodes.present(kind).any(axis=1).sum()) if self.nodes.has(kind) else 0 for kind in kinds}
-        if path.where or self.config.where or self.config.split:
+        if path.where or self.config.where or self.config.split or self._of_kinds(path):
             has["allowed"] = int(self._allowed(path).sum())
         return has
 
@@ -113,14 +113,22 @@ class Stock:
         """Items that meet the conditions of path and configuration and are on the configured side."""
         allowed = np.ones(self.nodes.num_items, bool)
         for where in filter(None, (path.where, self.config.where)):
-            name = canonical_json(where)
-            if name not in self._filters:
-                self._filters[name] = np.zeros(self.nodes.num_items, bool)
-                self._filters[name][self._item_ix[matching(self._items, where)]] = True
-            allowed &= self._filters[name]
+            allowed &= self._meeting(where)
+        for where in self._of_kinds(path):
+            allowed &= self._meeting(where, known=False)
         if self._sides is not None:
             allowed &= self._sides == _SIDES[str(self.config.split)]
         return allowed
+
+    def _of_kinds(self, path: TaskPath) -> list[Mapping[str, Any]]:
+        return [where for kind, where in self.kind_where.items() if kind in path.nodes]
+
+    def _meeting(self, where: Mapping[str, Any], *, known: bool = True) -> Flags:
+        name = canonical_json([where, known])
+        if name not in self._filters:
+            self._filters[name] = np.zeros(self.nodes.num_items, bool)
+            self._filters[name][self._item_ix[matching(self._items, where, known=known)]] = True
+        return self._filters[name]
 
     def _pool(self, able: Flags) -> Pool:
         name = checksum(np.packbits(able))

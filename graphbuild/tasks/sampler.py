@@ -163,11 +163,12 @@ class PathSampler:
         if not drawable or (lacking and on_missing == "error"):
             coverage = self.coverage()
             shown = "; ".join(f"{path.name}: {coverage[path.name]}" for path in lacking[:3])
+            kinds = "".join(f", where of kind {kind}" for kind in self.listed.kind_where)
             raise GraphError(
                 f"{self.graph.url} serves {len(drawable)} of the {len(self.listed.paths)} paths of "
                 f"{self.listed.name!r}. Items that have: {shown or 'all'}. Run the missing annotators, ask less of "
-                "items (where, split, rows), or leave such paths out (on_missing drop); a path whose targets are held "
-                "out is never served"
+                f"items (where, split, rows{kinds}), or leave such paths out (on_missing drop); a path whose targets "
+                "are held out is never served"
             )
         return drawable
 

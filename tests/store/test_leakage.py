@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,25 @@ def test_where_keeps_the_items_that_meet_it(tmp_path: Path) -> None:
     sampler = PathSampler(graph, PathSet(name="good", paths=(good,)), config=SamplerConfig(where={"licence": ["cc0"]}))
     assert set().union(*rows_of(sampler)) == {3, 5}
     assert sampler.coverage() == {"good": {"image": 10, "allowed": 2, "all": 2}}
+
+
+def test_conditions_of_a_kind(tmp_path: Path) -> None:
+    """Guards against poor pairs that train: `reference` only of items whose pair is rated 3 or better; other tasks of
+    the other items stay."""
+    scores = [None, 1, 2, 3, 4, 5]
+    pairs = [{"meta": json.dumps({"quality_assessment": score and {"objectConsistency": score}})} for score in scores]
+    kinds = {"reference": same(6, 1), "canny": same(6, 1)}
+    for name in ("graph200k", "graph200k_released"):
+        sampler = PathSampler(write_graph(tmp_path / name, pairs, kinds), name, on_missing="drop")
+        drawn: dict[bool, set[int]] = {False: set(), True: set()}
+        for walk in sampler.walks(0, 400):
+            drawn["reference" in walk.kinds].update(walk.rows)
+        assert drawn == {True: {3, 4, 5}, False: set(range(6))}
+        assert sampler.coverage()["reference-to-image"] == {"image": 6, "reference": 6, "allowed": 3, "all": 3}
+    unrated = write_graph(tmp_path / "unrated", [{} for _ in scores], kinds)
+    assert not any("reference" in path.kinds for path in PathSampler(unrated, on_missing="drop").paths)
+    with pytest.raises(GraphError, match=r"\(where, split, rows, where of kind reference\)"):
+        PathSampler(unrated)
 
 
 @pytest.mark.parametrize(

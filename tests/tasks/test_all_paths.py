@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,13 @@ class PhotoEdits(Photos):
 def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     out = tmp_path_factory.mktemp("graph") / "g"
     models: list[Annotator | str] = [Photos(), PhotoReferences(), PhotoStyles(), PhotoEdits()]
-    complete(build(photos, out, ["canny", "lsd", "grabcut", *models], limit=4))
+    rated = tmp_path_factory.mktemp("photos")
+    lines = []
+    for file in sorted(photos.iterdir())[:4]:
+        (rated / file.name).write_bytes(file.read_bytes())
+        lines.append(json.dumps({"file_name": file.name, "quality_assessment": {"objectConsistency": 3}}))
+    (rated / "metadata.jsonl").write_text("\n".join(lines))
+    complete(build(rated, out, ["canny", "lsd", "grabcut", *models], limit=4))
     return Graph.open(out)
 
 

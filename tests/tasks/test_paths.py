@@ -264,6 +264,11 @@ BAD = {
         declared("own: {codec: png1, phrase: [a]}"),
         r"kinds: own: unknown key 'phrase'; allowed: codec, phrases",
     ),
+    "condition of a kind, no such": (declared("cany: {where: {split: train}}"), r"unknown kind 'cany' \(did you mean"),
+    "condition of a kind, unused": (
+        "kinds: {depth: {where: {split: train}}}\n" + entry(""),
+        r"kinds: depth: where: no path has this kind",
+    ),
     "own kinds, no mapping": (declared("own"), r"kinds: 'own'; allowed: a mapping"),
     "no YAML": ("paths: [", r"line \d: did not find expected node content"),
     "object": ("paths: !!python/object:os.system {}", r"could not determine a constructor"),

@@ -1,9 +1,11 @@
 """Task paths: which kinds of picture make a task, in which order, and how often. A path is data, in YAML.
 
-A file holds `paths`, a list of entries, and may hold `types` (weights of task types) and `content` (a default):
+A file holds `paths`, a list of entries, and may hold `types` (weights of task types), `content` (a default) and `kinds`
+(declarations of kinds of one's own; conditions on the items of a kind):
 
     content: {from: caption, of: image}
     types: {editing: 2, sketching: 1}
+    kinds: {reference: {where: {quality_assessment.objectConsistency: {">=": 3}}}}
     paths:
       - {name: sketch, type: sketching, cells: [canny, image]}
       - {name: two-edits, type: editing, cells: [image, edit_local:a, edit_local:b], target: edit_local:b}

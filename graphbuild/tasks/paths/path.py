@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.codecs import codec_of
-from graphbuild.kinds.registry import KINDS, Group, Kind, kind_of
+from graphbuild.kinds.registry import KINDS, Group, Kind, kind_of, parents_of
 
 DEFAULT_TYPE = "custom"
 
@@ -101,6 +101,13 @@ class TaskPath:
         return tuple(role_kind(role) for role in self.cells)
 
     @cached_property
+    def nodes(self) -> frozenset[str]:
+        """The kinds that a row depends on: those of its cells, and what each is computed from or is a version of, as
+        `reference` of `reference.canny`."""
+        read = {parent for kind in self.kinds for parent in parents_of(kind)}
+        return frozenset({*self.kinds, *read, *(word for kind in (*self.kinds, *read) for word in kind.split("."))})
+
+    @cached_property
     def declared(self) -> tuple[Kind, ...]:
         """What these kinds are."""
         return tuple(kind_of(kind, self.own) for kind in self.kinds)
@@ -110,13 +117,19 @@ class TaskPath:
 class PathSet:
     """A list of paths and the weights of their types; a type that is not named has weight 1.
 
+    Attributes:
+        kind_where: kind -> conditions on the items that tasks with this kind are drawn from. An item that lacks the
+            value does not meet them, even if no item has it.
+
     Raises:
-        ValueError: two paths share a name, a type weight is negative, or nothing can be drawn.
+        ValueError: two paths share a name, a type weight is negative, nothing can be drawn, or a condition cannot be
+            written down.
     """
 
     name: str
     paths: tuple[TaskPath, ...]
     type_weights: Mapping[str, float] = field(default_factory=dict)
+    kind_where: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [path.name for path in self.paths]
@@ -125,13 +138,18 @@ class PathSet:
         for type_name, weight in self.type_weights.items():
             _check_weight(f"types: {type_name}", weight)
         object.__setattr__(self, "type_weights", {name: float(weight) for name, weight in self.type_weights.items()})
+        for where in self.kind_where.values():
+            check_where(where)
         if not self._totals():
             raise ValueError("no path can be drawn; at least one needs a positive weight in a type of positive weight")
 
     @cached_property
     def digest(self) -> str:
         """What the list is, whatever it is called and wherever it lies: 12 hex digits."""
-        return digest_of(asdict(self) | {"name": ""})[:12]
+        said = asdict(self) | {"name": ""}
+        if not self.kind_where:
+            del said["kind_where"]  # as lists were before they could have conditions
+        return digest_of(said)[:12]
 
     def has_chance(self, path: TaskPath) -> bool:
         """False for a path that is switched off, alone or with its type."""

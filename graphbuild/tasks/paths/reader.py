@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphbuild.kinds.registry import Kind
+from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.lookup import suggestion
 from graphbuild.strict_yaml import mapping, reading
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
@@ -15,7 +15,7 @@ from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath
 _FILE_KEYS = ("paths", "types", "content", "kinds")
 _PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content")
 _CONTENT_KEYS = ("from", "of")
-_KIND_KEYS = ("codec", "phrases", "group", "description")
+_KIND_KEYS = ("codec", "phrases", "group", "description", "where")
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -42,7 +42,7 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
 
 def _path_set(name: str, value: object) -> PathSet:
     document = _mapping("the file", value, _FILE_KEYS, needed=("paths",))
-    own = _kinds(document.get("kinds", {}))
+    own, kind_where = _kinds(document.get("kinds", {}))
     default = _content(document.get("content"))
     if default is not None:
         default.check(own)
@@ -50,15 +50,28 @@ def _path_set(name: str, value: object) -> PathSet:
     if not isinstance(entries, list):
         raise ValueError(f"paths: {entries!r}; allowed: a list of entries")
     paths = tuple(_path(number, entry, default, own) for number, entry in enumerate(entries))
-    return PathSet(name=name, paths=paths, type_weights=_type_weights(document.get("types"), paths))
+    if unused := [kind for kind in kind_where if not any(kind in path.nodes for path in paths)]:
+        raise ValueError(f"kinds: {unused[0]}: where: no path has this kind; allowed: kinds of cells")
+    weights = _type_weights(document.get("types"), paths)
+    return PathSet(name=name, paths=paths, type_weights=weights, kind_where=kind_where)
 
 
-def _kinds(value: object) -> tuple[Kind, ...]:
-    return tuple(_kind(name, entry) for name, entry in _mapping("kinds", value, None).items())
+def _kinds(value: object) -> tuple[tuple[Kind, ...], dict[str, dict[str, Any]]]:
+    """Declarations of kinds of one's own, and conditions of these or known kinds."""
+    own, conditions = [], {}
+    for name, entry in _mapping("kinds", value, None).items():
+        label = f"kinds: {name}"
+        fields = _mapping(label, entry, _KIND_KEYS)
+        if "where" in fields:
+            conditions[name] = _mapping(f"{label}: where", fields.pop("where"), None)
+        if fields or name not in conditions:
+            own.append(_kind(label, name, fields))
+    for name in conditions:
+        kind_of(name, own)
+    return tuple(own), conditions
 
 
-def _kind(name: str, entry: object) -> Kind:
-    label = f"kinds: {name}"
+def _kind(label: str, name: str, entry: dict[str, Any]) -> Kind:
     fields = {"group": "condition", "description": "", **_mapping(label, entry, _KIND_KEYS, needed=("codec",))}
     phrases = fields.pop("phrases", [])
     if not isinstance(phrases, list):
