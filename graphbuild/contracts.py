@@ -188,6 +188,7 @@ class StatusDocument(Document):
     snapshot: str
     params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="of each version, live or not")
     gaps: list[str] = Field(default_factory=list, description="units of live versions that are not committed")
+    excluded: int = Field(0, description="items that are never sampled nor read")
 
 
 class CellDocument(Document):
@@ -382,13 +383,7 @@ def _nodes_schema() -> pa.Schema:
 NODES = _nodes_schema()
 """Stored pixels or payload. All fields nullable: `datasets` honours its feature metadata only then."""
 
-ARROW_SCHEMAS: Mapping[str, pa.Schema] = {
-    "items": ITEMS,
-    "nodes": NODES,
-    "edges": EDGES,
-    "spool": SPOOL,
-    "snapshot": SNAPSHOT,
-}
+ARROW_SCHEMAS = {"items": ITEMS, "nodes": NODES, "edges": EDGES, "spool": SPOOL, "snapshot": SNAPSHOT}
 JSON_DOCUMENTS: Mapping[str, type[Document]] = {
     "graph": GraphDocument,
     "live": Live,

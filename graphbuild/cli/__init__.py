@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from graphbuild.cli import build, models, schema, tasks
+from graphbuild.cli import build, exclude, models, schema, tasks
 from graphbuild.cli.app import app
 from graphbuild.lookup import look_in
 
-__all__ = ["app", "build", "main", "models", "schema", "tasks"]
+__all__ = ["app", "build", "exclude", "main", "models", "schema", "tasks"]
 
 
 def main() -> None:

@@ -79,6 +79,9 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
     yield from (f"not committed: {unit}" for unit in document.gaps[:10])
     if len(document.gaps) > 10:
         yield f"not committed: {len(document.gaps) - 10} more units"
+    if document.excluded:
+        items = "1 item is" if document.excluded == 1 else f"{document.excluded} items are"
+        yield f"{items} excluded: graphbuild exclude GRAPH lists them"
     yield f"snapshot {document.snapshot}"
 
 

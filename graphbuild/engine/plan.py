@@ -215,7 +215,9 @@ class _Planner:
         if commit is None:
             return "unfinished items" if item.entries is None else "new items"
         why = self._retry_reason(commit.document)
-        return why or (f"facts changed ({len(item.revised)} items)" if item.revised else None)
+        return why or (
+            f"facts changed ({len(item.revised)} item{'s' * (len(item.revised) != 1)})" if item.revised else None
+        )
 
     @cached_property
     def spine(self) -> dict[int, Commit]:

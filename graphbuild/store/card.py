@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from graphbuild.store.exclusions import newest_name
 from graphbuild.store.graph import Graph
 from graphbuild.store.workspace import Workspace
 
@@ -21,6 +22,10 @@ Plain Parquet; `datasets.load_dataset("{path}", "<kind>")` reads one kind.
 
 `items` is the spine, `edges` says how every node was made or why it is missing. Join them on `item_ix`
 (and `variant`). Licences and attributions are columns of `items`.
+"""
+
+_EXCLUDED = """
+**{count} must not be used**: their `item_id` and why are in `{name}`.
 """
 
 
@@ -44,7 +49,14 @@ def card_text(graph: Graph) -> str:
     text = _TEXT.format(
         name=name, path=name, items=graph.num_items, source=graph.document.source.name, rows="\n".join(rows)
     )
-    return f"---\n{front}---\n{text}"
+    return f"---\n{front}---\n{text}{_excluded(graph)}"
+
+
+def _excluded(graph: Graph) -> str:
+    count = len(graph.excluded_items)
+    if not count:
+        return ""
+    return _EXCLUDED.format(count="1 item" if count == 1 else f"{count} items", name=newest_name(graph.fs))
 
 
 def _config(graph: Graph, what: str) -> dict[str, Any]:

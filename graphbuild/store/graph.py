@@ -24,6 +24,7 @@ from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.lookup import suggestion
 from graphbuild.store.edges import EdgeRows, cached_presence
+from graphbuild.store.exclusions import read_exclusions
 from graphbuild.store.files import Files, files_at
 from graphbuild.store.heads import (
     HEAD,
@@ -45,15 +46,26 @@ _INDEX_AFTER = 32  # edges parts of one producer loaded for single reads, before
 class Graph:
     """A graph as it was when opened (or at a pinned snapshot). Later commits are seen by opening it again.
 
+    Attributes:
+        excluded: item_id -> why, of items that must not be used: neither sampled nor read.
+
     >>> graph = Graph.open("graph/")                   # doctest: +SKIP
     >>> graph.read(0, "canny").array().shape           # doctest: +SKIP
     (512, 512, 3)
     """
 
-    def __init__(self, files: Files, document: GraphDocument, head: Head, newest: Mapping[tuple[str, str], list[str]]):
+    def __init__(
+        self,
+        files: Files,
+        document: GraphDocument,
+        head: Head,
+        newest: Mapping[tuple[str, str], list[str]],
+        excluded: Mapping[str, str],
+    ):
         self.fs = files
         self.document = document
         self.head = head
+        self.excluded = excluded
         self._newest = newest
         self._rows = lru_cache(maxsize=256)(self._load_rows)
         self._commit = lru_cache(maxsize=None)(lambda name: read_commit(files, name))
@@ -63,21 +75,21 @@ class Graph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is costly to find out travels along; descriptors and indexes are opened anew."""
-        known = {name: self.__dict__[name] for name in ("digest", "shards") if name in self.__dict__}
-        return Graph, (self.fs, self.document, self.head, self._newest), known
+        known = {name: self.__dict__[name] for name in ("digest", "shards", "excluded_items") if name in self.__dict__}
+        return Graph, (self.fs, self.document, self.head, self._newest, self.excluded), known
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], snapshot: str | None = None) -> Graph:
-        """Open a graph; `snapshot` pins a digest from `snapshots/`. Writes nothing.
+        """Open a graph; `snapshot` pins a digest from `snapshots/`, without the items excluded since. Writes nothing.
 
         Raises:
             GraphError: no graph there, an unknown format or feature, or no such snapshot.
         """
         files = files_at(url)
-        document = read_document(files)
+        document, excluded = read_document(files), read_exclusions(files)[1]
         if snapshot is None:
-            return cls(files, document, read_head(files)[1], newest_commits(files))
-        graph = cls(files, document, *read_snapshot(files, snapshot))
+            return cls(files, document, read_head(files)[1], newest_commits(files), excluded)
+        graph = cls(files, document, *read_snapshot(files, snapshot), excluded)
         if graph.digest != snapshot:
             raise GraphError(
                 f"{graph.url}: the commits of snapshot {snapshot} were altered since; run graphbuild verify"
@@ -181,9 +193,11 @@ class Graph:
         its stored parents and `seed`.
 
         Raises:
-            MissingNode: it was skipped, failed, or is not committed.
+            MissingNode: it was skipped, failed, is not committed, or its item is excluded.
             CorruptNode: the stored bytes changed.
         """
+        if (why := self.excluded_items.get(item_ix)) is not None:
+            raise MissingNode(f"item {item_ix} is excluded ({why}); graphbuild exclude --undo puts it back")
         if kind not in self.head and kind in KINDS and (compute := KINDS[kind].computed) is not None:
             parents = {parent: self.read(item_ix, parent) for parent in KINDS[kind].parents}
             return Node.computed(item_ix, kind, compute(parents, seed))
@@ -225,6 +239,14 @@ class Graph:
     def reopen(self) -> None:
         """Let go of descriptors and their lock: for a process that was forked while threads were reading."""
         self.fs = files_at(self.fs.url)
+
+    @cached_property
+    def excluded_items(self) -> dict[int, str]:
+        """item_ix -> why, of the excluded items."""
+        if not self.excluded:
+            return {}
+        items = self.items().select(["item_ix", "item_id"]).to_pylist()
+        return {row["item_ix"]: self.excluded[row["item_id"]] for row in items if row["item_id"] in self.excluded}
 
     def shard_of(self, item_ix: int) -> Shard:
         at = bisect.bisect_right(self.shards, item_ix, key=lambda shard: shard.start) - 1

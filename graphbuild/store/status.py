@@ -20,6 +20,7 @@ def status_of(graph: Graph) -> StatusDocument:
     return StatusDocument(
         graph=graph.url,
         items=sum(shard.stop - shard.start for shard in graph.shards),
+        excluded=len(graph.excluded_items),
         kinds={kind: _counts(graph, kind) for kind in sorted(graph.head)},
         units={"done": len(commits), "wanted": len(producers) * len(wanted)},
         reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},

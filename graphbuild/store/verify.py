@@ -13,6 +13,7 @@ from graphbuild.contracts import NODES, PartRef
 from graphbuild.errors import GraphError
 from graphbuild.hashing import checksum, version_of
 from graphbuild.store.edges import EdgeRows
+from graphbuild.store.exclusions import read_exclusions
 from graphbuild.store.files import Files, files_at
 from graphbuild.store.graph import read_node
 from graphbuild.store.heads import newest_commits, read_document, read_head, read_lineage
@@ -44,6 +45,7 @@ def verify(
     read_document(files)
     verdict = Verdict()
     verdict.problems += _head_problems(files)
+    verdict.problems += _exclusion_problems(files)
     for names in newest_commits(files).values():
         for name in names:
             commit = _readable(files, name, verdict)
@@ -77,6 +79,18 @@ def _head_problems(files: Files) -> Iterator[str]:
             continue
         if version_of(lineage) != live.version:
             yield f"lineage/{live.version}.json: its content hashes to {version_of(lineage)}"
+
+
+def _exclusion_problems(files: Files) -> Iterator[str]:
+    names = [name for name in files.names("exclusions") if name.endswith(".json")]
+    for number, name in enumerate(names, 1):
+        if name != f"{number:08d}.json":
+            yield f"exclusions/: {number:08d}.json is missing, {name} follows"
+            return
+    try:
+        read_exclusions(files)
+    except GraphError as error:
+        yield str(error)
 
 
 def _commit_problems(files: Files, commit: Commit, level: Level, verdict: Verdict) -> Iterator[str]:

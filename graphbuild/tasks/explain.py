@@ -72,7 +72,7 @@ def sample(sampler: PathSampler, index: int) -> Document:
         "paths": sampler.listed.name,
         "seed": sampler.seed,
         "group": sampler.group,
-        "switches": sampler.config.changed(),
+        "switches": sampler.drawing.switches,
         "path": walk.path.name,
         "type": walk.path.type,
         "chance": sampler.probabilities().get(walk.path.name, 0.0),

@@ -129,7 +129,7 @@ def _written(walks: Path, lines: Iterable[str]) -> Path:
 def _settings(task: GridTask) -> tuple[object, ...]:
     """Task and settings: what a picture depends on."""
     drawing, walk = task.drawing, task.walk
-    switches = {**drawing.config.changed(), **vars(task.cell_config)}
+    switches = {**drawing.switches, **vars(task.cell_config)}
     drawn = (drawing.seed, drawing.group, drawing.graph.digest, drawing.paths.digest, task.resolution)
     return walk.index, walk.path.name, *drawn, canonical_json(switches)
 

@@ -276,7 +276,7 @@ class GridTask:
             cells=cells,
             holes=list(walk.holes),
             resolution=self.resolution,
-            switches={**drawing.config.changed(), **asdict(self.cell_config)},
+            switches={**drawing.switches, **asdict(self.cell_config)},
             instruction=self.prompt,
             instruction_full=self.instruction_full.text,
         )

@@ -56,6 +56,7 @@ class PictureRows:
         )
         self.own = tuple(kind for kind in dict.fromkeys(kinds) if isinstance(kind, Kind) and kind.name not in KINDS)
         self.head = {name: Live(annotator=_NAME, version="") for name in [*names, *(["caption"] if caption else [])]}
+        self.excluded: dict[str, str] = {}
         self.caption, self.num_rows = caption, len(rows)
         if not rows:
             raise ValueError("rows: none; allowed: at least the query row")

@@ -86,7 +86,7 @@ class Stock:
         """How many items have each kind of a path, and how many its filters leave."""
         kinds = sorted({role.kind for role in roles_of(path)})
         has = {kind: int(self.nodes.present(kind).any(axis=1).sum()) if self.nodes.has(kind) else 0 for kind in kinds}
-        if path.where or self.config.where or self.config.split or self._of_kinds(path):
+        if path.where or self.config.where or self.config.split or self._of_kinds(path) or self.graph.excluded:
             has["allowed"] = int(self._allowed(path).sum())
         return has
 
@@ -110,8 +110,9 @@ class Stock:
         return found[0][1:] if found else None
 
     def _allowed(self, path: TaskPath) -> Flags:
-        """Items that meet the conditions of path and configuration and are on the configured side."""
+        """Items that meet the conditions of path and configuration, are on the configured side and not excluded."""
         allowed = np.ones(self.nodes.num_items, bool)
+        allowed[list(self.graph.excluded_items)] = False
         for where in filter(None, (path.where, self.config.where)):
             allowed &= self._meeting(where)
         for where in self._of_kinds(path):

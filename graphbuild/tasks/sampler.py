@@ -121,7 +121,7 @@ class PathSampler:
 
     def frozen(self, n: int, start: int = 0) -> Frozen:
         """The first `n` walks as records, to be written down once and evaluated for ever."""
-        drawn = {"paths": self.listed.name, "seed": self.seed, "group": self.group, **self.config.changed()}
+        drawn = {"paths": self.listed.name, "seed": self.seed, "group": self.group, **self.drawing.switches}
         return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in self.walks(start, n)])
 
     def task(self, walk: int | Walk, resolution: int = 384, *, cells: CellConfig = _CELLS) -> GridTask:

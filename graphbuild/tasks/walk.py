@@ -146,6 +146,7 @@ class NodeReader(Protocol):
 
     Attributes:
         digest: changes whenever a node could.
+        excluded: item_id -> why, of items that must not be used.
         head: stored kinds and who made them; other kinds are computed when they are read.
     """
 
@@ -153,6 +154,8 @@ class NodeReader(Protocol):
     def digest(self) -> str: ...
     @property
     def head(self) -> Mapping[str, Live]: ...
+    @property
+    def excluded(self) -> Mapping[str, str]: ...
     def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0) -> Node:
         """One node; raises MissingNode where there is none."""
 
@@ -173,6 +176,12 @@ class Drawing:
     group: int
     config: SamplerConfig
     key: int
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """The settings off their default, and a digest of what is excluded: with the snapshot they fix every walk."""
+        excluded = {"excluded": digest_of(dict(self.graph.excluded))} if self.graph.excluded else {}
+        return {**self.config.changed(), **excluded}
 
     def pick(self, index: int) -> Pick:
         """The draws that choose the words of walk `index`."""

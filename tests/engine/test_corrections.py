@@ -122,7 +122,7 @@ def test_a_corrected_caption_makes_its_own_nodes_anew(pictures: Path, tmp_path: 
     before = run(pictures, out := tmp_path / "g")
     (pictures / "c.txt").write_text("the letter sea")
     assert reasons(pictures, out) == {
-        "source:folder": "facts changed (1 items)",
+        "source:folder": "facts changed (1 item)",
         "source_caption": "facts change",
         "of_caption": "parent changes",
         "of_item": "facts change",
@@ -161,7 +161,7 @@ def test_a_corrected_row_of_a_table_makes_the_items_anew_alone(pictures: Path, t
     before = run(pictures, out := tmp_path / "g", annotators)
     digest = Graph.open(out).digest
     write(right)
-    assert reasons(pictures, out, annotators)["source:folder"] == "facts changed (1 items)"
+    assert reasons(pictures, out, annotators)["source:folder"] == "facts changed (1 item)"
     assert "canny" not in reasons(pictures, out, annotators)
     assert new_places(before, run(pictures, out, annotators)) == {
         "items",
