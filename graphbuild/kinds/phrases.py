@@ -1,7 +1,8 @@
 """Noun phrases that stand for each kind of picture inside an instruction: our own words, kept as text to be read aloud.
 
-A phrase starts with a lower-case article and has no comma, so that "turns [IMAGE1] <phrase>, [IMAGE2] <phrase> and
-[IMAGE3] <phrase> into [IMAGE4] <phrase>" stays readable. `|` separates phrases; the order matters: a draw is an index.
+A phrase starts with a lower-case article, has no comma, and does not end in a verb that would take the following "into"
+or "to" for its own, so that "turns [IMAGE1] <phrase>, [IMAGE2] <phrase> and [IMAGE3] <phrase> into [IMAGE4] <phrase>"
+stays readable. `|` separates phrases; the order matters: a draw is an index.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ background
 
 style_reference
     an example of the wanted style | a picture that sets the artistic style | a style reference
-    a sample of the look to be applied | an artwork whose colours and strokes are to be copied
+    a sample of the wanted look | an artwork whose colours and strokes set the style
 style_content
     a stylised picture that keeps content and layout | a picture in the new style with every object in its old place
     a restyled image with an unchanged composition | the same content and layout redrawn in the example's style
@@ -78,11 +79,11 @@ style_semantic
 edit_local
     a picture with the main object replaced and the background unchanged
     an edited photo that shows another object in the same surroundings | a copy of the scene with another main object
-    an image whose main object was exchanged while the background stayed
+    an image with another main object and the same background
     an edited image that puts a different object in front of the old background
 edit_global
     a picture of the same subject with another background | an edited photo that moves the subject to a new setting
-    a copy of the picture with new surroundings | an image whose background was changed while the subject stayed
+    a copy of the picture with new surroundings | an image with another background and the same subject
     an edited image that gives the subject a new background
 
 blur
@@ -90,7 +91,7 @@ blur
     a photo with soft and unclear edges | a picture spoiled by blur
 compression
     a heavily compressed photo | a picture full of compression artefacts | an image damaged by strong lossy compression
-    a photo that lost its detail to compression
+    a photo robbed of its detail by compression
 sr_x2
     a photo at half its resolution | a low-resolution picture that needs to be doubled in size
     an image shrunk to one half and enlarged again | a slightly soft photo with half of the pixels in each direction
