@@ -17,13 +17,18 @@ class Canny(Condition):
     largest gradient decides (J. Canny, "A Computational Approach to Edge Detection", PAMI 1986).
 
     Args:
-        low, high: hysteresis thresholds on the L1 gradient; 100 and 200 are those of Graph200K.
+        low, high: hysteresis thresholds on the L1 gradient, low <= high; 100 and 200 are those of Graph200K.
     """
 
     makes: ClassVar[tuple[str, ...]] = ("canny",)
     item_facts: ClassVar[tuple[str, ...]] = ()
     low: Annotated[float, Field(ge=0, le=2040)] = 100.0
     high: Annotated[float, Field(ge=0, le=2040)] = 200.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low > self.high:  # OpenCV would swap them: two versions of the same pixels
+            raise ValueError(f"low: {self.low}; allowed: at most high, which is {self.high}")
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
         import cv2

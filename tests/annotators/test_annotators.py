@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR, resolve
-from graphbuild.annotators.base import Annotator, Derived, Request, Skip, each, makes_of, name_of, needs_of
+from graphbuild.annotators.base import Annotator, Derived, Request, Skip, config_of, each, makes_of, name_of, needs_of
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.lsd import Lsd
@@ -47,6 +48,22 @@ def _f1(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     precision = (cv2.dilate(theirs.astype(np.uint8), near)[ours] > 0).mean()
     recall = (cv2.dilate(ours.astype(np.uint8), near)[theirs] > 0).mean()
     return float(2 * precision * recall / (precision + recall))
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_number_has_a_range(name: str) -> None:
+    """Guards against a parameter that takes any number: with `margin: 0.9` every mask was empty and ok."""
+    defaults = config_of(resolve(name))
+    numbers = [field for field, value in defaults.items() if type(value) in (int, float)]
+    for field, nonsense in itertools.product(numbers, (-1, 1e9, float("nan"))):
+        with pytest.raises(ValueError, match=rf"{field}: {re.escape(str(nonsense))}; allowed: "):
+            resolve(name, {**defaults, field: nonsense})
+
+
+def test_thresholds_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"low: 300; allowed: at most high, which is 200\.0"):
+        Canny(low=300)
+    assert Canny(low=200).high == 200
 
 
 @pytest.mark.data
