@@ -1,4 +1,4 @@
-"""What an annotator is: a frozen value that reads kinds and makes kinds."""
+"""Base classes of annotators: frozen values that read kinds and make kinds."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def each(kind: str) -> Each:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources(Strict):
-    """What one actor of an annotator asks of the cluster, and how many requests it takes at once.
+    """Resources of one actor of an annotator, and its batch size.
 
     Attributes:
         cpus: CPU cores; annotators that ask for exactly one and no memory share one pool of actors.
-        gpus: share of a GPU. 0 with `memory_gb` given: the share of a GPU that its memory is. Without a GPU in the
-            cluster actors run on the CPU.
+        gpus: share of a GPU. 0 with `memory_gb` given: the share of the GPU's memory that `memory_gb` is. Without a GPU
+            in the cluster actors run on the CPU.
         memory_gb: memory of the model and one micro-batch on its device, in GB (10^9 bytes).
         batch_size: requests in one call of `annotate`; halved for good by an actor that runs out of GPU memory.
-        recycle: units after which an actor is replaced by a fresh process, against libraries that leak; 0 never.
+        recycle: units after which an actor is replaced by a fresh process, for libraries that leak memory; 0: never.
     """
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -77,7 +77,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """What was made for one request: kind -> array (uint8), text or JSON; an optional score and facts."""
+    """The result of one request: kind -> array (uint8), text or JSON; an optional score and facts."""
 
     nodes: Mapping[str, Value]
     score: float | None = None
@@ -86,7 +86,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """There is nothing to make here, and why: one snake_case word, such as `no_person`."""
+    """Nothing can be made for a request, and why: one snake_case word, such as `no_person`."""
 
     reason: str
 
@@ -99,8 +99,8 @@ def parameter(default: Any, *, output: bool = True, added: bool = False, trusted
         output: False for settings that cannot change a pixel (device, URL, number of variants).
         added: True for a parameter that came after the first release: while it has its default it is
             left out of the version, so that existing graphs do not rerun.
-        trusted: True for addresses, keys, folders and code to run: a command line or a pipeline may give it, what a
-            graph recorded never counts.
+        trusted: True for addresses, keys, folders and code to run: taken from a command line or a pipeline, never
+            from what a graph recorded.
     """
     return field(default=default, metadata={"output": output, "added": added, "trusted": trusted})
 
@@ -158,7 +158,8 @@ class Annotator(ABC):
         return {}
 
     def identity(self) -> str | None:
-        """What pins the model: hub commits, digests of local files, or the version a server declares; None without.
+        """What identifies the weights: hub commits, digests of local files, or the version a server declares; None
+        without.
 
         Raises:
             MissingWeights: a checkpoint is not on this machine.
@@ -166,7 +167,7 @@ class Annotator(ABC):
         return " ".join(checkpoint.identity() for checkpoint in self.checkpoints().values()) or None
 
     def missing(self) -> list[str]:
-        """What has to be there before work starts and is not: one line each, with the command that gets it."""
+        """Missing prerequisites, one line each, with the command that gets it."""
         lines = [checkpoint.missing() for checkpoint in self.checkpoints().values()]
         return [*missing_libraries(self.libraries), *(line for line in lines if line)]
 

@@ -1,4 +1,4 @@
-"""A foreground mask by BiRefNet and networks that are called like it."""
+"""Foreground masks by BiRefNet and networks with the same interface."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Birefnet(Condition):
             return in_stacks([torch.from_numpy(picture_at(picture, square)) for picture in pictures], run)
 
     def _code_missing(self) -> list[str]:
-        """What stands in the way of the checkpoint's own code, one line each."""
+        """Why the checkpoint's own code cannot run, one line each."""
         if self.checkpoints()["model"].missing():
             # What the default brings is known before it is here.
             return self._untrusted() if self.model.partition("@")[0] == MODEL else []

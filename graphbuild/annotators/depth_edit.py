@@ -18,11 +18,11 @@ from graphbuild.models.redux_depth import MODEL, REDUX, ReduxDepth, load_redux_d
 
 @dataclass(frozen=True, kw_only=True)
 class DepthEdit(Annotator):
-    """The picture drawn again with another background: FLUX.1 Redux on the picture keeps the look of its subject,
+    """The picture generated again with another background: FLUX.1 Redux on the picture keeps the look of its subject,
     FLUX.1 Depth its geometry, and the background text says what is behind it (Black Forest Labs, 2024; after the edits
     of Graph200K, Z. Li et al., arXiv 2504.07960).
 
-    All pixels are drawn anew, at about `resolution` x `resolution` pixels in the picture's aspect, and brought to the
+    All pixels are generated, at about `resolution` x `resolution` pixels in the picture's aspect, and resized to the
     picture's size bicubically (by area where it shrinks).
 
     Args:

@@ -49,13 +49,13 @@ class FillEdit(Annotator):
     Labs, 2024; the base of VisualCloze, Z. Li et al., arXiv 2504.07960).
 
     The foreground mask, grown by `grow`, is filled at about `resolution` x `resolution` pixels in the picture's aspect;
-    what was filled in comes back bicubically (by area where it shrinks) and is laid over the picture, faded in over the
-    width it was grown by. Every pixel outside the grown mask is the picture's own, to the bit. Attrs: `share`, the
-    grown mask's share of the picture (0..1).
+    the result is resized bicubically (by area where it shrinks) and blended over the picture, with a ramp as wide as
+    the mask was grown. Every pixel outside the grown mask is the picture's own, to the bit. Attrs: `share`, the grown
+    mask's share of the picture (0..1).
 
     Args:
         model: a hub repository (`org/name` or `org/name@commit`) or a local folder with a `FluxFillPipeline`.
-        grow: pixels, at the size that is filled in, by which the mask grows, so that no rim of the old object stays.
+        grow: pixels, at the working size, by which the mask is dilated, so that no rim of the old object stays.
         steps: of denoising.
         guidance: how closely the text is followed, as an input of the network.
         resolution: square root of the area in pixels at which the network works.

@@ -18,8 +18,8 @@ class Grabcut(Condition):
     """Foreground mask, white on black, from a centre prior (C. Rother et al., "GrabCut", SIGGRAPH 2004).
 
     The picture is reduced to `resolution`, everything outside a centred rectangle is taken for background, and the
-    segmentation is enlarged again. Always a mask: the score is its share of the picture (0..1), so that empty and
-    full masks can be filtered out.
+    segmentation is enlarged again. Always a mask, even an empty or a full one; the score is its share of
+    the picture (0..1).
 
     Args:
         margin: width of the certain background on each side, as a fraction of that side.

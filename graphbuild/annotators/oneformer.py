@@ -1,4 +1,4 @@
-"""A class for every pixel, by OneFormer and its kin."""
+"""Semantic segmentation by OneFormer and similar networks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STRIDE = 32
 
 @dataclass(frozen=True, slots=True)
 class SemanticNetwork:
-    """A transformers network that gives every pixel a class.
+    """A segmentation network of transformers on its device.
 
     Attributes:
         network: the model; `processor`: its image processor.
@@ -148,7 +148,7 @@ def _task(folder: Any, length: int) -> dict[str, Any]:
 
 
 def _float(output: Any) -> Any:
-    """The network's answer with the fields that labels are made of in float32."""
+    """The network's output with the fields that labels are computed from in float32."""
     for name in ("logits", "class_queries_logits", "masks_queries_logits"):
         if name in output:
             output[name] = output[name].float()

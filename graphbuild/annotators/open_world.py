@@ -35,7 +35,7 @@ Box = tuple[int, int, int, int]
 
 
 class _Object(BaseModel):
-    """One object as a model answers it, in the forms that are common."""
+    """One object in a model's answer; common spellings of the keys are accepted."""
 
     label: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = Field(
         validation_alias=AliasChoices("label", "name")
@@ -107,14 +107,15 @@ class OpenWorld(VlmAnnotator):
     def _result(
         self, named: Sequence[_Object], shown: Pixels, request: Request, sam2: Sam2Network
     ) -> Derived | Skip | Exception:
-        """One row's; a picture that SAM 2 fails on must not have the whole batch asked and paid for again."""
+        """The result of one request. An error of SAM 2 is returned, since raising it would have the whole batch
+        asked again."""
         try:
             return self._drawn(named, shown, request, sam2)
         except RuntimeError as error:
             return error
 
     def _drawn(self, named: Sequence[_Object], shown: Pixels, request: Request, sam2: Sam2Network) -> Derived | Skip:
-        """Both nodes from what the model named in the picture as it was shown."""
+        """Boxes and mask of the objects that the model named in the picture `shown` to it."""
         picture = request.inputs["image"].array()
         height, width = shown.shape[:2] if self.coordinates == "pixels" else (1000, 1000)
         boxes = _boxes(named, (picture.shape[1] / width, picture.shape[0] / height), picture)[: self.max_objects]

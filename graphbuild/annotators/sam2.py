@@ -29,9 +29,9 @@ _UNCOVERED = [255, 255, 255]
 class Sam2(Condition):
     """Regions without classes (N. Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714).
 
-    A regular grid of points asks for three masks each. Those that the network trusts and that hold still under another
-    threshold are kept, of near-equal ones the best, and painted into one label map: larger ones first, so that small
-    ones lie above them. 0 is what no region covers. The picture is stretched to the square of the checkpoint (1024
+    Each point of a regular grid prompts three masks. Masks with a high predicted IoU that are stable under another
+    threshold are kept, near-duplicates removed, and painted into one label map: larger ones first, so that small ones
+    lie above them. 0 is what no region covers. The picture is stretched to the square of the checkpoint (1024
     pixels), masks come at a quarter of that and their logits are enlarged bilinearly to the size of the picture.
 
     What no region covers is white and regions have random colours, as in Graph200K; the request's seed draws them.
@@ -43,7 +43,7 @@ class Sam2(Condition):
         points_per_side: of the grid.
         pred_iou_thresh: least IoU with the true mask that the network expects of its own (0..1).
         stability_score_thresh: least IoU between the masks cut at logits +1 and -1 (0..1).
-        box_nms_thresh: of two masks whose boxes have a larger IoU than this the better is kept.
+        box_nms_thresh: of two masks whose boxes have a larger IoU than this, the one with the higher score is kept.
         min_region_area: least share of the picture (0..1) that a region covers.
         dtype: precision of weights and activations.
         compile: compile the image encoder.

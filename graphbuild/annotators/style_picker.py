@@ -18,10 +18,10 @@ from graphbuild.images.decode import suffixes
 
 @dataclass(frozen=True, kw_only=True)
 class StylePicker(Annotator):
-    """Style references: for each item `variants` different pictures out of a folder of yours, its files as they are.
+    """Style references: for each item `variants` different pictures from a folder of yours, stored byte for byte.
 
-    Which ones is a hash of the item and the names of the files, so that all are picked equally often and a file more
-    changes few of the picks. The files' names and contents are part of the version. Files that cannot be decoded and
+    A hash of the item and the file names picks them, so that all are picked equally often and another file changes few
+    of the picks. The files' names and contents are part of the version. Files that cannot be decoded and
     further copies of a picture are left out. Every pick is stored whole: reduce large files first. Attrs: `file`, the
     name below the folder.
 

@@ -96,7 +96,7 @@ class _Check:
         self.cause: Exception | None = None
 
     def configuration(self) -> None:
-        """Does it survive a pipeline file and a commit?"""
+        """Whether its configuration survives a pipeline file and a commit."""
         try:
             config = json.loads(canonical_json(config_of(self.annotator)))
             again = resolve(use_of(self.annotator), config)
@@ -107,7 +107,7 @@ class _Check:
             self.problems.append(f"its configuration {config} makes another annotator: {again!r}")
 
     def behaviour(self, requests: Sequence[Request], tolerance: float) -> None:
-        """Alone, again, in a batch; and the random numbers of everybody else."""
+        """Results alone, repeated and in a batch, and whether global generators are left alone."""
         try:
             model = self.annotator.load("cpu")
         except Exception as error:
@@ -219,7 +219,7 @@ def _wrong_value(annotator: Annotator, kind: Kind, request: Request, result: Der
 
 
 def _difference(one: Derived | Skip, other: Derived | Skip, tolerance: float) -> str | None:
-    """What is not the same in two results of one request; None if all is."""
+    """How two results of one request differ; None if they do not."""
     if isinstance(one, Skip) or isinstance(other, Skip):
         outcomes = [repr(result) if isinstance(result, Skip) else "Derived" for result in (one, other)]
         return None if one == other else " and ".join(outcomes)

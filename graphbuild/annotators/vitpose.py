@@ -175,6 +175,6 @@ def openpose(coco: NDArray[np.float64], width: int, height: int, threshold: floa
 
 
 def _checkpoint(model: str, default: str, *, gigabytes: float) -> Checkpoint:
-    """Only of the default repository licence and size are known."""
+    """Licence and size are known for the default repository alone."""
     known = model.partition("@")[0] == default
     return Checkpoint(model, licence="apache-2.0", gigabytes=gigabytes) if known else Checkpoint(model)

@@ -59,15 +59,15 @@ class VlmAnnotator(Annotator):
         model: a hub repository (`org/name` or `org/name@commit`) or a local folder of the Qwen-VL family; with
             `server`, the name it knows the model by.
         server: its address, such as `http://localhost:8000/v1`; None to load the model here.
-        server_version: your word for what the server runs: a commit or a date, part of the version. Change it when the
+        server_version: what the server runs, in your words: a commit or a date; part of the version. Change it when the
             server's weights change. Not needed if the server says so itself in its list of models.
         api_key_env: environment variable that holds the server's key, here and on every worker.
         in_flight: requests to the server at once, for each worker.
         timeout_s: seconds to wait for an answer of the server.
-        tries: of one request, with growing pauses, while the server is busy, broken or silent.
+        tries: of one request, with exponential backoff, while the server is busy, failing or silent.
         max_side: of a picture as the model gets it, pixels; 980 is within the 1280 patches of common servers.
         max_new_tokens: longest answer.
-        temperature: 0 for the likeliest answer; above, answers are drawn, each by its request's seed.
+        temperature: 0 for the likeliest answer; above, answers are sampled with the request's seed.
         dtype: precision of weights and activations of a model that is loaded here.
     """
 
@@ -133,7 +133,7 @@ class VlmAnnotator(Annotator):
         return load_vlm(self.checkpoints()["model"].folder(), device, self.dtype, self.max_side)
 
     def connected(self) -> VlmServer:
-        """The server, which has not been asked anything yet."""
+        """The server; nothing is sent yet."""
         assert self.server is not None
         return VlmServer(
             address=self.server,
@@ -152,7 +152,7 @@ class VlmAnnotator(Annotator):
     def ask_json(
         self, model: Vlm, questions: Sequence[Question], read: Callable[[Any], Read]
     ) -> list[Read | Skip | Exception]:
-        """One answer per question, as `read` makes it from the JSON in it; an unreadable one is asked for once more.
+        """One answer per question, parsed by `read` from its JSON; an unreadable one is asked for once more.
 
         Args:
             read: raises ValueError where the JSON is not what was asked for.

@@ -32,9 +32,9 @@ BACKGROUND_PROMPT = (
 class VlmEdits(VlmAnnotator):
     """The caption with another main subject in place of the present one; the new subject is in the attrs.
 
-    Drawn at temperature 0.8, and each told which idea it is, so that the variants of one picture differ. How many there
-    are is not in the question: more of them leave the first as they are. The further parameters are those of
-    `VlmAnnotator`.
+    Sampled at temperature 0.8, with the number of the variant in the question, so that the variants of one picture
+    differ. The total is not in the question: raising `variants` leaves the first ones as they are. The further
+    parameters are those of `VlmAnnotator`.
 
     Args:
         prompt: the question; `{caption}` and `{number}`, from 1, are filled in.
@@ -100,7 +100,7 @@ def _questions(annotator: VlmAnnotator, prompt: str, batch: Sequence[Request]) -
 
 
 def _rewritten(answer: Any, kind: str, changed: str) -> Derived:
-    """The new caption, stored as `kind`, and what it changed.
+    """The new caption, as a node of `kind`, and the change as an attribute.
 
     Raises:
         ValueError: one of them is not there, or empty.

@@ -172,8 +172,8 @@ CODECS: Mapping[str, Codec] = {
 
 @cache
 def codec_of(name: str) -> Codec:
-    """The codec of that name: one of `CODECS`, or an entry point of the group `graphbuild.codecs`. A graph says which
-    codec its nodes have, so that no `module:attribute` is taken.
+    """The codec of that name: one of `CODECS`, or an entry point of the group `graphbuild.codecs`. The name may come
+    from somebody's graph, so `module:attribute` is not accepted.
 
     Raises:
         ValueError: no installed package has it.

@@ -28,8 +28,8 @@ class _Conversion(NamedTuple):
 
 
 def profile_of(image: Image.Image) -> bytes | None:
-    """The ICC profile that the colours of an opened image are to be converted from; None for none, and for sRGB,
-    whatever it calls itself."""
+    """The ICC profile of an opened image if its colours need conversion; None without one, or if it is sRGB under any
+    name."""
     profile = _embedded(image)
     return profile if profile is not None and profile_name(image) not in (None, UNUSABLE) else None
 
@@ -43,7 +43,7 @@ def profile_name(image: Image.Image) -> str | None:
 
 
 def to_srgb(pixels: Pixels, profile: bytes) -> Pixels:
-    """H x W x 3 RGB uint8 in the colours of a profile of `profile_of`, as sRGB."""
+    """H x W x 3 RGB uint8 converted to sRGB from a profile that `profile_of` gave."""
     from PIL import Image, ImageCms
 
     found = _conversion(profile)
@@ -53,7 +53,7 @@ def to_srgb(pixels: Pixels, profile: bytes) -> Pixels:
 
 
 def cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A CMYK image as sRGB, by a profile of `profile_of`, else by Pillow's formula."""
+    """A CMYK image converted to sRGB from a profile that `profile_of` gave, or by Pillow's formula without one."""
     from PIL import ImageCms
 
     found = None if profile is None else _conversion(profile)

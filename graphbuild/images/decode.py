@@ -1,4 +1,4 @@
-"""Image files of any origin to pixels: which readers are used, limits, orientation and colours."""
+"""Decode untrusted image files: readers, limits, orientation, colours."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ AS_STORED = Meant()
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image file says of itself: its format (lower case, with Pillow's mode where that is not RGB or L), and
+    """The header of an image file: its format (lower case, with Pillow's mode where that is not RGB or L), and
     the name of a colour profile other than sRGB."""
 
     format: str
@@ -76,8 +76,8 @@ def check_file(data: bytes) -> Header:
 
 
 def check_pixels(data: bytes, form: str, *, grey: bool = False, convert: bool = True) -> Pixels:
-    """Every byte of an untrusted file decoded, after `check_file`: H x W x 3 RGB uint8, or with `grey` and of a JPEG
-    the luma alone, H x W, in the file's own colours.
+    """Decode every byte of an untrusted file that passed `check_file`: H x W x 3 RGB uint8, or with `grey` the luma of
+    a JPEG, H x W, in the file's own colours.
 
     Raises:
         UnusableImage: `undecodable, damaged, too_many_scans, unsupported_mode` or `too_large`.
@@ -126,7 +126,7 @@ def suffixes() -> frozenset[str]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Whatever a decoder raises is the file's fault.
+    """Turn whatever a decoder raises into a refusal of the file.
 
     Raises:
         UnusableImage: `too_large` where memory does not suffice, else `undecodable`, with what was raised.
@@ -155,7 +155,7 @@ def _finished(pixels: Pixels, how: Meant, *, convert: bool) -> Pixels:
 
 
 def _checked_jpeg(data: bytes, space: str) -> Pixels | None:
-    """Not turned; None for one of an unusual kind. What Pillow refuses is not used either: other readers use Pillow."""
+    """Before orientation; None for an unusual kind. What Pillow refuses is refused: other readers of a graph use it."""
     try:
         if (pixels := jpeg.check(data, space)) is not None:
             return pixels
@@ -168,7 +168,7 @@ def _checked_jpeg(data: bytes, space: str) -> Pixels | None:
 
 
 def _leniently(data: bytes) -> Pixels | None:
-    """What can be made of a damaged JPEG, not turned."""
+    """A damaged JPEG as far as it can be decoded, before orientation."""
     import cv2
 
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

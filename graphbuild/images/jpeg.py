@@ -34,11 +34,11 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def decode(data: bytes, space: str = "RGB", eighths: int = 8) -> Pixels | None:
-    """A JPEG as it is stored, not turned; None for a damaged or unusual one, of which OpenCV may make something.
+    """A JPEG as stored, before orientation; None for a damaged or unusual one, which OpenCV may be able to read.
 
     Args:
         space: `RGB` for H x W x 3, `GRAY` for H x W.
-        eighths: 1 to 8; H and W are so many eighths of the picture's, rounded up.
+        eighths: scale in eighths, 1 to 8; H and W are rounded up.
     """
     try:
         return _decode(data, space, eighths)
@@ -47,7 +47,7 @@ def decode(data: bytes, space: str = "RGB", eighths: int = 8) -> Pixels | None:
 
 
 def check(data: bytes, space: str = "RGB") -> Pixels | None:
-    """As `decode`, for a file that nobody checked before; None for an unusual one.
+    """As `decode`, for an untrusted file; None for an unusual one.
 
     Raises:
         UnusableImage: `damaged`: parts of the picture are missing or wrong; `too_many_scans`.
@@ -104,7 +104,7 @@ def fill(room: Pixels, data: bytes) -> bool:
 
 
 def has_metadata(data: bytes) -> bool:
-    """Whether the file may be turned or have a colour profile: has EXIF, XMP or ICC segments, or makes no sense."""
+    """Whether the file may be turned or have a colour profile: has EXIF, XMP or ICC segments, or cannot be parsed."""
     at = 2
     while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
         if data.startswith(_METADATA.get(marker, ()), at + 4):

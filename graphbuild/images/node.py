@@ -85,8 +85,8 @@ class Node:
         return jpeg.size(self.bytes) if self._is_upright_jpeg else None
 
     def at_eighths(self, eighths: int) -> Pixels | None:
-        """Such a JPEG at `eighths` / 8 of its size, sides rounded up: H x W x 3 RGB uint8, H x W of a `jpeg_gray`; None
-        for a damaged or unusual one."""
+        """An upright JPEG at `eighths` / 8 of its size, sides rounded up: H x W x 3 RGB uint8, H x W of a `jpeg_gray`;
+        None for a damaged or unusual one."""
         pixels = jpeg.decode(self.bytes, "GRAY" if self.codec == "jpeg_gray" else "RGB", eighths)
         profile = self._meant.profile
         return pixels if pixels is None or profile is None else to_srgb(pixels, profile)
@@ -97,7 +97,7 @@ class Node:
 
     @property
     def _meant(self) -> Meant:
-        """Of a JPEG; everything but source files is stored upright and in sRGB."""
+        """Orientation and profile of a source JPEG; every other node is stored upright and in sRGB."""
         found = meant(self.bytes) if self.codec == "source" else AS_STORED
         return replace(found, profile=None) if self.attrs.get("colours") == "stored" else found
 

@@ -1,4 +1,4 @@
-"""Pictures of things stored as numbers: skeletons and bounding boxes; and colours that tell things apart.
+"""Poses and bounding boxes drawn as pictures, and lists of distinct colours.
 
 Two JSON documents, both with `width` and `height`, the size in pixels of the picture they describe. Coordinates are in
 its pixels, x to the right and y down, and may lie outside, up to a million.
@@ -124,8 +124,8 @@ def check_boxes(document: Any) -> None:
 
 
 def distinct_colours(count: int) -> list[list[int]]:
-    """The first `count` (1..341) of a fixed list of RGB colours (0..255), each as far as can be from all before it and
-    from black and white."""
+    """The first `count` (0..341) of a fixed list of RGB colours (0..255), in which each is as far as possible from
+    black, white and all before it."""
     levels = np.linspace(0, 255, 7).round().astype(int)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     chosen = [0, len(grid) - 1]
@@ -137,8 +137,9 @@ def distinct_colours(count: int) -> list[list[int]]:
 
 
 def drawn_colours(count: int, seed: int) -> list[list[int]]:
-    """`count` (0..341) different RGB colours (0..255) in random order, from the first 16 of `distinct_colours`, or from
-    as many as it takes: so that a colour says nothing about size or rank. Equal seeds give equal colours."""
+    """`count` (0..341) different RGB colours (0..255) in random order, so that a colour says nothing about size or
+    rank. They are among the first 16 of `distinct_colours`, or the first `count` if that is more. Equal seeds give
+    equal colours."""
     colours = distinct_colours(max(count, _FEWEST_TO_DRAW_FROM))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(colours))
     return [colours[at] for at in order[:count]]

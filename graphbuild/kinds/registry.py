@@ -23,7 +23,7 @@ Group = Literal["image", "condition", "style", "edit", "text", "degradation"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """What a node is, declared once.
+    """The declaration of one kind of node.
 
     Attributes:
         name: the word used in code, columns, folders and paths, snake case.
@@ -135,13 +135,13 @@ KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _DECLA
 
 
 def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
-    """The declaration behind a kind name; `edit_local.canny` inherits from `canny`. A declaration is its own.
+    """The declaration of a kind; `edit_local.canny` inherits from `canny`. A `Kind` comes back as it is.
 
     Args:
         own: kinds known beside `KINDS`.
 
     Raises:
-        ValueError: no such kind, or a computed kind of something else than its declared parents; the message
+        ValueError: no such kind, or a computed kind of another picture than its declared parents; the message
             lists the known ones.
     """
     if isinstance(kind, Kind):

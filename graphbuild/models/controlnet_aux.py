@@ -25,7 +25,7 @@ LONGEST = 4
 
 
 def network_class(module: str, name: str) -> Any:
-    """A class of controlnet-aux, imported without its noise."""
+    """A class of controlnet-aux, imported without its warnings."""
     with warnings.catch_warnings():
         # Whatever is imported from it, the package imports all of its detectors, and a dozen deprecations with them.
         warnings.simplefilter("ignore")
@@ -56,8 +56,8 @@ def fill(network: torch.nn.Module, checkpoint: Checkpoint) -> None:
 def at_resolution(
     pictures: Sequence[Pixels], resolution: int, run: Callable[[torch.Tensor], Sequence[Made]]
 ) -> list[Made]:
-    """What `run` makes of each picture (H x W x 3 RGB uint8), from stacks of those that have one working size (n x 3 x
-    h x w floats, RGB 0..255): the short side near `resolution`, multiples of 64. Without gradients."""
+    """The output of `run` for each picture (H x W x 3 RGB uint8). It gets pictures of one working size as a stack (n x
+    3 x h x w floats, RGB 0..255): the short side near `resolution`, multiples of 64. Without gradients."""
     import torch
 
     inputs = []

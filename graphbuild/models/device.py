@@ -31,15 +31,15 @@ def frozen(network: Any, device: str, dtype: Dtype, *, compiled: bool = False) -
 
 
 def hide_loading_bars() -> None:
-    """Let transformers load without progress bars: one for each worker would drown the run's own."""
+    """Switch off transformers' progress bars: one for each worker would hide the run's own."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def use_threads(cpus: float) -> None:
-    """Let torch, if it is loaded, compute with as many threads as CPUs were asked for: sums come out in the same order
-    in every worker that was asked for the same."""
+    """Give torch, if it is loaded, as many threads as a worker has CPUs, so that workers with equal resources add in
+    the same order."""
     count = max(1, int(cpus))
     if "torch" in sys.modules and sys.modules["torch"].get_num_threads() != count:
         sys.modules["torch"].set_num_threads(count)

@@ -1,4 +1,4 @@
-"""Diffusion pipelines made ready: their files, their loading, the size they draw at and the noise they start from."""
+"""Diffusion pipelines: checkpoints, loading, working size and initial noise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load_part(kind: Any, folder: Path, dtype: Dtype, **components: Any) -> Any:
 
 
 def load_pipeline(kind: Any, folder: Path, dtype: Dtype, **components: Any) -> Any:
-    """The same for a pipeline, which then draws without progress bars and takes captions of any length."""
+    """The same for a pipeline, which then shows no progress bars and takes captions of any length."""
     pipeline = load_part(kind, folder, dtype, **components)
     pipeline.set_progress_bar_config(disable=True)
     _let_captions_be_long(pipeline)
@@ -66,7 +66,7 @@ def load_pipeline(kind: Any, folder: Path, dtype: Dtype, **components: Any) -> A
 
 
 def _let_captions_be_long(pipeline: Any) -> None:
-    """Silence what pipeline and tokenizers say of every caption that goes on where CLIP stops reading."""
+    """Silence the warnings of pipeline and tokenizers about captions longer than CLIP reads."""
     logging.getLogger(type(pipeline).__module__).setLevel(logging.ERROR)
     for name in ("tokenizer", "tokenizer_2"):
         if tokenizer := pipeline.components.get(name):
@@ -82,20 +82,20 @@ def drawing_size(picture: Pixels, resolution: int) -> Size:
 
 
 def image_at(picture: Pixels, size: Size) -> Image.Image:
-    """A picture at the size a pipeline draws at, as diffusers takes it."""
+    """A picture at a pipeline's working size, as a PIL image."""
     from PIL import Image
 
     return Image.fromarray(picture_at(picture, size))
 
 
 def drawn_at(image: Image.Image, size: Size) -> Pixels:
-    """What a pipeline drew, H x W x 3 RGB uint8 at the size of the picture it belongs to: by area where it shrinks,
-    else bicubic."""
+    """A generated picture at the size of the one it belongs to, H x W x 3 RGB uint8: by area where it shrinks, else
+    bicubic."""
     return picture_at(np.asarray(image), size)
 
 
 def noise_of(seed: int) -> torch.Generator:
-    """The noise of one request. On the CPU, so that a seed means the same noise on every device."""
+    """The initial noise of one request, made on the CPU so that a seed gives the same noise on every device."""
     import torch
 
     return torch.Generator("cpu").manual_seed(seed)

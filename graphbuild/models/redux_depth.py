@@ -1,4 +1,4 @@
-"""FLUX.1 Depth led by FLUX.1 Redux: pictures from a depth map and a look."""
+"""FLUX.1 Depth guided by FLUX.1 Redux: pictures from a depth map and a look."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ _TEXT_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class ReduxDepth:
-    """FLUX.1 Depth, led by FLUX.1 Redux (Black Forest Labs, 2024): the geometry of a depth map, the look of a picture.
+    """FLUX.1 Depth guided by FLUX.1 Redux (Black Forest Labs, 2024): the geometry of a depth map, the look of a
+    picture.
 
     Attributes:
         prior: diffusers' `FluxPriorReduxPipeline`, which makes tokens of a picture.
@@ -59,7 +60,7 @@ class ReduxDepth:
         resolution: int,
         size: tuple[int, int],
     ) -> Pixels:
-        """A picture of a depth map with the look of another picture.
+        """A picture with the geometry of a depth map and the look of another picture.
 
         Args:
             depth: H x W x 3 uint8, near is bright; `look`: h x w x 3 RGB uint8.

@@ -1,4 +1,4 @@
-"""Pictures at the size a network works at, and what it makes of them at the size they came in."""
+"""Pictures resized to a network's working size, and its outputs resized back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def picture_at(picture: Pixels, size: Size) -> Pixels:
 
 
 def map_at(values: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
-    """What a network made (h x w or h x w x C) resized: by area where it shrinks, else bilinear.
+    """A network's output (h x w or h x w x C) resized: by area where it shrinks, else bilinear.
 
     Raises:
         ValueError: a value is not finite.
@@ -53,7 +53,7 @@ def map_at(values: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
 
 
 def in_stacks(inputs: Sequence[torch.Tensor], run: Callable[[torch.Tensor, list[int]], Sequence[Made]]) -> list[Made]:
-    """Run inputs of equal shape together, whatever their order.
+    """Run inputs of equal shape in one stack each; results are in the order of the inputs.
 
     Args:
         inputs: one tensor a picture.

@@ -24,7 +24,7 @@ class Question:
     seed: int = 0
 
     def after(self, answer: str, objection: str) -> Question:
-        """The same conversation, gone on with an answer and what is wrong with it."""
+        """The same conversation, continued with an answer and what is wrong with it."""
         return replace(self, turns=(*self.turns, answer, objection))
 
 
@@ -44,5 +44,5 @@ class Vlm(Protocol):
 
         Args:
             max_new_tokens: after which an answer is cut off.
-            temperature: 0 for the likeliest words, else words are drawn from softmax(scores / temperature).
+            temperature: 0 for the likeliest tokens, else tokens are sampled from softmax(scores / temperature).
         """

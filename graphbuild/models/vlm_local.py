@@ -75,8 +75,8 @@ def load_vlm(folder: Path, device: str, dtype: Dtype, max_side: int) -> LocalVlm
 
 
 class _Draws:
-    """Makes the largest score a draw from softmax(scores / temperature), by Gumbel noise of each row's own generator:
-    a row of a batch is what it is alone, and no global generator is touched."""
+    """Samples from softmax(scores / temperature) by Gumbel noise, each row from its own generator: a row does not
+    depend on its batch, and no global generator is touched."""
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
         import torch

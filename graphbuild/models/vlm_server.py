@@ -36,7 +36,7 @@ class ServerFault(RuntimeError):
 
 
 class _Patience(Retry):
-    """Pauses that double, with chance in them; a `Retry-After` that cannot be read is none."""
+    """Exponential backoff with jitter; an unreadable `Retry-After` is ignored."""
 
     def get_backoff_time(self) -> float:
         pause = min(self.backoff_factor * 2.0 ** (len(self.history) - 1), self.backoff_max)
@@ -51,16 +51,16 @@ class _Patience(Retry):
 
 @dataclass(frozen=True, kw_only=True)
 class VlmServer:
-    """The server and how to talk to it. Nothing is sent before it is asked something.
+    """A client of the server. Nothing is sent before the first question.
 
     Attributes:
         address: with or without `/v1`.
         model: the name it knows the model by.
         key_from: environment variable with its key.
         in_flight: requests at once.
-        timeout_s: seconds without a sign of life after which a request is given up.
-        tries: of one request. Pauses double from `pause_s` on, with chance in them, unless the server names one; none
-            is longer than a minute.
+        timeout_s: seconds without data after which a request is given up.
+        tries: of one request, with exponential backoff from `pause_s` on and jitter, or after the server's
+            `Retry-After`; a pause is at most a minute.
     """
 
     address: str
@@ -136,10 +136,10 @@ class VlmServer:
         return f"{base}{'' if urlsplit(base).path else '/v1'}/{path}"
 
     def _answer(self, body: Mapping[str, Any]) -> Any:
-        """What the server says to one request, tried until it is neither busy, broken nor silent.
+        """The response to one request, retried while the server is busy, failing or silent.
 
         Raises:
-            ServerFault: it never was, or it does not take the request.
+            ServerFault: no try succeeded, or the server rejects the request.
         """
         again = _Patience(
             self.tries - 1,
