@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from graphbuild.errors import GraphError, MissingNode
+from graphbuild.tasks.sheet import visible
 
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -46,12 +47,19 @@ MissingOption = Annotated[
     str, typer.Option("--on-missing", help="Paths of a list that the graph cannot serve: error, or drop them.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Another seed draws other tasks.")]
-GroupOption = Annotated[int, typer.Option(min=1, help="So many tasks in a row share path and number of rows.")]
-MaskOption = Annotated[str, typer.Option(help="How holes are drawn: code or paper.")]
-WeightsOption = Annotated[
-    str, typer.Option(help="Of the paths of a type: listed, or coverage (times the items that serve each).")
+GroupOption = Annotated[
+    int, typer.Option(min=1, help="Consecutive tasks that share path and row count: your batch size.")
 ]
-LayoutOption = Annotated[str, typer.Option(help="The layout sentence: pipeline or random.")]
+MaskOption = Annotated[str | None, typer.Option(help="Which cells are hidden: code (default) or paper.")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(help="How paths of a type are weighted: listed (default), or coverage (by the items of each)."),
+]
+LayoutOption = Annotated[str | None, typer.Option(help="The layout sentence: pipeline (default) or random.")]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="FILE", help="YAML with the keys of a recipe's sampler; options override it."),
+]
 SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
 
 
@@ -101,9 +109,9 @@ def stop(why: str, code: int) -> typer.Exit:
 
 
 def say(document: str, lines: Iterable[Any], as_json: bool) -> None:
-    """One JSON document, or lines and tables."""
+    """One JSON document, or lines and tables; keys and words of others cannot command the terminal."""
     for line in [document] if as_json else lines:
-        typer.echo(line) if isinstance(line, str) else OUT.print(line)
+        typer.echo(visible(line)) if isinstance(line, str) else OUT.print(line)
 
 
 def command_line() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from graphbuild.cli.console import (
     MaskOption,
     MissingOption,
     PathsOption,
+    SamplerOption,
     SeedOption,
     SnapshotOption,
     WeightsOption,
@@ -28,12 +29,16 @@ from graphbuild.cli.console import (
 )
 from graphbuild.errors import GraphError
 
+if TYPE_CHECKING:
+    from graphbuild.tasks.config import SamplerConfig
+
 
 @app.command()
 def tasks(
     graph: Annotated[str | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
     paths: Annotated[str, typer.Option(help="A path list by name or .yaml.")] = "graph200k",
-    weights: WeightsOption = "listed",
+    weights: WeightsOption = None,
+    sampler: SamplerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the tasks of a path list; with a graph, how many items serve each and what is left of its probability.
@@ -48,11 +53,12 @@ def tasks(
 
     with refusing():
         if graph is not None:
-            rows, why = explain.served_tasks(Graph.open(graph), paths, weights=weights)
-        elif weights == "listed":
+            rows, why = explain.served_tasks(Graph.open(graph), paths, _config(sampler, weights=weights))
+        elif weights in (None, "listed") and sampler is None:
             rows, why = explain.tasks(paths), ""
         else:
-            raise GraphError("--weights: without a graph no items are counted; name one: graphbuild tasks GRAPH")
+            option = "--sampler" if sampler else "--weights"
+            raise GraphError(f"{option}: without a graph no items are counted; name one: graphbuild tasks GRAPH")
     say(json.dumps(rows), text.tasks_lines(rows), as_json)
     if why:
         raise stop(why, UNDONE)
@@ -67,9 +73,20 @@ def sample(
     seed: SeedOption = 0,
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
     group: GroupOption = 1,
-    mask: MaskOption = "code",
-    weights: WeightsOption = "listed",
-    layout: LayoutOption = "pipeline",
+    split: Annotated[str | None, typer.Option(help="A side of the leakage split: train, validation.")] = None,
+    where: Annotated[str | None, typer.Option(help="Conditions on items, YAML: '{split: train}'.")] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="A task never drawn, YAML: '{given: depth, holes: image}'.")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="Relative chances of 1, 2, ... rows: 0.3,0.4,0.3.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Chances that words stay, YAML: '{task: 1, content: 1, all: 1}'."),
+    ] = None,
+    mask: MaskOption = None,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    sampler: SamplerOption = None,
     resolution: Annotated[int, typer.Option(min=16, help="Side of a cell in pixels.")] = 384,
     cell_fit: Annotated[str, typer.Option(help="crop_square, stretch_square or aspect.")] = "crop_square",
     row_sizes: Annotated[str, typer.Option(help="Under aspect: shared, or each row its own.")] = "shared",
@@ -99,14 +116,17 @@ def sample(
             "decode": decode,
         }  # fmt: skip
         cells, opened = CellConfig(**chosen), Graph.open(graph, snapshot=snapshot)
-        sampler = taskfiles.open_sampler(
-            opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
-        )
-        ERR.print(f"{len(sampler.paths)} of {len(sampler.listed.paths)} paths can be served", markup=False)
+        config = _config(
+            sampler, split=split, where=_yaml("--where", where), rows=_yaml("--rows", rows and f"[{rows}]"),
+            held_out=[_yaml("--held-out", task) for task in held_out or ()] or None, keep=_yaml("--keep", keep),
+            mask=mask, layout=layout, weights=weights,
+        )  # fmt: skip
+        drawer = taskfiles.open_sampler(opened, paths, seed=seed, group=group, on_missing=on_missing, config=config)
+        ERR.print(f"{len(drawer.paths)} of {len(drawer.listed.paths)} paths can be served", markup=False)
         if error := keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
         indices = range(index, index + count)
-        for file in taskfiles.write_tasks(sampler, indices, resolution, out, form=form, cells=cells):
+        for file in taskfiles.write_tasks(drawer, indices, resolution, out, form=form, cells=cells):
             typer.echo(file)
 
 
@@ -121,9 +141,10 @@ def explain(
     on_missing: MissingOption = "error",
     seed: SeedOption = 0,
     group: GroupOption = 1,
-    mask: MaskOption = "code",
-    weights: WeightsOption = "listed",
-    layout: LayoutOption = "pipeline",
+    mask: MaskOption = None,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    sampler: SamplerOption = None,
     snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -143,12 +164,37 @@ def explain(
     with refusing():
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
-            sampler = open_sampler(
-                opened, paths, seed=seed, group=group, on_missing=on_missing, mask=mask, layout=layout, weights=weights
-            )
-            document, lines = why.sample(sampler, index), text.sample_lines
+            config = _config(sampler, mask=mask, layout=layout, weights=weights)
+            drawer = open_sampler(opened, paths, seed=seed, group=group, on_missing=on_missing, config=config)
+            document, lines = why.sample(drawer, index), text.sample_lines
         elif index is None and item is not None and kind is not None:
             document, lines = why.node(opened, item, kind, variant), text.node_lines
         else:
             raise GraphError("explain: name ITEM and KIND, or --sample I")
     say(json.dumps(document), lines(document), as_json)
+
+
+def _config(file: str | None, **options: Any) -> SamplerConfig:
+    """The switches of a file, over which the options that were given go.
+
+    Raises:
+        ValueError: a key or a value is not allowed.
+    """
+    from graphbuild.strict_yaml import build, mapping, reading
+    from graphbuild.tasks.config import SamplerConfig
+
+    said = {}
+    if file is not None:
+        with reading(file) as document:
+            said = mapping({} if document is None else document, None)
+            build(SamplerConfig, said)
+    return build(SamplerConfig, {**said, **{name: value for name, value in options.items() if value is not None}})
+
+
+def _yaml(option: str, text: str | None) -> Any:
+    from graphbuild.strict_yaml import parse_yaml
+
+    try:
+        return None if text is None else parse_yaml(text)
+    except ValueError as error:
+        raise GraphError(f"{option} {text!r}: {error}") from error

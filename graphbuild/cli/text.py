@@ -89,8 +89,7 @@ def failed_lines(rows: Sequence[Document]) -> Iterator[str | Table]:
     """Such rows, one line each."""
     for row in rows:
         variant = f" variant {row['variant']}" if row["variant"] else ""
-        key = row["key"] if row["key"].isprintable() else ascii(row["key"])
-        yield f"{key}: {row['kind']}{variant}: {row['reason']}: {row['detail'] or 'no more is known'}"
+        yield f"{row['key']}: {row['kind']}{variant}: {row['reason']}: {row['detail'] or 'no more is known'}"
     yield f"{len(rows)} failed row{'' if len(rows) == 1 else 's'}"
 
 

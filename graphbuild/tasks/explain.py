@@ -31,10 +31,10 @@ def tasks(paths: str) -> list[Document]:
     return _rows(listed, dict(zip(names, listed.probabilities().tolist(), strict=True)))
 
 
-def served_tasks(graph: Graph, paths: str, **switches: Any) -> tuple[list[Document], str]:
+def served_tasks(graph: Graph, paths: str, config: SamplerConfig) -> tuple[list[Document], str]:
     """The same with the number of items that serve each path, and probabilities after dropping the others; then why
     no path is served, if so."""
-    listed, config = load(paths), SamplerConfig(**switches)
+    listed = load(paths)
     try:
         sampler = PathSampler(graph, listed, on_missing="drop", config=config)
     except GraphError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,34 +28,38 @@ TASKS = pa.schema(
         ("index", pa.int64()),
         ("path", pa.string()),
         ("walk", pa.string()),
-        ("prompt", pa.string()),
+        ("instruction", pa.string()),
+        ("instruction_full", pa.string()),
         ("rows", pa.int32()),
         ("columns", pa.int32()),
         ("holes", pa.list_(pa.int32())),
         ("cells", pa.list_(pa.binary())),
     ]
 )
-"""One row a task. `walk` is its document as JSON; `cells` are PNG files row by row, the truth in the holes, which are
-columns of the last row."""
+"""One row a task. `walk` is its document as JSON; `instruction` the words in training, some left out by chance,
+`instruction_full` all of them; `cells` are PNG files row by row, the truth in the holes, which are columns of the last
+row."""
 
 _AT_ONCE = 16  # tasks in memory while a Parquet file is written
 _CELLS = CellConfig()
+_CONFIG = SamplerConfig()
+_MOST_LETTERS = 60  # of a path's name in a file name, which holds 255 bytes: four for each
 
-Indices = Iterable[int]
+Indices = Sequence[int]
 Tasks = Iterator[GridTask]
 
 
 def open_sampler(
-    graph: Graph, paths: str | None, *, seed: int = 0, group: int = 1, on_missing: str = "error", **switches: Any
-) -> PathSampler:
+    graph: Graph, paths: str | None, *, seed: int = 0, group: int = 1, on_missing: str = "error",
+    config: SamplerConfig = _CONFIG,
+) -> PathSampler:  # fmt: skip
     """A sampler of the paths asked for, or of all in `graph200k` that the graph serves.
 
     Raises:
         GraphError: a path that was asked for cannot be served, or none can.
-        ValueError: no such list, or a switch with a value that is not allowed.
+        ValueError: no such list, or a value that is not allowed.
     """
     missing: Any = "drop" if paths is None and on_missing == "error" else on_missing
-    config = SamplerConfig(**switches)
     return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)
 
 
@@ -72,15 +76,18 @@ def write_tasks(
 
     Args:
         resolution: side of a cell in pixels.
-        form: `png`, a labelled picture of each and `walks.jsonl` with their ids; what an earlier call drew from the
-            same snapshot and settings is not drawn again. `jsonl`, the ids alone: no picture is opened, but for label
-            maps whose names are in the words. `parquet`, `tasks.parquet` with the columns of `TASKS`. `webdataset`,
-            `tasks.tar` with KEY.json and KEY.cellRC.png for row R and column C.
+        form: `png`, a labelled picture of each and `walks.jsonl` with their ids. It replaces what an earlier call drew
+            there, but keeps pictures of the same snapshot and settings; stopped, it lists what is drawn. `jsonl`, the
+            ids alone: no picture is opened, but for label maps whose names are in the words. `parquet`,
+            `tasks.parquet` with the columns of `TASKS`. `webdataset`, `tasks.tar` with KEY.json and KEY.cellRC.png for
+            row R and column C.
 
     Raises:
-        ValueError: no such form.
+        ValueError: no such form, or the resolution is out of range.
     """
     writer = writer_of(form)
+    if len(indices):
+        sampler.task(indices[0], resolution, cells=cells)  # is refused before there is a folder
     out = local_path(out)
     out.mkdir(parents=True, exist_ok=True)
     return writer((sampler.task(i, resolution, cells=cells) for i in indices), out)
@@ -102,18 +109,31 @@ def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
 
 def _pictures(tasks: Tasks, out: Path) -> Iterator[Path]:
     walks = out / "walks.jsonl"
-    drawn, lines = _drawn(walks), []
-    for task in tasks:
-        name = re.sub(r"[^\w.+-]", "_", task.walk.path.name)  # a path may be called anything
-        picture, asked = out / f"{task.walk.index:07d}-{name}.png", _settings(task)
-        if asked not in drawn or not picture.exists():
-            image = task.image()
-            walks.unlink(missing_ok=True)  # until it is written again: its pictures are being replaced
-            image.save(picture)
-            drawn[asked] = task.document().model_dump_json()
-        lines.append(drawn[asked])
-        yield picture
-    yield _written(walks, lines)
+    before, lines, names = _drawn(walks), list[str](), set[str]()
+    try:
+        for task in tasks:
+            asked, picture = _settings(task), out / _name(task.walk.index, task.walk.path.name)
+            if asked not in before or not picture.exists():
+                image = task.image()
+                with _replacing(picture) as file:
+                    walks.unlink(missing_ok=True)  # its pictures are being replaced
+                    image.save(file, "PNG")
+            lines.append(before[asked] if asked in before else task.document().model_dump_json())
+            names.add(picture.name)
+            yield picture
+    finally:
+        if lines:
+            for index, path, *_ in before:
+                if (name := _name(int(str(index)), str(path))) not in names:
+                    (out / name).unlink(missing_ok=True)
+            _written(walks, lines)
+    yield walks
+
+
+def _name(index: int, path: str) -> str:
+    """A picture's file; a path may be called anything."""
+    safe = re.sub(r"[^\w.+-]", "_", path)[:_MOST_LETTERS]
+    return f"{index:07d}-{safe}.png"
 
 
 def _lines(tasks: Tasks, out: Path) -> Iterator[Path]:
@@ -172,7 +192,8 @@ def _row(task: GridTask) -> dict[str, Any]:
         "index": document.index,
         "path": document.path,
         "walk": document.model_dump_json(),
-        "prompt": document.instruction,
+        "instruction": document.instruction,
+        "instruction_full": document.instruction_full,
         "rows": len(cells),
         "columns": len(cells[0]),
         "holes": document.holes,

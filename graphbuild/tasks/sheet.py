@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from graphbuild.images.codecs import Pixels
-
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
+
+    from graphbuild.images.codecs import Pixels
 
 MARGIN = 12
 LABEL = 28
@@ -17,6 +17,13 @@ HOLE = (214, 39, 40)
 _INK = (20, 20, 20)
 _TEXT_SIZE = 15
 _LINE = 20
+
+
+def visible(text: str) -> str:
+    """Text as one line: line breaks, control characters, marks of direction and halves of characters as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
 
 
 def column_width(labels: Sequence[str], cell_width: int) -> int:
@@ -39,7 +46,7 @@ def draw(
     across = column_width(labels, max(row[0].shape[1] for row in cells))
     down = max(row[0].shape[0] for row in cells) + MARGIN
     per_line = max(40, len(labels) * across // 8)
-    lines = [line for paragraph in words for line in textwrap.wrap(paragraph, per_line)]
+    lines = [line for paragraph in words for line in textwrap.wrap(visible(" ".join(paragraph.split())), per_line)]
     bottom = LABEL + len(cells) * down
     width = max(len(labels) * across, MARGIN + round(max(map(font.getlength, lines)))) + MARGIN
     sheet = Image.new("RGB", (width, bottom + _LINE * len(lines) + MARGIN), "white")

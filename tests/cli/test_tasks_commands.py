@@ -114,6 +114,51 @@ def test_switches_of_sample_are_recorded(graph: Path) -> None:
     assert os.listdir("grids") == ["walks.jsonl"]
 
 
+def _drawn(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "walks.jsonl").read_text().splitlines()]
+
+
+def test_sample_takes_the_whole_sampler_configuration(graph: Path) -> None:
+    """Guards against train and validation sets that only Python can draw, and options that a file overrides."""
+    Path("own.yaml").write_text("{split: train, validation: 0.4, rows: [1, 1], keep: {task: 0.0}, mask: paper}")
+    options = ("--where", "item_ix: {'>=': 4}", "--held-out", "{given: canny, holes: image}", "--mask", "code")
+    cli("sample", graph, "--format", "jsonl", "--count", 40, "--sampler", "own.yaml", *options, "--out", "train")
+    config = SamplerConfig(
+        split="train", validation=0.4, rows=(1, 1), keep={"task": 0.0},
+        where={"item_ix": {">=": 4}}, held_out={"given": "canny", "holes": "image"},
+    )  # type: ignore[arg-type]  # fmt: skip
+    sampler = PathSampler(Graph.open(graph), on_missing="drop", config=config)
+    walks = _drawn(Path("train"))
+    assert [(walk["path"], tuple(walk["rows"])) for walk in walks] == [
+        (walk.path.name, walk.rows) for walk in sampler.walks(0, 40)
+    ]
+    assert all("turns" not in walk["instruction"] and len(walk["rows"]) <= 2 for walk in walks)
+    assert all(walk["instruction_full"].startswith(walk["instruction"]) and walk["instruction_full"] for walk in walks)
+    cli("sample", graph, "--format", "jsonl", "--count", 40, "--sampler", "own.yaml", "--split", "validation")
+    items = [{item for walk in _drawn(Path(out)) for item in walk["rows"]} for out in ("train", "grids")]
+    assert all(items) and not items[0] & items[1]
+    cli("sample", graph, "--format", "jsonl", "--keep", "{task: 1, content: 1, all: 1}", "--rows", "1", "--out", "all")
+    assert all(walk["instruction"] == walk["instruction_full"] for walk in _drawn(Path("all")))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--sampler", "bad.yaml"), "bad.yaml: unknown key 'splt'"),
+        (("--sampler", "none.yaml"), "none.yaml: no such file"),
+        (("--where", "{a: "), "--where '{a: '"),
+        (("--split", "test"), "split"),
+        (("--rows", "0,0"), "rows"),
+        (("--held-out", "{given: dept}"), "dept"),
+        (("--resolution", "100000"), "100000: a cell takes 27.9 GiB; allowed: 1..8192"),
+    ],
+)
+def test_wrong_settings_of_sample_are_refused(graph: Path, option: tuple[str, str], said: str) -> None:
+    """What is wrong, and where, before there is a folder."""
+    Path("bad.yaml").write_text("splt: train")
+    assert said in cli("sample", graph, *option, "--out", "out", code=2).stderr and not Path("out").exists()
+
+
 def test_paths_without_items_are_left_out_when_asked(graph: Path, tmp_path: Path) -> None:
     """Guards against a list that is usable from Python only, as long as an annotator has not run."""
     asked = ("sample", graph, "--paths", "graph200k", "--count", 1, "--resolution", 16, "--out", tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ def test_parquet_holds_walks_words_holes_and_pictures(sampler: PathSampler, tmp_
     assert [row["index"] for row in rows] == list(INDICES)
     for row in rows:
         task = sampler.task(row["index"], 32)
-        assert row["walk"] == task.document().model_dump_json() and row["prompt"] == task.prompt
+        assert row["walk"] == task.document().model_dump_json() and row["instruction"] == task.prompt
+        assert row["instruction_full"] == task.instruction_full.text
         assert row["holes"] == list(task.holes) and (row["rows"], row["columns"]) == task.hole_mask.shape
         shown = [np.asarray(Image.open(io.BytesIO(data))) for data in row["cells"]]
         assert all(np.array_equal(*pair) for pair in zip(shown, cells_of(task), strict=True))
@@ -121,6 +124,71 @@ def test_other_switches_are_drawn_again(
         list(write_tasks(sampler, range(3), 16, tmp_path))
 
 
+def test_a_folder_holds_one_list(sampler: PathSampler, tmp_path: Path) -> None:
+    """Guards against pictures of two calls with the list of one, and files of others that are removed."""
+    (tmp_path / "mine.png").touch()
+    list(write_tasks(sampler, range(4), 16, tmp_path))
+    *pictures, walks = write_tasks(PathSampler(sampler.graph, PATHS, seed=9), range(2, 5), 16, tmp_path)
+    assert {*tmp_path.iterdir()} == {*pictures, walks, tmp_path / "mine.png"} and len(pictures) == 3
+    assert [json.loads(line)["seed"] for line in walks.read_text().splitlines()] == [9] * 3
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("place", ["image", "save"])
+def test_stopped_it_lists_what_is_drawn(
+    sampler: PathSampler, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a task is made or a picture written: no partial or hidden file, and a list of what is there."""
+    written = []
+    drawn = list(write_tasks(sampler, range(3), 16, tmp_path))
+
+    def stopping(self: Any, *args: Any) -> Any:
+        written.append(self)
+        if len(written) == 2:
+            if args:
+                args[0].write(b"half")
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    owner: Any = GridTask if place == "image" else Image.Image
+    original = getattr(owner, place)
+    monkeypatch.setattr(owner, place, stopping)
+    with pytest.raises(KeyboardInterrupt):
+        list(write_tasks(sampler, range(1, 6), 24, tmp_path))
+    (walk,) = [json.loads(line) for line in drawn[-1].read_text().splitlines()]
+    assert (walk["index"], walk["resolution"]) == (1, 24)
+    assert {file.name for file in tmp_path.iterdir()} == {"walks.jsonl", drawn[1].name}
+
+
+ODD = "a\x1b[31m/\x00\n\"'\u202e\u05d0" + "\U0001f600" * 300
+
+
+@pytest.mark.parametrize("form", ["png", "jsonl", "parquet", "webdataset"])
+def test_odd_names_and_words_do_not_stop_an_export(tmp_path: Path, photos: Path, form: str) -> None:
+    """Escapes, NUL, line breaks, quotes, marks of direction and long names, in a path and a caption: every task is
+    written, with the caption as it is."""
+    file = sorted(photos.glob("*.jpg"))[0]
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/a.jpg").write_bytes(file.read_bytes())
+    (tmp_path / "p/a.txt").write_bytes(ODD[:40].encode())
+    complete(build(tmp_path / "p", tmp_path / "g", ["canny", "source_caption"]))
+    path = TaskPath(name=ODD, cells=("canny", "image"), targets=(1,), content=CAPTION)
+    listed = PathSampler(Graph.open(tmp_path / "g"), PathSet(name="odd", paths=(path,)))
+    *_, file = write_tasks(listed, range(2), 16, tmp_path / "out", form=form)
+    if form in ("png", "jsonl"):
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+    elif form == "parquet":
+        found = pq.read_table(file).to_pylist()
+    else:
+        with tarfile.open(file) as archive:
+            found = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith("json")]  # type: ignore[arg-type]
+    assert [row["path"] for row in found] == [ODD] * 2
+    assert all(row["instruction_full"].endswith(ODD[:40].strip()) for row in found)
+    assert all(len(name.encode()) < 256 and name.isprintable() for name in os.listdir(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "webdataset"])
 def test_a_file_appears_whole_or_not_at_all(
     sampler: PathSampler, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +213,7 @@ def test_an_unknown_format_is_refused(sampler: PathSampler, tmp_path: Path) -> N
 
 def test_all_paths_that_are_served_or_those_asked_for(sampler: PathSampler) -> None:
     """Without a list what is missing is left out; a list that was named is an error if it is not served."""
-    opened = open_sampler(sampler.graph, None, seed=3, group=2, mask="paper")
+    opened = open_sampler(sampler.graph, None, seed=3, group=2, config=SamplerConfig(mask="paper"))
     assert (opened.seed, opened.group, opened.config.mask) == (3, 2, "paper") and 0 < len(opened.paths) < 134
     with pytest.raises(GraphError):
         open_sampler(sampler.graph, "graph200k")
