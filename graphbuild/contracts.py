@@ -204,7 +204,7 @@ class WalkDocument(Document):
     seed: int
     group: int
     snapshot: str
-    paths: str = Field(description="the path list drawn from")
+    paths: str = Field(description="the task list drawn from")
     paths_digest: str = Field(description="what was in that list")
     path: str
     type: str

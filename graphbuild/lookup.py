@@ -61,7 +61,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def look_in(*folders: str | os.PathLike[str]) -> None:
-    """Let modules of one's own in these folders be found, after what is installed."""
+    """Put these folders on the import path, after installed packages."""
     sys.path += [path for folder in folders if (path := os.path.abspath(folder)) not in sys.path]
 
 

@@ -80,7 +80,7 @@ def pipeline_names() -> list[str]:
 
 
 def pipeline_file(name_or_file: str | os.PathLike[str]) -> Path:
-    """The file behind a pipeline's name; a name that ends in .yaml is a file of one's own."""
+    """The file behind a pipeline's name; a name that ends in .yaml is the user's own file."""
     text = os.fspath(name_or_file)
     own = text.endswith((".yaml", ".yml"))
     for candidate in [Path(text)] if own else [folder / f"{text}.yaml" for folder in pipeline_folders()]:

@@ -42,7 +42,9 @@ FollowOption = Annotated[
     bool, typer.Option("--follow-links", help="Of a folder: also read links that lead out of it, and linked folders.")
 ]
 AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
-PathsOption = Annotated[str | None, typer.Option(help="A path list by name or .yaml; default: all that can be served.")]
+PathsOption = Annotated[
+    str | None, typer.Option(help="Task list: a name or a .yaml file; default: all that can be served.")
+]
 MissingOption = Annotated[
     str, typer.Option("--on-missing", help="Paths of a list that the graph cannot serve: error, or drop them.")
 ]

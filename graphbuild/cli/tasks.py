@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 @app.command()
 def tasks(
     graph: Annotated[str | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
-    paths: Annotated[str, typer.Option(help="A path list by name or .yaml.")] = "graph200k",
+    paths: Annotated[str, typer.Option(help="Task list: a name or a .yaml file.")] = "graph200k",
     weights: WeightsOption = None,
     sampler: SamplerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the tasks of a path list; with a graph, how many items serve each and what is left of its probability.
+    """List the paths of a task list; with a graph, how many items serve each and what is left of its probability.
 
     Example:
 

@@ -13,7 +13,7 @@ import numpy as np
 from graphbuild.images.codecs import Pixels
 
 MAX_BYTES = 4 << 30
-"""What the cells of one batch may take."""
+"""Memory limit for the cells of one batch, in bytes."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 

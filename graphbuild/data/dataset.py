@@ -116,7 +116,7 @@ class GridTasks(IterableDataset[GridSample]):
 
 
 class GridTaskList(Dataset[GridSample]):
-    """Grid tasks `start` to `stop` by position, for evaluation or an order of one's own; arguments as above."""
+    """Grid tasks `start` to `stop` by position, for evaluation or a custom order; arguments as above."""
 
     def __init__(
         self, sampler: PathSampler, stop: int, *, resolution: int = 384, start: int = 0, threads: int = 2,

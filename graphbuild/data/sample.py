@@ -24,7 +24,7 @@ from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walk
 
 Known = Callable[["GridSample"], bool]
-"""Says of a sample, by its keys, whether the consumer has what it would make of the pixels, such as latents."""
+"""Given a sample's keys, whether the consumer already holds what it derives from the pixels, such as latents."""
 
 _PAGE = 64  # walks drawn at once
 
@@ -114,7 +114,7 @@ class GridSample(GridTask):
 
     @cached_property
     def cell_keys(self) -> list[list[str]]:
-        """Of each cell 32 hex digits, other ones whenever its pixels could differ; no node is read for them."""
+        """The cache key of each cell (32 hex digits), which changes whenever its pixels could; reads no node."""
         kinds = self.walk.kinds
         identities = [[self._identity(row, *cell) for cell in zip(kinds, variants, strict=True)]
                       for row, variants in enumerate(self.walk.variants)]  # fmt: skip
@@ -125,17 +125,17 @@ class GridSample(GridTask):
 
     @cached_property
     def row_keys(self) -> list[str]:
-        """The same of each row: its cells in shown order."""
+        """The cache key of each row, from its cells in shown order."""
         return [_digest("|".join(keys)) for keys in self.cell_keys]
 
     @cached_property
     def key(self) -> str:
-        """The same of the whole grid."""
+        """The cache key of the grid."""
         return _digest("|".join(self.row_keys))
 
     @property
     def wanted(self) -> bool:
-        """False if the consumer said, asked once, that it needs no pixels."""
+        """False if the consumer needs no pixels; it is asked once."""
         if self._wanted is None:
             self._wanted = self.source.known is None or not self.source.known(self)
         return self._wanted

@@ -1,4 +1,4 @@
-"""What a plan will take, from what earlier runs of the graph took."""
+"""Estimated time and bytes of a plan, from earlier runs of the same graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphbuild.store.parts import read_commit
 
 MOST_RUNS = 20
 MOST_COMMITS = 8
-"""So many of the newest runs, and so many commits of each annotator, are looked at."""
+"""At most this many recent runs, and commits per annotator, are read."""
 
 
 @dataclass(frozen=True, kw_only=True)

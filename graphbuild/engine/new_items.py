@@ -1,4 +1,4 @@
-"""What a source lists against what the graph holds: which items are new, and in which shards they go."""
+"""New items: what a source lists and the graph does not hold yet, and the shards they go to."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def published_shards(files: Files) -> list[ShardItems]:
 
 
 def known_items(files: Files, parts: Parts) -> Known:
-    """What the items parts say of each key; a later item of the same key counts."""
+    """The newest item of each key, from the items parts."""
     known: Known = {}
     for shard, name in sorted(parts.items()):
         table = read_table(files, name, ["key", "stamp", "sha256"])

@@ -1,4 +1,4 @@
-"""What is checked before work starts: weights, packages, memory, places; and what users should know."""
+"""Checks before a run starts (weights, packages, memory, locations) and warnings for its user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphbuild.sources.base import Source
 
 
 def missing_parts(annotators: Sequence[Annotator]) -> Iterator[str]:
-    """One line for each thing that is not here, with the command that gets it."""
+    """One line for each missing requirement, with the command that installs or downloads it."""
     for annotator in annotators:
         yield from (f"{name_of(annotator)}: {line}" for line in annotator.missing())
 

@@ -1,4 +1,4 @@
-"""What a run shows while it works, and what it leaves behind: progress and `runs/<run_id>/`."""
+"""Progress of a run on the terminal, and its log in `runs/<run_id>/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The records that travel: between plan, schedule, executors and workers."""
+"""Records exchanged between plan, schedule, executors and workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome,
 from graphbuild.sources.base import Entry, Source
 
 MOST_FAILURES = 100
-"""Failed rows of one unit that its report names."""
+"""At most this many failed rows of a unit are listed in its report."""
 
 
 @dataclass(frozen=True, kw_only=True)

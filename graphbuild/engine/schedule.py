@@ -1,4 +1,4 @@
-"""Which jobs may run now: a unit waits for its parents, a failed one is tried again, a broken annotator stops."""
+"""Scheduling: a unit waits for its parents, a failed unit is retried, a broken annotator is stopped."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Schedule:
 
     @property
     def left(self) -> list[str]:
-        """Units that this run gave up on or never got to."""
+        """Units that failed or were not reached in this run."""
         return sorted(
             f"{annotator} {version} shard-{shard:05d}" for annotator, version, shard in self._lost | self._open
         )
@@ -84,7 +84,7 @@ class Schedule:
                 self._waiting.append(replace(job, units=(again,)))
 
     def abort(self, why: str) -> None:
-        """Nothing more can be done in this run."""
+        """True if no job is running and none can start."""
         self.errors.append(why)
         self._lost |= self._open
         self._open.clear()

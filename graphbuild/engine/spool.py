@@ -95,7 +95,7 @@ class Spool:
     # ---- rows that kill their worker ---------------------------------------------------------------------------
 
     def alone(self, key: Key) -> None:
-        """Say which row is about to run with nothing else in flight."""
+        """Record which row is about to run alone."""
         self._mark()
         self.files.replace(f"{self.folder}/alone.json", json.dumps(key).encode(), self.workspace)
 

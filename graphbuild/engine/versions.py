@@ -1,4 +1,4 @@
-"""Annotators made concrete: ordered by what they need, each with its lineage and version."""
+"""Producers: annotators in dependency order, each with its lineage and version."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _pin(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
 
 
 def refuse_missing(lines: Sequence[str]) -> None:
-    """One error for everything that has to be there before work starts."""
+    """Refuse to start with one error that lists everything missing."""
     if lines:
         listed = "\n  ".join(dict.fromkeys(lines))
         raise MissingWeights(f"not on this machine:\n  {listed}\n(--annotators a,b runs only those it names)")

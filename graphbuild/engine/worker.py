@@ -1,4 +1,4 @@
-"""What one worker does at a time: the units of one shard side by side, sharing one decode of their parents."""
+"""A worker: runs the units of one shard together, so that each parent is decoded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a picture becomes a cell: the part of it that is shown, resized."""
+"""Cells: the region of a picture that is shown, resized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How walks are drawn, as data: masks, rows, filters, splits and held-out tasks. Defaults come first and leave no trace
+"""Sampler configuration: masks, rows, filters, splits and held-out tasks. Defaults come first and leave no trace
 in the generator's key."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class HeldOut(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig(Strict):
-    """The switches of a sampler; the first value named is the default.
+    """Configuration of a sampler; the first value named is the default.
 
     Attributes:
         mask: for paths with one target. `code`: with probability 1/2 the hole is any one column instead of the target,
@@ -100,7 +100,7 @@ class SamplerConfig(Strict):
             raise ValueError(f"rows: {self.rows}; allowed: weights with a positive sum")
 
     def changed(self) -> dict[str, Any]:
-        """The switches that are not at their default, as JSON values: what goes into the generator's key."""
+        """Fields that differ from their default, as JSON values: they enter the generator's key."""
         values = asdict(self)
         return {f.name: values[f.name] for f in fields(self) if getattr(self, f.name) != getattr(_DEFAULTS, f.name)}
 
@@ -110,7 +110,7 @@ _DEFAULTS = SamplerConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class CellConfig(Strict):
-    """How cells are made; every field is recorded in a task's document.
+    """Configuration of cells; every field is recorded in a task's document.
 
     Attributes:
         cell_fit: `crop_square` cuts the centre square, `stretch_square` squeezes the whole picture into one (as

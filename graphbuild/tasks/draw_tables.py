@@ -1,4 +1,4 @@
-"""The numbers that walks are drawn by, one row a path: so thousands of walks are drawn with a few array operations."""
+"""Lookup arrays for vectorised drawing of walks, one row per path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a task list, a walk or a node is as it is, as documents."""
+"""Explanations of task lists, walks and nodes, as JSON documents."""
 
 from __future__ import annotations
 

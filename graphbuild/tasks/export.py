@@ -94,7 +94,7 @@ def write_tasks(
 
 
 def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
-    """What writes tasks in a format: one of ours, an entry point of `graphbuild.task_exporters`, or `module:function`.
+    """The writer of a task format: built in, an entry point of `graphbuild.task_exporters`, or `module:function`.
 
     Raises:
         ValueError: no such format.

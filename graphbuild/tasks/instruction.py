@@ -1,4 +1,4 @@
-"""The words of a grid task: a layout sentence, a task sentence, and what the generated picture shows.
+"""Instructions: a layout sentence, a task sentence, and the content of the generated picture.
 
 All randomness comes through `pick(label, n)`, an index below `n`; labels are `layout`, `task`, `content`,
 `phrase:<column>`, `keep:task`, `keep:content` and `keep:all`. Every part has its own label, so that leaving one out
@@ -82,7 +82,7 @@ class Keep(Strict):
 
 
 KEEP_ALL = Keep(task=1.0, content=1.0, all=1.0)
-"""The words of evaluation: nothing is left out."""
+"""For evaluation: every part is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def compose(
     layout: Layout = "pipeline",
     keep: Keep = KEEP_ALL,
 ) -> Instruction:
-    """Put the words of one grid together.
+    """Write the instruction of one grid.
 
     Args:
         kinds: the kind of every column, by name or declaration, in the order shown; text kinds have no column.

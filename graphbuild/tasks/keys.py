@@ -1,4 +1,4 @@
-"""What the pixels of a cell depend on, as text: the keys of samples and of what is cached by them."""
+"""Cache keys: everything that the pixels of a cell depend on, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and colours of what a mask, a label map or boxes show, as an instruction says them."""
+"""Labels: names and colours of the objects in a mask, label map or boxes, for the instruction."""
 
 from __future__ import annotations
 

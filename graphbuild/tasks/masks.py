@@ -1,4 +1,4 @@
-"""Masks: which cells of a path are holes, and how likely."""
+"""Masks: which cells of a path are holes, with their probabilities."""
 
 from __future__ import annotations
 

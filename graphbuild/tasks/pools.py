@@ -1,4 +1,4 @@
-"""What a graph can serve: the items of each path, with the chances that filters, splits and held-out tasks leave."""
+"""Pools: the items that can serve each path after filters, splits and held-out tasks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """What walks of one path draw from."""
+    """The items that walks of one path are drawn from."""
 
     pool: Pool
     bound: tuple[Bound, ...]
@@ -206,7 +206,7 @@ class Pool:
         return rows if self._items is None else self._items[rows]
 
     def checked(self, items: Sequence[int]) -> Items:
-        """Items that somebody named.
+        """A pool of given items.
 
         Raises:
             ValueError: one is named twice, or does not serve the path.

@@ -120,7 +120,7 @@ class PathSampler:
         return Walks.joined([self._draw(index) for index in indices or [np.empty(0, np.uint64)]])
 
     def frozen(self, n: int, start: int = 0) -> Frozen:
-        """The first `n` walks as records, to be written down once and evaluated for ever."""
+        """The first `n` walks as a fixed evaluation set, independent of later releases."""
         drawn = {"paths": self.listed.name, "seed": self.seed, "group": self.group, **self.drawing.switches}
         return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in self.walks(start, n)])
 
@@ -145,7 +145,7 @@ class PathSampler:
         return {path.name: {**self.stock.counts(path), "all": found.pool.size} for path, found in served}
 
     def probabilities(self) -> dict[str, float]:
-        """TaskPath -> the chance that a walk goes along it, of those that are drawn; sums to 1."""
+        """TaskPath -> its probability among the paths that are drawn; sums to 1."""
         weighted = self.paths
         if self.config.weights == "coverage":
             items = {path.name: found.pool.size for path, found in zip(self.listed.paths, self._served, strict=True)}

@@ -1,4 +1,4 @@
-"""Which variants belong together: what the kinds of a row were made from, as their edges recorded it."""
+"""Consistent variants within a row, from derivation edges."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Flags = NDArray[np.bool_]
 Variants = NDArray[np.int16]
 
 MAX_CHOICES = 4096
-"""Combinations of variants that one path may leave to choose from."""
+"""Most combinations of variants that a path may have."""
 
 
 class Nodes:

@@ -119,7 +119,7 @@ _ARRAYS = tuple(field.name for field in fields(Walks) if field.name != "paths")
 
 
 class Frozen(NamedTuple):
-    """Walks written down for evaluation: they are the same whatever the library draws later.
+    """A fixed set of walks for evaluation, independent of what later releases draw.
 
     Attributes:
         header: snapshot, list, seed, group and switches they were drawn with.
@@ -142,7 +142,7 @@ class Frozen(NamedTuple):
 
 
 class NodeReader(Protocol):
-    """What a grid task reads: a `Graph`, or `graphbuild.tasks.pictures.PictureRows`.
+    """Anything that serves nodes to a grid task: a `Graph`, or `graphbuild.tasks.pictures.PictureRows`.
 
     Attributes:
         digest: changes whenever a node could.
@@ -162,7 +162,7 @@ class NodeReader(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """What walks are drawn from and how; with it a walk becomes a grid task.
+    """Graph, task list, seed and configuration behind walks; a grid task is made from a walk and its drawing.
 
     Attributes:
         graph: where nodes are read; a `Graph` is pinned at one snapshot.

@@ -52,7 +52,7 @@ def refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Re
         (f"{RUN} --annotators depht", "unknown annotator 'depht' (did you mean 'depth'?)"),
         ("run --source foldr --path photos --annotators canny", "unknown source 'foldr' (did you mean 'folder'?)"),
         ("run --pipeline conditons --path photos", "no pipeline 'conditons' (did you mean 'conditions'?)"),
-        ("tasks --paths graph20k", "no path list 'graph20k' (did you mean 'graph200k'?)"),
+        ("tasks --paths graph20k", "no task list 'graph20k' (did you mean 'graph200k'?)"),
         ("models fetch depht_anything", "unknown annotator 'depht_anything' (did you mean 'depth_anything'?)"),
         # a wrong path
         ("run --source folder --path photoz --annotators canny", "photoz is not a folder; give the folder with the im"),

@@ -113,7 +113,7 @@ def test_every_picture_kind_is_used_by_the_papers_list() -> None:
 def test_shipped() -> None:
     assert shipped() == ("graph200k", "graph200k_released")
     with pytest.raises(
-        ValueError, match=r"no path list 'graph2000' \(did you mean 'graph200k'\?\); shipped: graph200k, "
+        ValueError, match=r"no task list 'graph2000' \(did you mean 'graph200k'\?\); shipped: graph200k, "
     ):
         load("graph2000")
 

@@ -17,7 +17,7 @@ def run_inline(
     progress: Progress,
     finished: Callable[[Job, list[UnitReport]], None],
 ) -> None:
-    """Work until nothing is left that can be done.
+    """Run jobs until none is left that can start.
 
     Native code can end this process with nobody left to say so: the workspace says which units are under way.
     """

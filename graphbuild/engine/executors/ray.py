@@ -31,7 +31,7 @@ from graphbuild.models.device import device_memory
 JOBS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
 MOST_UNBORN = 5
-"""Workers in a row that may die before they have started."""
+"""Consecutive workers that may die during start-up before the run is given up."""
 
 _LOST = (RayActorError, OutOfMemoryError, TaskCancelledError, ObjectLostError)
 """What became of a worker, or of its answer with its node: neither the job's fault nor the end of the run."""
@@ -51,7 +51,7 @@ class _Actor:
     """A worker process: one thread runs jobs, one answers how far it is."""
 
     def __init__(self, url: str, workspace: str, flush_s: float, device: str, path: Sequence[str]) -> None:
-        look_in(*path)  # annotators of one's own are found where the driver finds them
+        look_in(*path)  # custom annotators are found where the driver finds them
         self._worker = Worker(url, workspace, flush_s, device)
         self._counts: Counts = {}
 
@@ -96,7 +96,7 @@ def run_ray(
     progress: Progress,
     finished: Callable[[Job, list[UnitReport]], None],
 ) -> None:
-    """Work until nothing is left that can be done. Actors die with this process."""
+    """Run jobs until none is left that can start. Actors die with this process."""
     with _cluster(address):
         driver = _Driver(schedule, worker_args, progress, finished)
         try:
@@ -248,7 +248,7 @@ class _Driver:
         self.finished(job, reports)
 
     def _bury(self, handle: _Handle, why: str) -> None:
-        """The actor died with its jobs: only the first one was under way, and a lost node is nobody's fault."""
+        """The actor died with its jobs: only the first was running; a lost node is not counted against it."""
         node = self._node_of(handle)
         counts = node is not None and self._is_alive(node)
         self._unborn += node is None

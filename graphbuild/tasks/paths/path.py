@@ -1,4 +1,4 @@
-"""The records of a task list: content, path, path set. They check themselves, so Python and YAML obey one rule."""
+"""Task lists: content, path and path set. Their constructors validate, so Python and YAML share the same rules."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class PathSet:
 
     @cached_property
     def digest(self) -> str:
-        """What the list is, whatever it is called and wherever it lies: 12 hex digits."""
+        """Digest of the list's content, independent of its name and location: 12 hex digits."""
         said = asdict(self) | {"name": ""}
         if not self.kind_where:
             del said["kind_where"]  # as lists were before they could have conditions
@@ -164,7 +164,7 @@ class PathSet:
         return totals
 
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """The chance of each path, in the order of `paths`; sums to 1.
+        """The probability of each path, in the order of `paths`; sums to 1.
 
         A type is drawn by its weight among the types that have a drawable path, then a path by its weight inside it.
         """

@@ -1,4 +1,4 @@
-"""Read a task list from YAML, strictly: what is not understood is an error that names file, path, value and choices."""
+"""Strict YAML reader of task lists: errors name the file, path, value and allowed values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shipped() -> tuple[str, ...]:
 
 
 def load(name_or_file: str | os.PathLike[str]) -> PathSet:
-    """A shipped list by name (`graph200k`), or a list of one's own by the name of its `.yaml` file.
+    """A shipped list by name (`graph200k`), or a custom list by the name of its `.yaml` file.
 
     Raises:
         ValueError: no list of that name, or the file breaks a rule.
@@ -34,7 +34,7 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
     where = os.fspath(name_or_file)
     if not where.endswith(_SUFFIXES) and where not in shipped():
         known = f"shipped: {', '.join(shipped())}; or the name of a .yaml file"
-        raise ValueError(f"no path list {where!r}{suggestion(where, shipped())}; {known}")
+        raise ValueError(f"no task list {where!r}{suggestion(where, shipped())}; {known}")
     file = Path(where) if where.endswith(_SUFFIXES) else Path(__file__).with_name(f"{where}.yaml")
     with reading(file) as document:
         return _path_set(file.stem, document)
@@ -57,7 +57,7 @@ def _path_set(name: str, value: object) -> PathSet:
 
 
 def _kinds(value: object) -> tuple[tuple[Kind, ...], dict[str, dict[str, Any]]]:
-    """Declarations of kinds of one's own, and conditions of these or known kinds."""
+    """Custom kinds, and conditions on these or on built-in kinds."""
     own, conditions = [], {}
     for name, entry in _mapping("kinds", value, None).items():
         label = f"kinds: {name}"
@@ -107,7 +107,7 @@ def _path(number: int, entry: object, default: Content | None, own: Sequence[Kin
 
 
 def _used(own: Sequence[Kind], cells: Sequence[str], content: Content | None) -> tuple[Kind, ...]:
-    """The declarations that a path needs: a list of one's own kinds changes no path without them."""
+    """The custom kinds that a path uses; a path that uses none does not depend on the declarations."""
     words = {word for role in cells for word in role_kind(role).split(".")}
     return tuple(kind for kind in own if kind.name in words or (content is not None and kind.name == content.source))
 
