@@ -45,10 +45,12 @@ def publish_unit(
     Returns:
         the committed document, which is another worker's if it was first; None if no outcome changed.
     """
-    if previous is not None and not renewed and not _changed(rows, previous):
-        return None
-    if previous is not None and renewed:
-        rows = _as_stored(rows, previous)
+    if previous is not None:
+        old = {row.key: _compared(row) for row in previous.outcomes()}
+        same = {row.key for row in rows if old.get(row.key) == _compared(row)}
+        if not renewed and len(same) == len(rows) == len(old):
+            return None
+        rows = [replace(row, data=None) if renewed and row.key in same else row for row in rows]
     parts: list[PartRef] = []
     places: Places = {}
     for kind in document.variants:
@@ -66,17 +68,6 @@ def publish_unit(
         document = read_commit(files, edges_name(document.unit, document.revision)).document
     _remove_orphans(files, document)
     return document
-
-
-def _changed(rows: Sequence[Outcome], previous: EdgeRows) -> bool:
-    old = {row.key: _compared(row) for row in previous.outcomes()}
-    return len(old) != len(rows) or any(old.get(row.key) != _compared(row) for row in rows)
-
-
-def _as_stored(rows: Sequence[Outcome], previous: EdgeRows) -> list[Outcome]:
-    """The rows, without the data of those that are what `previous` stored."""
-    old = {row.key: _compared(row) for row in previous.outcomes()}
-    return [replace(row, data=None) if old.get(row.key) == _compared(row) else row for row in rows]
 
 
 def _compared(row: Outcome) -> tuple[object, ...]:

@@ -21,8 +21,8 @@ MOST_COMMITS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds of work (of all workers together), seconds until the run is done with as many workers as before, bytes
-    of new node parts, and the annotators that have not run yet, which are in none of them."""
+    """Seconds of work summed over workers, seconds of the run with as many workers as before, bytes of new node parts.
+    Annotators that have never run on the graph are `unknown` and not included."""
 
     work_seconds: float
     seconds: float
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, files: Files) -> Estimate | None:
-    """None if the graph has no report of an earlier run of any planned annotator."""
+    """Extrapolate from the newest reports and commits of the graph; None if none of them has a planned annotator."""
     reports = list(_reports(files))
     seconds: dict[str, float] = defaultdict(float)
     computed: Counter[str] = Counter()

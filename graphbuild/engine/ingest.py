@@ -28,7 +28,7 @@ Rows = dict[Key, Outcome]
 
 
 class ReplanNeeded(GraphError):
-    """Another run published this shard's items first, and they differ: its items part counts."""
+    """Another run has published different items for this shard: plan again, with those."""
 
 
 class Ingesting:

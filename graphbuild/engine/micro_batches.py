@@ -23,10 +23,10 @@ Results = list[Derived | Skip | BaseException]
 
 
 def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
-    """One result per request, in order; what went wrong with a request is its result.
+    """One result per request, in order: what was made, or the exception.
 
     A batch that runs out of GPU memory is halved, and so is every later one on this worker. A batch that fails
-    otherwise is tried again one by one, so that one bad input costs one row. Only Ctrl-C is not a row's.
+    otherwise is tried again one by one, so that one bad input costs one row. Only KeyboardInterrupt is raised.
     """
     results: Results = []
     while rest := batch[len(results) :]:
@@ -38,7 +38,8 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
         except BaseException as error:  # SystemExit of a library, too, is the failure of its row
             too_large = len(part) > 1 and out_of_memory(error)
             if not too_large:
-                results += [error] if len(part) == 1 else _one_by_one(annotator, part, loaded)
+                alone = [[request] for request in part] if len(part) > 1 else []
+                results += [result for one in alone for result in annotate(annotator, one, loaded)] or [error]
         if too_large:  # not in the handler above, where the traceback holds what filled the GPU
             loaded.batch_size = (len(part) + 1) // 2
             _release()
@@ -50,10 +51,6 @@ def _answers(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
     if len(answers) != len(batch):
         raise ValueError(f"annotate returned {len(answers)} results for {len(batch)} requests")
     return answers
-
-
-def _one_by_one(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
-    return [result for request in batch for result in annotate(annotator, [request], loaded)]
 
 
 def out_of_memory(error: BaseException) -> bool:

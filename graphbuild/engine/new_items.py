@@ -147,8 +147,8 @@ def new_shards(
     known: Known,
     size: int,
 ) -> list[ShardItems]:
-    """Shards for the new entries, sorted by key after all old ones. A gap that a killed run left is filled first, so
-    that a rerun gives every item the place it would have had."""
+    """Shards for the new entries, sorted by key after all old ones. Gaps left by a killed run are filled first, so
+    that every item gets the place it would have had."""
     fresh = sorted((e for e in entries if e.key not in known or e.key in changed), key=lambda entry: entry.key)
     shards = []
     for shard in _gaps([item.shard for item in published], size):

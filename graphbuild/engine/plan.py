@@ -66,14 +66,13 @@ class Plan:
         return {kind: Live(annotator=m.name, version=m.version) for m in self.producers for kind in m.variants}
 
     def replaces(self) -> dict[str, Live]:
-        """The kinds among them whose live version is another one, and changes when this plan is done: to a version that
-        has work to do, or never was live because its run was killed. What `promote` took away stays away."""
+        """Kind -> the version that replaces its live one when this plan is done: a version with work to do, or one that
+        never went live because its run was killed. A version that `promote` replaced stays replaced."""
         other = {kind: live for kind, live in self.makes().items() if self.head.get(kind, live) != live}
         return {kind: live for kind, live in other.items() if live not in self.passed}
 
     def overruled_by(self, head: Head) -> dict[str, Live]:
-        """The kinds among those for which `head` went back, after this plan was made, to a version that had been live
-        before."""
+        """Kind -> the version of `head`, where a `promote` since this plan was made went back to an earlier one."""
         now = {kind: head[kind] for kind in self.replaces() if head[kind] != self.head[kind]}
         return {kind: live for kind, live in now.items() if live in self.passed}
 

@@ -20,8 +20,7 @@ def missing_parts(annotators: Sequence[Annotator]) -> Iterator[str]:
 
 
 def fetch_missing(annotator: Annotator) -> None:
-    """Download weights that the driver's machine had when the run was planned and this one has not: pinned to the same
-    commit, and once a machine however many workers ask."""
+    """Download weights that this machine lacks, at the commit that was planned; once, however many workers ask."""
     for checkpoint in annotator.checkpoints().values():
         if checkpoint.missing():
             checkpoint.fetch()

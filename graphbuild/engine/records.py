@@ -17,7 +17,7 @@ MOST_FAILURES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Producer:
-    """An annotator or a source made concrete against a graph: its lineage, its variants, who makes what it needs."""
+    """An annotator or a source resolved against a graph: lineage, variants, and the versions of its parents."""
 
     name: str
     version: str
@@ -72,7 +72,7 @@ class PlannedUnit:
 
 @dataclass(frozen=True)
 class Job:
-    """Units of one shard for one worker; `pool` says whose worker may take it, `resources` what that one needs."""
+    """Units of one shard for one worker of `pool`, which needs `resources`."""
 
     pool: str
     shard: Shard

@@ -1,4 +1,4 @@
-"""The rows of a unit: what is planned, what still holds, what is to be done. Serves plan, annotators and sources."""
+"""The rows of a unit: planned, still valid, or to be computed. Used by the planner, annotators and sources."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def failure_of(error: BaseException) -> tuple[str, str]:
 
 
 def told(error: BaseException) -> str:
-    """An exception's class and message; some messages raise in turn."""
+    """An exception's class and message, even if its `__str__` raises."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception as another:

@@ -168,7 +168,7 @@ class _Run:
         self._say_errors()
 
     def _say_errors(self) -> None:
-        """At once, not at the end of a run of days."""
+        """Print new errors at once, not at the end of a long run."""
         for error in self.schedule.errors[self._said :]:
             self.console.print(error, highlight=False, markup=False)
             if self.files.exists(name := f"runs/{self.run_id}/failures.jsonl"):
@@ -190,8 +190,8 @@ class _Run:
         return report
 
     def _promote(self, plan: Plan) -> None:
-        """Replaced kinds and their rebuilt descendants go live together, in one head; not against a `promote` that came
-        while this run worked: it was asked for later."""
+        """Replaced kinds and their rebuilt descendants go live together, in one head. A `promote` during the run, which
+        is the later request, wins."""
 
         def promoted(head: Head) -> Head:
             self.went_live = {} if plan.overruled_by(head) else plan.replaces()

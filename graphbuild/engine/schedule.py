@@ -75,7 +75,7 @@ class Schedule:
             self._settle(job, work, by_unit[str(work.unit)])
 
     def died(self, job: Job, why: str, *, counts: bool = True) -> None:
-        """The worker died: its units go back, one to a job; if it was not the node that died, rows run alone."""
+        """Reschedule the units of a dead worker, one to a job; if `counts`, their rows run one at a time."""
         for work in job.units:
             again = replace(work, deaths=work.deaths + counts)
             if again.deaths > MAX_DEATHS:
@@ -84,7 +84,7 @@ class Schedule:
                 self._waiting.append(replace(job, units=(again,)))
 
     def abort(self, why: str) -> None:
-        """True if no job is running and none can start."""
+        """Give up on everything unfinished."""
         self.errors.append(why)
         self._lost |= self._open
         self._open.clear()
@@ -109,8 +109,8 @@ class Schedule:
             self._waiting.append(replace(job, units=(work,)))
 
     def _count(self, work: AnyUnit, report: UnitReport) -> None:
-        """Stop an annotator of which more than half of at least BROKEN_ROWS finished rows failed, and speak of one that
-        made fewer than it failed of all its rows."""
+        """Stop an annotator once more than half of at least BROKEN_ROWS rows failed; report one that has finished and
+        failed more rows than it made."""
         version = (work.producer.name, work.producer.version)
         total = self._done.setdefault(version, UnitReport(unit=report.unit, revision=0))
         total.computed += report.computed
@@ -134,7 +134,7 @@ class Schedule:
         self.errors.append(why)
 
     def _without_lost(self, job: Job) -> Job | None:
-        """The job less the units whose annotator stopped or whose parents will not come."""
+        """The job without the units whose annotator stopped or whose parents failed."""
         kept = []
         for work in job.units:
             stopped = (work.producer.name, work.producer.version) in self._stopped

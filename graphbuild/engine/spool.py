@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from graphbuild.contracts import SPOOL, Outcome, Unit
 from graphbuild.engine.rows import Key
@@ -15,16 +18,27 @@ from graphbuild.store.files import Files, file_checksum
 from graphbuild.store.parts import edges_name, outcomes
 from graphbuild.store.workspace import Workspace
 
+T = TypeVar("T")
+
 SPOOL_BYTES = 32 << 20
 CAREFUL_FLUSH_SECONDS = 1.0
 """Seconds after which a unit that a worker died on saves its rows, and every unit after a run that was killed."""
 
 CONDEMN_AFTER = 3
+_KEY = TypeAdapter(Key)
+_DEATHS = TypeAdapter(list[tuple[Key, int]])
+
 DEADLY = {
     "status": "failed",
     "reason": "killed_worker",
     "detail": f"{CONDEMN_AFTER} workers died with only this row in flight",
 }
+
+
+class _Unit(BaseModel):
+    """`unit.json`: the commit that makes its folder obsolete."""
+
+    commit: str = Field(pattern="^edges/annotator=[^/]+/version=[^/]+/[^/]+$")
 
 
 class Spool:
@@ -101,20 +115,13 @@ class Spool:
 
     def condemned(self, died: bool) -> set[Key]:
         """Rows that were alone in flight in CONDEMN_AFTER deaths; `died` says the last attempt ended in one."""
-        deaths = self._deaths()
-        alone = f"{self.folder}/alone.json"
-        if died and self.files.exists(alone):
-            item_ix, kind, variant = json.loads(self.files.read(alone))
-            deaths[item_ix, kind, variant] = deaths.get((item_ix, kind, variant), 0) + 1
-            text = json.dumps([[*key, count] for key, count in deaths.items()])
-            self.files.replace(f"{self.folder}/deaths.json", text.encode(), self.workspace)
+        alone, counts = f"{self.folder}/alone.json", f"{self.folder}/deaths.json"
+        deaths = Counter(dict(_read(self.files, counts, _DEATHS) or ()))
+        if died and (key := _read(self.files, alone, _KEY)) is not None:
+            deaths[key] += 1
+            self.files.replace(counts, json.dumps(list(deaths.items())).encode(), self.workspace)
             self.files.remove(alone)
         return {key for key, count in deaths.items() if count >= CONDEMN_AFTER}
-
-    def _deaths(self) -> dict[Key, int]:
-        name = f"{self.folder}/deaths.json"
-        rows = json.loads(self.files.read(name)) if self.files.exists(name) else []
-        return {(item_ix, kind, variant): count for item_ix, kind, variant, count in rows}
 
     def close(self) -> None:
         _remove(self.files, self.folder)
@@ -129,17 +136,23 @@ def spool_table(rows: list[Outcome]) -> pa.Table:
 
 
 def remove_finished(files: Files) -> None:
-    """Remove staging folders whose unit has been committed since."""
+    """Remove staging folders whose unit has been committed since, and those that do not say whose they are."""
     for folder in files.names("_staging"):
-        name = f"_staging/{folder}/unit.json"
-        if files.exists(name) and files.exists(json.loads(files.read(name))["commit"]):
+        unit = _read(files, f"_staging/{folder}/unit.json", TypeAdapter(_Unit))
+        if unit is None or files.exists(unit.commit):
             _remove(files, f"_staging/{folder}")
-        elif not files.names(f"_staging/{folder}"):
-            files.remove(f"_staging/{folder}")
+
+
+def _read(files: Files, name: str, shape: TypeAdapter[T]) -> T | None:
+    """None if the file is missing or damaged: whatever it said is computed again."""
+    try:
+        return shape.validate_json(files.read(name))
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _remove(files: Files, folder: str) -> None:
-    """Its `unit.json` goes last: after a kill halfway the next run still knows that the folder is finished with."""
+    """Remove `unit.json` last: if killed halfway, the next run still knows that the folder is obsolete."""
     for name in files.names(folder):
         if name != "unit.json":
             files.remove(f"{folder}/{name}")

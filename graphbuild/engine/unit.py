@@ -130,7 +130,7 @@ class Annotating:
         return [row for pair in zip(batch, results, strict=True) for row in self._settle(*pair)]
 
     def _settle(self, request: Request, result: Derived | Skip | BaseException) -> list[Outcome]:
-        """The rows of one request, one per made kind. Whatever is wrong with a result is a failure of its rows."""
+        """The rows of one request, one per made kind. An invalid result makes them failed rows."""
         keys = {name: (request.item.item_ix, kind.name, request.variant) for name, kind in self._makes.items()}
         todo = {name: key for name, key in keys.items() if key in self._todo}
         wrong = result if isinstance(result, BaseException) else self._wrong(result)

@@ -40,7 +40,7 @@ class Worker:
         self._loaded: dict[str, Loaded] = {}
 
     def run(self, job: Job, progress: Progress) -> list[UnitReport]:
-        """One report per unit; what goes wrong in one unit does not stop the others."""
+        """One report per unit; a unit that fails does not stop the others."""
         running = [_Running(self, work, progress) for work in job.units]
         for run in running:
             run.open()

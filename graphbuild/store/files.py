@@ -184,10 +184,11 @@ class LocalFiles:
         return path
 
     def exists(self, name: str) -> bool:
+        path = self.path(name)
         try:
-            os.stat(self.path(name))
-        except (FileNotFoundError, NotADirectoryError):
-            return False  # any other error does not say that it is not there
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False  # any other error of the disk does not say that it is not there
         return True
 
     def writable(self) -> bool:

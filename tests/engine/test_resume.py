@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -129,6 +130,9 @@ def test_a_long_unit_goes_on_where_it_was(
     assert tree(tmp_path / "g") == tree(tmp_path / "whole")
 
 
+DAMAGED = {"alone.json": "[3, ", "deaths.json": '{"p05.png": 3}', "unit.json": ""}
+
+
 def test_a_damaged_spool_is_computed_again(photos: Path, tmp_path: Path, control: Callable[..., str]) -> None:
     """Guards against trusting what a kill or a full disk left half-written in `_staging`."""
     tag = control({"p09.png": "kill"})
@@ -142,6 +146,12 @@ def test_a_damaged_spool_is_computed_again(photos: Path, tmp_path: Path, control
     body[len(body) // 2] ^= 1
     spool[1].write_bytes(body)
     spool[2].unlink()
+    for name, text in DAMAGED.items():
+        (spool[0].parent / name).write_text(text)
+    for number, commit in enumerate(("../../other", "graph.json", "edges/annotator=a/version=v/../../..")):
+        folder = tmp_path / f"g/_staging/{number}"
+        folder.mkdir()
+        (folder / "unit.json").write_text(json.dumps({"commit": commit}))
     control({})
     done = len(calls(tag))
     complete(build(photos, tmp_path / "g", [Ordered(tag=tag)], shard_size=18))

@@ -19,7 +19,7 @@ def run_inline(
 ) -> None:
     """Run jobs until none is left that can start.
 
-    Native code can end this process with nobody left to say so: the workspace says which units are under way.
+    The workspace records which units are in progress, so that the next run knows which of them native code crashed in.
     """
     worker = make_worker()
     while job := schedule.next_job():

@@ -85,7 +85,7 @@ class _Handle:
 
     @property
     def worn(self) -> bool:
-        """It has had the units it may have, with those it was given; a fresh process takes its place."""
+        """Whether its `recycle` limit is reached, counting the units assigned to it: then a new process replaces it."""
         return self.units_left - sum(len(job.units) for job in self.jobs.values()) <= 0
 
 
@@ -262,7 +262,7 @@ class _Driver:
             self.schedule.abort(f"{self._unborn} workers in a row died before they had started; the last: {why}")
 
     def _node_of(self, handle: _Handle) -> str | None:
-        """None if it never said: it did not get as far as a row."""
+        """None if the actor died before it had started."""
         try:
             return str(ray.get(handle.node, timeout=0))
         except (RayError, TimeoutError):
