@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
+from typing import TYPE_CHECKING, Any
 
-from graphbuild.cli import build, exclude, models, schema, tasks
-from graphbuild.cli.app import app
-from graphbuild.lookup import look_in
+if TYPE_CHECKING:
+    from graphbuild.cli.application import app
 
-__all__ = ["app", "build", "exclude", "main", "models", "schema", "tasks"]
+__all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: errors of use end with one line and exit code 2. Modules in the working folder can be named."""
+    """Entry point: errors of use end with one line and exit code 2. Modules in the working folder can be named. Ctrl-C
+    while modules are still being loaded ends at once: nothing has begun."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    from graphbuild.lookup import look_in
+
     look_in(os.getcwd())
-    app()
+    __getattr__("app")()
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, the application with all its commands, is put together on first use."""
+    if name != "app":
+        raise AttributeError(f"module 'graphbuild.cli' has no attribute {name!r}")
+    from graphbuild.cli import build, exclude, models, schema, tasks
+    from graphbuild.cli.application import app
+
+    assert all((build, exclude, models, schema, tasks))  # they add their commands
+    return app

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphbuild.cli.app import app
+from graphbuild.cli.application import app
 from graphbuild.cli.console import (
     DONE,
     ERR,
@@ -30,7 +30,9 @@ from graphbuild.cli.console import (
     command_line,
     refusing,
     say,
+    ticking,
 )
+from graphbuild.cli.text import counted, shown
 from graphbuild.contracts import RunReport
 from graphbuild.errors import GraphError
 
@@ -136,7 +138,7 @@ def retry(
             ERR.print("source not found; retrying annotators only (give --path)", markup=False)
         producers, refused = (list(load_annotators(pipeline)), []) if pipeline else live_annotators(graph)
         for line in refused:
-            ERR.print(f"not retried: {line}", markup=False)
+            ERR.print(f"not retried: {shown(line)}", markup=False)
         how: dict[str, Any] = {"executor": executor, "address": address, "retry": True, "new_items": False}
         report = build(source, producers, graph, console=ERR, **how)
     code = _show_report(report, graph, strict=False, as_json=as_json)
@@ -148,11 +150,12 @@ def _show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) 
 
     say(report.model_dump_json(), text.report_lines(report, where), as_json)
     if report.units_left:
-        ERR.print(f"{len(report.units_left)} units are left undone; continue with: {command_line()}", markup=False)
+        left = counted(len(report.units_left), "unit")
+        ERR.print(f"{left} left undone; continue with: {command_line()}", markup=False)
         return UNDONE
     if report.failed:
         again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(where)}"
-        ERR.print(f"{report.failed} failed rows{again if report.retriable else ''}", markup=False)
+        ERR.print(f"{counted(report.failed, 'failed row')}{again if report.retriable else ''}", markup=False)
     return UNDONE if report.errors or (strict and report.failed) else DONE
 
 
@@ -201,10 +204,14 @@ def verify(
       graphbuild verify photos-graph --full
     """
     from graphbuild.cli import text
+    from graphbuild.store.files import files_at
+    from graphbuild.store.heads import newest_commits
     from graphbuild.store.verify import verify as check
 
     with refusing():
-        verdict = check(graph, "full" if full else "quick")
+        num_commits = sum(map(len, newest_commits(files_at(graph)).values()))
+        with ticking("commits", num_commits) as tick:
+            verdict = check(graph, "full" if full else "quick", progress=tick)
     say(json.dumps(vars(verdict)), text.verdict_lines(verdict, graph, full), as_json)
     raise typer.Exit(UNDONE if verdict.problems else DONE)
 

@@ -6,15 +6,16 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from graphbuild.cli.text import shown, shown_lines
 from graphbuild.errors import GraphError, MissingNode
-from graphbuild.tasks.sheet import visible
 
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -69,8 +70,8 @@ _received: list[int] = []
 
 
 def heed_signals() -> None:
-    """From now on SIGTERM and SIGHUP are as good as Ctrl-C: what is under way ends, temporary files removed. Under
-    `nohup` SIGHUP stays ignored."""
+    """From now on SIGTERM, SIGHUP and Ctrl-C raise KeyboardInterrupt: what is under way ends, temporary files removed.
+    Under `nohup` SIGHUP stays ignored."""
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -78,6 +79,7 @@ def heed_signals() -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, interrupt)
@@ -85,7 +87,8 @@ def heed_signals() -> None:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Wrong usage and refused input: one message, exit code 2."""
+    """Wrong usage and refused input: one message, exit code 2. Signals are heeded from here on."""
+    heed_signals()
     try:
         yield
     except (GraphError, MissingNode, ValueError) as error:
@@ -106,14 +109,28 @@ def refusing() -> Iterator[None]:
 
 def stop(why: str, code: int) -> typer.Exit:
     with suppress(OSError):  # a terminal that has hung up
-        ERR.print(f"graphbuild: {why}", markup=False)
+        ERR.print(f"graphbuild: {shown_lines(why)}", markup=False)
     return typer.Exit(code)
 
 
 def say(document: str, lines: Iterable[Any], as_json: bool) -> None:
     """One JSON document, or lines and tables; keys and words of others cannot command the terminal."""
-    for line in [document] if as_json else lines:
-        typer.echo(visible(line)) if isinstance(line, str) else OUT.print(line)
+    if as_json:
+        typer.echo(document)
+        return
+    for line in lines:
+        typer.echo(shown(line)) if isinstance(line, str) else OUT.print(line)
+
+
+@contextmanager
+def ticking(what: str, total: int) -> Iterator[Callable[[object], None]]:
+    """A function to call with each of `total` things that is done: a bar with the time left on a terminal, nothing
+    elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet, above = not ERR.is_terminal, sys.stdout.isatty()
+    with Progress(*columns, console=ERR, transient=True, disable=quiet, redirect_stdout=above) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda _: bar.advance(task)
 
 
 def command_line() -> str:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from graphbuild.cli.app import app
+from graphbuild.cli.application import app
 from graphbuild.cli.console import GraphArgument, JsonOption, refusing, say
+from graphbuild.cli.text import counted
 from graphbuild.errors import GraphError
 
 
@@ -61,8 +62,8 @@ def exclude(
             changed = sum(left_out.get(item_id) != opened.excluded.get(item_id) for item_id in ids)
     every = table.select(["item_ix", "key", "item_id"]).to_pylist()
     rows = [{**row, "why": left_out[row["item_id"]]} for row in every if row["item_id"] in left_out]
-    lines = _listed(rows) if not asked else [f"{_counted(changed)} {'put back' if undo else 'excluded'}"]
-    say(json.dumps(rows), [*lines, f"{_counted(len(rows))} {'is' if len(rows) == 1 else 'are'} excluded"], as_json)
+    lines = _listed(rows) if not asked else [f"{counted(changed, 'item')} {'put back' if undo else 'excluded'}"]
+    say(json.dumps(rows), [*lines, f"{counted(len(rows), 'item')} excluded in all"], as_json)
 
 
 def _renew_card(out: str) -> None:
@@ -80,12 +81,7 @@ def _renew_card(out: str) -> None:
 
 def _listed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in rows:
-        why = row["why"] if row["why"].isprintable() else ascii(row["why"])
-        yield f"item {row['item_ix']}, {row['key']!a}: {why}"
-
-
-def _counted(items: int) -> str:
-    return "1 item" if items == 1 else f"{items} items"
+        yield f"item {row['item_ix']}, {row['key']}: {row['why']}"
 
 
 def _numbers(items: str | None) -> set[int]:

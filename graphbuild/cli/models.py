@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphbuild.cli.app import app
+from graphbuild.cli.application import app
 from graphbuild.cli.console import ERR, OUT, JsonOption, refusing, say
 
 models = typer.Typer()
@@ -57,6 +57,8 @@ def fetch(
     from graphbuild.cli import weights
 
     with refusing():
-        for checkpoint in weights.wanted(names or [], pipeline):
-            ERR.print(f"{checkpoint.model} ({checkpoint.gigabytes:g} GB, {checkpoint.licence})", markup=False)
+        wanted = weights.wanted(names or [], pipeline)
+        for number, checkpoint in enumerate(wanted, 1):
+            size = f"{checkpoint.gigabytes:g} GB, {checkpoint.licence}"
+            ERR.print(f"{number} of {len(wanted)}: {checkpoint.model} ({size})", markup=False)
             OUT.print(str(weights.fetch(checkpoint)), markup=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 import typer
 
-from graphbuild.cli.app import app
+from graphbuild.cli.application import app
 from graphbuild.cli.console import refusing
 from graphbuild.contracts import ARROW_SCHEMAS, JSON_DOCUMENTS
 from graphbuild.store.files import local_path

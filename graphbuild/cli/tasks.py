@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphbuild.cli.app import app
+from graphbuild.cli.application import app
 from graphbuild.cli.console import (
     ERR,
     UNDONE,
@@ -26,6 +27,7 @@ from graphbuild.cli.console import (
     refusing,
     say,
     stop,
+    ticking,
 )
 from graphbuild.errors import GraphError
 
@@ -125,9 +127,10 @@ def sample(
         ERR.print(f"{len(drawer.paths)} of {len(drawer.listed.paths)} paths can be served", markup=False)
         if error := keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
-        indices = range(index, index + count)
-        for file in taskfiles.write_tasks(drawer, indices, resolution, out, form=form, cells=cells):
-            typer.echo(file)
+        with ticking("grid tasks", count) as tick:
+            indices = range(index, index + count)
+            for file in taskfiles.write_tasks(drawer, indices, resolution, out, form=form, cells=cells, progress=tick):
+                sys.stdout.write(f"{file}\n")  # above the bar, where both are on a terminal
 
 
 @app.command()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from graphbuild.contracts import RunReport, Status, StatusDocument
+from graphbuild.tasks.sheet import visible
 
 if TYPE_CHECKING:
     from graphbuild.engine.estimate import Estimate
@@ -18,6 +20,22 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
+
+
+def shown(text: object) -> str:
+    """A text from anywhere, on one line: characters that steer a terminal or cannot be printed as escapes."""
+    return visible(str(text))
+
+
+def shown_lines(text: object) -> str:
+    """The same for a message of ours, whose lines stay."""
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 problem`, `2 problems`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
 
 # ---- builds ----------------------------------------------------------------------------------------------------
 
@@ -45,7 +63,7 @@ def plan_lines(planned: Plan, where: str, estimated: Estimate | None) -> Iterato
         old = planned.head[kind]
         yield f"{kind}: {live.annotator} {live.version} goes live when complete, not {old.annotator} {old.version}"
     if not planned.units:
-        yield f"{where}: nothing to do, all {planned.wanted} units are committed"
+        yield f"{where}: nothing to do, {planned.wanted} of {planned.wanted} units are committed"
         return
     yield plan_table(planned, where)
     if estimated is not None:
@@ -54,7 +72,7 @@ def plan_lines(planned: Plan, where: str, estimated: Estimate | None) -> Iterato
         if estimated.unknown:
             yield f"not counted, as they have not run on this graph: {', '.join(estimated.unknown)}"
     if planned.vanished:
-        yield f"{planned.vanished} known items are no longer listed; their nodes stay"
+        yield f"{counted(planned.vanished, 'known item')} no longer listed; what was made of them stays"
 
 
 def report_lines(report: RunReport, where: str) -> Iterator[str | Table]:
@@ -62,7 +80,7 @@ def report_lines(report: RunReport, where: str) -> Iterator[str | Table]:
     for kind, live in report.went_live.items():
         yield f"{kind}: {live.annotator} {live.version} is live now"
     if not report.annotators and not report.units_left:
-        yield f"{where}: nothing to do, all {report.units_wanted} units are committed"
+        yield f"{where}: nothing to do, {report.units_wanted} of {report.units_wanted} units are committed"
         return
     yield report_table(report)
     speed = f"{report.items_per_second:.1f} items/s, {report.annotator_share:.0%} of worker time inside annotators"
@@ -78,10 +96,9 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
             yield f"{live}: {version} {' '.join(f'{name}={value}' for name, value in params.items())}".rstrip()
     yield from (f"not committed: {unit}" for unit in document.gaps[:10])
     if len(document.gaps) > 10:
-        yield f"not committed: {len(document.gaps) - 10} more units"
+        yield f"not committed: {counted(len(document.gaps) - 10, 'more unit')}"
     if document.excluded:
-        items = "1 item is" if document.excluded == 1 else f"{document.excluded} items are"
-        yield f"{items} excluded: graphbuild exclude GRAPH lists them"
+        yield f"{counted(document.excluded, 'item')} excluded; list: graphbuild exclude GRAPH"
     yield f"snapshot {document.snapshot}"
 
 
@@ -89,50 +106,58 @@ def failed_lines(rows: Sequence[Document]) -> Iterator[str | Table]:
     """Such rows, one line each."""
     for row in rows:
         variant = f" variant {row['variant']}" if row["variant"] else ""
-        yield f"{row['key']}: {row['kind']}{variant}: {row['reason']}: {row['detail'] or 'no more is known'}"
-    yield f"{len(rows)} failed row{'' if len(rows) == 1 else 's'}"
+        yield f"{row['key']}: {row['kind']}{variant}: {row['reason']}: {row['detail'] or 'no detail'}"
+    yield counted(len(rows), "failed row")
 
 
 def verdict_lines(verdict: Verdict, where: str, full: bool) -> Iterator[str]:
     """Whether a graph is what its commits say."""
     yield from verdict.problems
-    hashed = f", {verdict.nodes} nodes hashed" if full else ""
-    sound = "sound" if not verdict.problems else f"{len(verdict.problems)} problems"
-    yield f"{where}: {verdict.commits} commits, {verdict.parts} parts{hashed}: {sound}"
+    hashed = f", {counted(verdict.nodes, 'node')} hashed" if full else ""
+    sound = counted(len(verdict.problems), "problem") if verdict.problems else "sound"
+    yield f"{where}: {counted(verdict.commits, 'commit')}, {counted(verdict.parts, 'part')}{hashed}: {sound}"
 
 
 def report_table(report: RunReport) -> Table:
     """The run as a table for people."""
-    table = Table(title=f"{report.graph}: {report.units_done} of {report.units_wanted} units committed")
-    for column in ("annotator", "units", "ok", "skipped", "failed", "nodes/s per worker", "reasons"):
-        table.add_column(column, justify="left" if column in ("annotator", "reasons") else "right")
+    columns = ("annotator", "units", "ok", "skipped", "failed", "nodes/s per worker", "reasons")
+    rows = []
     for name, a in report.annotators.items():
         speed = (a.ok + a.skipped + a.failed - a.reused) / a.seconds if a.seconds else 0.0
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(a.reasons.items()))
-        table.add_row(name, *(str(n) for n in (a.units, a.ok, a.skipped, a.failed)), f"{speed:.1f}", reasons)
-    return table
+        rows.append(
+            (name, a.units, a.ok, a.skipped, a.failed, f"{speed:.1f}", _reasons(dict(sorted(a.reasons.items()))))
+        )
+    return _table(f"{report.graph}: {report.units_done} of {report.units_wanted} units committed", columns, rows)
 
 
 def plan_table(plan: Plan, where: str) -> Table:
     """What a run would compute, and why."""
-    table = Table(title=f"{where}: {len(plan.units)} of {plan.wanted} units to compute, {plan.num_items} items")
-    for column in ("annotator", "units", "why"):
-        table.add_column(column, justify="right" if column == "units" else "left")
-    for (name, why), units in plan.reasons().items():
-        table.add_row(name, str(units), why)
-    return table
+    title = f"{where}: {len(plan.units)} of {plan.wanted} units to compute, {counted(plan.num_items, 'item')}"
+    rows = [(name, units, why) for (name, why), units in plan.reasons().items()]
+    return _table(title, ("annotator", "units", "why"), rows)
 
 
 def status_table(status: StatusDocument) -> Table:
     """Nodes by kind and outcome."""
-    done, wanted = status.units["done"], status.units["wanted"]
-    table = Table(title=f"{status.graph}: {status.items} items, {done} of {wanted} units")
-    for column in ("kind", "ok", "skipped", "failed", "annotator", "reasons"):
-        table.add_column(column, justify="right" if column in ("ok", "skipped", "failed") else "left")
+    title = f"{status.graph}: {counted(status.items, 'item')}, {status.units['done']} of {status.units['wanted']} units"
+    rows = []
     for kind, counts in status.kinds.items():
-        reasons = ", ".join(f"{reason} {count}" for reason, count in status.reasons.get(kind, {}).items())
-        numbers = (str(counts[outcome]) for outcome in OUTCOMES)
-        table.add_row(kind, *numbers, f"{status.live[kind].annotator} {status.live[kind].version}", reasons)
+        live, reasons = status.live[kind], _reasons(status.reasons.get(kind, {}))
+        rows.append((kind, *(counts[outcome] for outcome in OUTCOMES), f"{live.annotator} {live.version}", reasons))
+    return _table(title, ("kind", "ok", "skipped", "failed", "annotator", "reasons"), rows)
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Words on the left, numbers on the right."""
+    table = Table(title=Text(shown(title), "table.title"))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("annotator", "kind", "reasons", "why") else "right")
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
     return table
 
 
@@ -142,13 +167,13 @@ def status_table(status: StatusDocument) -> Table:
 def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
     """A table of such documents."""
     names, types = (max(len(row[key]) for row in rows) for key in ("name", "type"))
-    counted = "items" in rows[0]
+    with_items = "items" in rows[0]
     head = f"{'path':{names}}  cells  {'type':{types}}  probability"
-    yield head + ("    items" if counted else "")
+    yield head + ("    items" if with_items else "")
     for row in rows:
         line = f"{row['name']:{names}}  {row['cells']:5}  {row['type']:{types}}  {row['probability']:11.6f}"
-        yield line + (f"  {row['items']:7}" if counted else "")
-    if counted:
+        yield line + (f"  {row['items']:7}" if with_items else "")
+    if with_items:
         yield f"{sum(row['probability'] > 0 for row in rows)} of {len(rows)} paths can be served"
 
 
@@ -192,8 +217,7 @@ def node_lines(document: Document) -> Iterator[str]:
     model = f", model {document['model']}" if document["model"] else ""
     yield f"made by {document['annotator']} {document['version']}{model}, with {document['params'] or 'no parameters'}"
     for parent in edge["parents"] or ():
-        shown = ", ".join(f"{key} {value}" for key, value in parent.items() if value is not None)
-        yield f"parent: {shown}"
+        yield "parent: " + ", ".join(f"{key} {value}" for key, value in parent.items() if value is not None)
     if edge["part"]:
         yield f"lies in {edge['part']}, byte {edge['offset']}, {edge['nbytes']} bytes, hash {edge['content_hash']}"
 
@@ -207,13 +231,14 @@ def _reason(edge: Document) -> str:
 
 def weights_table(rows: Sequence[Document]) -> Table:
     """The listing to be read: one line for each checkpoint."""
-    shown = Table("annotator", "makes", "model", "licence", "GB", "memory GB", "here", box=None, pad_edge=False)
+    table = Table("annotator", "makes", "model", "licence", "GB", "memory GB", "here", box=None, pad_edge=False)
     for row in rows:
         name, makes = row["annotator"], ", ".join(row["makes"])
         for weights in row["checkpoints"] or [{}]:
             here = {True: "yes", False: "no"}.get(weights.get("cached"), "")
             size, memory = (f"{value:g}" if value else "" for value in (weights.get("gigabytes"), row["memory_gb"]))
             model = weights.get("model", "no weights")
-            shown.add_row(name, makes, model, weights.get("licence", ""), size, memory, here)
+            cells = (name, makes, model, weights.get("licence", ""), size, memory, here)
+            table.add_row(*(Text(shown(cell)) for cell in cells))
             name = makes = ""
-    return shown
+    return table

@@ -71,6 +71,7 @@ def write_tasks(
     *,
     form: str = "png",
     cells: CellConfig = _CELLS,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Path]:
     """Write tasks into the folder `out`; yields the files as they are done.
 
@@ -81,6 +82,7 @@ def write_tasks(
             ids alone: no picture is opened, but for label maps whose names are in the words. `parquet`,
             `tasks.parquet` with the columns of `TASKS`. `webdataset`, `tasks.tar` with KEY.json and KEY.cellRC.png for
             row R and column C.
+        progress: called with the index of each task that is done.
 
     Raises:
         ValueError: no such form, or the resolution is out of range.
@@ -90,7 +92,14 @@ def write_tasks(
         sampler.task(indices[0], resolution, cells=cells)  # is refused before there is a folder
     out = local_path(out)
     out.mkdir(parents=True, exist_ok=True)
-    return writer((sampler.task(i, resolution, cells=cells) for i in indices), out)
+
+    def tasks() -> Tasks:
+        for index in indices:
+            yield sampler.task(index, resolution, cells=cells)
+            if progress is not None:
+                progress(index)
+
+    return writer(tasks(), out)
 
 
 def writer_of(form: str) -> Callable[[Tasks, Path], Iterator[Path]]:
