@@ -16,10 +16,10 @@ demo: $(VENV)/.core
 test: $(VENV)/.all
 	$(TEST)
 
-# What compares floats, with the kernels of another processor, and with one thread.
+# What compares floats, with the kernels of another processor, and with two threads instead of one.
 numeric: $(VENV)/.all
 	$(OTHER_KERNELS) $(TEST) -m numeric
-	OMP_NUM_THREADS=1 $(TEST) -m numeric
+	OMP_NUM_THREADS=2 $(TEST) -m numeric
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .

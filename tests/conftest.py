@@ -24,6 +24,8 @@ os.environ |= {
     "GRAPHBUILD_TEST_CONTROL": str(_SESSION / "control"),
     "HF_HOME": str(_SESSION / "huggingface"),
     "HF_HUB_OFFLINE": "1",
+    # Tests run side by side, one a core: more threads wait for one another, twenty times as long in small matrices.
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     "PYTHONPATH": os.pathsep.join(dict.fromkeys(_PATHS)),
     "RAY_AUTH_MODE": "disabled",
     "TORCHINDUCTOR_CACHE_DIR": str(_SESSION / "inductor"),  # else other kernels find code compiled for these

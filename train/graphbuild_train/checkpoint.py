@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -189,12 +190,16 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         _sync(file)
         files[file.name] = _digest(file)
     said = {name: value for name, value in vars(checkpoint).items() if name not in _PARTS}
-    versions = {"graphbuild": graphbuild.__version__, **{name: version(name) for name in _PACKAGES}}
-    said |= {"versions": versions, "files": files, "optimiser": scalars}
+    said |= {"versions": _versions(), "files": files, "optimiser": scalars}
     document = folder / "state.json"
     document.write_text(json.dumps({**said, "digest": _digest_of(said)}, indent=1), encoding="utf-8")
     _sync(document)
     _sync(folder)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"graphbuild": graphbuild.__version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def _verified(path: Path) -> dict[str, Any]:
