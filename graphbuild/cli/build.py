@@ -50,11 +50,11 @@ def run(
     address: AddressOption = None,
     accept_changed: AcceptOption = False,
     follow_links: FollowOption = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Also compute failed rows that may succeed now.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also recompute failed rows that may succeed now.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any row failed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a graph, or continue one: only what is missing or outdated is computed.
+    """Build or continue a graph: only what is missing or outdated is computed.
 
     Examples:
 
@@ -87,10 +87,10 @@ def plan(
     shard_size: ShardSizeOption = None,
     accept_changed: AcceptOption = False,
     follow_links: FollowOption = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Also plan failed rows that may succeed now.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Include failed rows that may succeed now.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which units a run would compute, why, and how long it may take. Writes nothing.
+    """Show which units a run would compute, why, and the estimated time and size. Writes nothing.
 
     Example:
 
@@ -115,14 +115,16 @@ def plan(
 def retry(
     graph: GraphArgument,
     path: PathOption = None,
-    pipeline: PipelineOption = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Annotators to use instead of the graph's: a pipeline's name or .yaml file.")
+    ] = None,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute failed rows again that may succeed now; unchanged rows are kept. Publishes a new revision.
+    """Recompute failed rows that may succeed now; other rows are kept. Publishes a new revision, adds no items.
 
-    No items are added. Code of your own, servers and local models are not taken from a graph: --pipeline names them.
+    Your own annotators, model servers and local models are not taken from a graph; name them with --pipeline.
 
     Example:
 
@@ -162,12 +164,12 @@ def _show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) 
 @app.command()
 def status(
     graph: GraphArgument,
-    failed: Annotated[bool, typer.Option("--failed", help="List the failed rows instead.")] = False,
-    kind: Annotated[str | None, typer.Option(help="With --failed: only of this kind.")] = None,
-    reason: Annotated[str | None, typer.Option(help="With --failed: only for this reason.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="List failed rows.")] = False,
+    kind: Annotated[str | None, typer.Option(help="With --failed: only this kind.")] = None,
+    reason: Annotated[str | None, typer.Option(help="With --failed: only this reason.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count nodes by kind and outcome, and say how far the graph is.
+    """Count nodes by kind and outcome, and units done.
 
     Examples:
 
@@ -197,7 +199,7 @@ def verify(
     full: Annotated[bool, typer.Option("--full/--quick", help="Read every byte, or only footers and sizes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that a graph is what its commits say. Exit code 1 if it is not.
+    """Check a graph against its commits. Exit code 1 if there is a problem.
 
     Example:
 
@@ -218,9 +220,10 @@ def verify(
 
 @app.command()
 def promote(
-    graph: GraphArgument, version: Annotated[str, typer.Argument(help="v and 12 hex digits, see status.")]
+    graph: GraphArgument,
+    version: Annotated[str, typer.Argument(help="v and 12 hex digits, as status lists them.", metavar="VERSION")],
 ) -> None:
-    """Make a complete version live for the kinds it makes.
+    """Make a complete version the live one of its kinds.
 
     Example:
 

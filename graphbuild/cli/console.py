@@ -23,33 +23,35 @@ ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 DONE, UNDONE, REFUSED = 0, 1, 2
 
 GraphArgument = Annotated[str, typer.Argument(help="The graph folder.", metavar="GRAPH")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SourceOption = Annotated[
-    str | None, typer.Option(help="Where items come from: sample, folder, subjects200k, pkg.mod:Class.")
+    str | None, typer.Option(help="Source of the items: sample, folder, subjects200k, or module:Class.")
 ]
-PathOption = Annotated[str | None, typer.Option("--path", help="The source's folder or URL.")]
-PipelineOption = Annotated[str | None, typer.Option(help="A pipeline by name or a .yaml file; default: the source's.")]
+PathOption = Annotated[str | None, typer.Option("--path", help="Folder or URL of the source.")]
+PipelineOption = Annotated[
+    str | None, typer.Option(help="Pipeline: a name or a .yaml file; default: the one named like the source.")
+]
 AnnotatorsOption = Annotated[
-    str | None, typer.Option(help="Comma-separated annotators or kinds, instead of the pipeline's.")
+    str | None, typer.Option(help="Annotators or kinds, separated by commas; replaces the pipeline's.")
 ]
-OutOption = Annotated[str | None, typer.Option(help="The graph folder; default ./SOURCE-graph.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Take only the first N items.")]
+OutOption = Annotated[str | None, typer.Option(help="The graph folder; default: ./SOURCE-graph.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use only the first N items.")]
 ShardSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Items per shard of a new graph (default at most 1024).")
+    int | None, typer.Option(min=1, help="Items per shard of a new graph; default: at most 1024.")
 ]
-ExecutorOption = Annotated[str, typer.Option(help="ray, or inline for this process alone.")]
-AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")]
+ExecutorOption = Annotated[str, typer.Option(help="ray (every CPU), or inline (this process only).")]
+AddressOption = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; default: this machine.")]
 FollowOption = Annotated[
-    bool, typer.Option("--follow-links", help="Of a folder: also read links that lead out of it, and linked folders.")
+    bool, typer.Option("--follow-links", help="Folder source: follow links that lead out of it, and linked folders.")
 ]
-AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add files whose bytes changed as new items.")]
+AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add changed files as new items.")]
 PathsOption = Annotated[
     str | None, typer.Option(help="Task list: a name or a .yaml file; default: all that can be served.")
 ]
 MissingOption = Annotated[
-    str, typer.Option("--on-missing", help="Paths of a list that the graph cannot serve: error, or drop them.")
+    str, typer.Option("--on-missing", help="If the graph cannot serve a path of the list: error, or drop the path.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Another seed draws other tasks.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed.")]
 GroupOption = Annotated[
     int, typer.Option(min=1, help="Consecutive tasks that share path and row count: your batch size.")
 ]
@@ -63,7 +65,7 @@ SamplerOption = Annotated[
     str | None,
     typer.Option("--sampler", metavar="FILE", help="YAML with the keys of a recipe's sampler; options override it."),
 ]
-SnapshotOption = Annotated[str | None, typer.Option(help="Draw from a published snapshot.")]
+SnapshotOption = Annotated[str | None, typer.Option(help="Digest of a published snapshot; default: the newest state.")]
 
 
 _received: list[int] = []

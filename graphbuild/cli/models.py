@@ -16,13 +16,14 @@ app.add_typer(models, name="models")
 PipelineOption = Annotated[str | None, typer.Option(help="The annotators of this pipeline: a name or a .yaml file.")]
 
 NamesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Annotators, kinds, or repositories (org/name, org/name@commit).")
+    list[str] | None,
+    typer.Argument(help="Annotators, kinds, or repositories (org/name, org/name@commit).", metavar="[NAME]..."),
 ]
 
 
 @models.callback(invoke_without_command=True)
 def listing(context: typer.Context, pipeline: PipelineOption = None, as_json: JsonOption = False) -> None:
-    """List annotators with what they make, the weights they load, licence, size, memory, and whether they are here.
+    """List annotators: kinds they make, weights, licence, size, memory, and whether the weights are on this machine.
 
     Examples:
 
@@ -44,7 +45,7 @@ def fetch(
     names: NamesArgument = None,
     pipeline: PipelineOption = None,
 ) -> None:
-    """Download weights into the Hugging Face cache; what is there already is not downloaded again.
+    """Download weights into the Hugging Face cache; weights that are there already are skipped.
 
     Examples:
 

@@ -16,9 +16,9 @@ from graphbuild.store.files import local_path
 
 @app.command()
 def schema(
-    write: Annotated[str | None, typer.Option(help="Write all contracts into FOLDER/v1.", metavar="FOLDER")] = None,
+    write: Annotated[str | None, typer.Option(help="Write all schemas into FOLDER/v1.", metavar="FOLDER")] = None,
 ) -> None:
-    """Print the names of the JSON and Arrow contracts, or write them down.
+    """List the JSON and Arrow schemas of the format, or write them to files.
 
     Example:
 

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 @app.command()
 def tasks(
-    graph: Annotated[str | None, typer.Argument(help="Say what this graph serves.", metavar="[GRAPH]")] = None,
+    graph: Annotated[str | None, typer.Argument(help="Count the items of this graph.", metavar="[GRAPH]")] = None,
     paths: Annotated[str, typer.Option(help="Task list: a name or a .yaml file.")] = "graph200k",
     weights: WeightsOption = None,
     sampler: SamplerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the paths of a task list; with a graph, how many items serve each and what is left of its probability.
+    """List the paths of a task list; with a graph, how many items serve each, and its probability there.
 
     Example:
 
@@ -151,7 +151,7 @@ def explain(
     snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say where one node comes from and lies, or what a grid task consists of and why.
+    """Show the origin and location of one node, or what a grid task is made of, and why.
 
     Examples:
 
