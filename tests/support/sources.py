@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -95,3 +98,14 @@ class Misbehaving(Annotator):
                 return Derived({"caption": "half \udc80"})
         misbehave(order)
         return Derived({"caption": request.item.key}, attrs={"odd": "half \udc80"} if order == "attrs" else None)
+
+
+def rated(photos: Path, folder: Path, count: int) -> Path:
+    """The first photographs, copied to a new folder, each with the rating that a `reference` is trained with."""
+    folder.mkdir()
+    files = sorted(photos.iterdir())[:count]
+    for file in files:
+        shutil.copy(file, folder)
+    facts = [{"file_name": file.name, "quality_assessment": {"objectConsistency": 3}} for file in files]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    return folder

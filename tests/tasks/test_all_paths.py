@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from graphbuild.kinds.registry import Kind
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete
+from tests.support.sources import rated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,7 @@ class PhotoEdits(Photos):
 def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     out = tmp_path_factory.mktemp("graph") / "g"
     models: list[Annotator | str] = [Photos(), PhotoReferences(), PhotoStyles(), PhotoEdits()]
-    rated = tmp_path_factory.mktemp("photos")
-    lines = []
-    for file in sorted(photos.iterdir())[:4]:
-        (rated / file.name).write_bytes(file.read_bytes())
-        lines.append(json.dumps({"file_name": file.name, "quality_assessment": {"objectConsistency": 3}}))
-    (rated / "metadata.jsonl").write_text("\n".join(lines))
-    complete(build(rated, out, ["canny", "lsd", "grabcut", *models], limit=4))
+    complete(build(rated(photos, out.parent / "photos", 4), out, ["canny", "lsd", "grabcut", *models]))
     return Graph.open(out)
 
 

@@ -21,6 +21,7 @@ from graphbuild.tasks.paths import load
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walks
 from tests.support.annotators import build, complete
+from tests.support.sources import rated
 from tests.tasks.test_walk import p_value
 
 COUNT = 200_000
@@ -84,7 +85,7 @@ class Stylised(Variants):
 @pytest.fixture(scope="module")
 def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     out = tmp_path_factory.mktemp("lists") / "g"
-    complete(build(photos, out, [Photographs(), Variants(), Stylised()], limit=8))
+    complete(build(rated(photos, out.parent / "photos", 8), out, [Photographs(), Variants(), Stylised()]))
     return Graph.open(out)
 
 
