@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,8 +16,6 @@ from graphbuild.store.parts import read_footer, read_table
 
 SHARD_ITEMS = 1024
 MIN_SHARDS = 8
-
-_FIRST = re.compile(r"shard-\d+\.parquet")
 
 
 class ChangedItems(GraphError):
@@ -56,11 +53,10 @@ def shard_size_for(num_items: int) -> int:
 
 
 def published_shards(files: Files) -> list[ShardItems]:
-    """The shards with an items part, by index, from the footers of their first ones alone."""
+    """The shards with an items part, by index, from one footer of each."""
     shards = []
-    for name in files.names("items"):
-        if not _FIRST.fullmatch(name):
-            continue
+    names = [name for name in files.names("items") if name.startswith("shard-")]
+    for name in {name.removesuffix(".parquet").split("-")[1]: name for name in names}.values():
         metadata, _ = read_footer(files, f"items/{name}")
         unit = Unit.model_validate(json.loads(metadata.metadata[b"graphbuild"])["unit"])
         shards.append(ShardItems(unit.shard, metadata.num_rows))

@@ -237,7 +237,7 @@ def _row(line: Mapping[str, Any], name: str) -> tuple[str, Row]:
 
 def too_long(name: str, nbytes: int) -> str:
     """Why a file is refused whose caption or table row is."""
-    return f"{name} has {nbytes} bytes on it; the limit is {MAX_TEXT}"
+    return f"{name}: {nbytes} bytes of text, the limit is {MAX_TEXT}"
 
 
 def _text(line: Mapping[str, Any], columns: Sequence[str], name: str) -> str:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Presence:
 
     url = "made-up"
     store = None
+    excluded: Mapping[str, str] = {}
+    excluded_items: Mapping[int, str] = {}
 
     def __init__(self, items: int, gaps: float) -> None:
         self.num_items, self.digest = items, f"bench-{items}-{gaps}"

@@ -20,6 +20,8 @@ from graphbuild.images.decode import suffixes
 from graphbuild.sources.base import Unusable
 from graphbuild.sources.captions import MAX_TEXT
 from graphbuild.sources.folder import Folder
+from graphbuild.store.graph import Graph
+from tests.support.annotators import build, complete
 
 NFC, NFD = "caf\u00e9.png", unicodedata.normalize("NFD", "caf\u00e9.png")
 
@@ -222,6 +224,22 @@ def test_a_cell_too_many_is_refused(tmp_path: Path) -> None:
         Folder(path=tmp_path).listing()
 
 
+def test_odd_files_of_all_kinds_cost_one_row_each(tmp_path: Path) -> None:
+    """Guards against a shard, or a folder, that is lost to one file."""
+    root = make(tmp_path / "photos", "good.png", "wordy.png")
+    os.rename(make(root, "t.png") / "t.png", os.fsencode(root) + b"/caf\xe9.png")
+    Image.new("RGB", (64, 64), "red").save(root / "cut.avif")
+    (root / "cut.avif").write_bytes((root / "cut.avif").read_bytes()[:200])
+    (root / "wordy.txt").write_text("x" * 10_000_000)
+    complete(build(root, tmp_path / "g", ["canny"], shard_size=10))
+    graph = Graph.open(tmp_path / "g")
+    reasons = dict(
+        zip(graph.items().column("key").to_pylist(), graph.edges("image").column("reason").to_pylist(), strict=True)
+    )
+    assert reasons == {"cut.avif": "undecodable", "good.png": None, "wordy.png": "too_large"}
+    assert graph.kinds()["canny"] == 1
+
+
 # --- encodings and lengths
 
 
@@ -262,7 +280,7 @@ def test_commands_print_what_is_left_out(tmp_path: Path, command: str) -> None:
     root = make(tmp_path / "photos", "a.png")
     (root / "b.raw").touch()
     (root / "c.png").symlink_to(tmp_path / "elsewhere.png")
-    args = [command, "--source", "folder", "--path", str(root), "--annotators", "canny", "--out", str(root / "g")]
+    args = [command, "--source", "folder", "--path", str(root), "--annotators", "canny", "--out", str(tmp_path / "g")]
     args += ["--executor", "inline"] if command == "run" else []
     for _ in range(2):  # also when there is nothing to do
         done = CliRunner().invoke(app, args)
