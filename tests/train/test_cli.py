@@ -270,6 +270,7 @@ def test_wrong_usage_ends_with_one_line_and_code_2(
     """Guards against tracebacks, and against a typo that trains with a default."""
     monkeypatch.chdir(tmp_path)
     refused(invoke(*[str(ground.graph) if word == "GRAPH" else word for word in arguments]), words)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def stock() -> Any:
 @pytest.fixture
 def model(stock: Any) -> Any:
     made = deepcopy(stock)
-    per_token.tell_times(made)
+    per_token.time_by_part(made)
     return made
 
 

@@ -1,4 +1,4 @@
-"""What a base makes of grid tasks: latents as tokens, and all that its model is told beside them."""
+"""Encoded grid tasks: latents as tokens, and the model's other inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LatentBatch:
         ids: float32 S x n, positions as the base counts them.
         size: height and width in tokens of each unit.
         extra: float32 B x S x E, channels that the model gets beside the noisy ones; None for bases without.
-        text: what the base's model wants to be told, by name; first dimension B.
+        text: text embeddings and further conditioning of the base's model, by name; first dimension B.
         index: int64 B, the walks; all randomness is counted by them.
     """
 

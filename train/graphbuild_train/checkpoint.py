@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped, in folders that are whole or not there.
+"""Checkpoints: all that a run needs to resume exactly, in folders that appear whole or not at all.
 
     OUT/checkpoints/step-00000500/   lora, ema, optimiser, rng .safetensors, state.json
     OUT/lock                         held by the run that writes there
@@ -44,7 +44,7 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A run between two steps. Tensors come back on the CPU."""
+    """State of a run between two steps. Tensors are read back on the CPU."""
 
     step: int
     """Optimiser steps done."""
@@ -145,10 +145,10 @@ def read(path: Path) -> Checkpoint:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other runs out of a folder inside a `with` block, on this machine; a run that was killed keeps nobody out.
+    """Lock a run's folder on this machine inside a `with` block; a killed run leaves no lock.
 
     Raises:
-        GraphError: another run is at work there.
+        GraphError: another run holds the lock.
     """
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,4 +1,4 @@
-"""`graphbuild-train`: a thin face of the trainer."""
+"""`graphbuild-train`: the command line of the trainer."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "tensorboa
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .yaml file, or the name of a shipped one.")]
 GraphOption = Annotated[str, typer.Option("--graph", help="The graph folder.")]
 LoraArgument = Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors in diffusers' form.")]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Stop after so many optimiser steps.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Number of optimiser steps, instead of the recipe's.")]
 ModelOption = Annotated[str | None, typer.Option(help="The base's checkpoint: a diffusers folder or hub id.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field: --set lora.rank=16. May be given again.")
+    list[str] | None, typer.Option("--set", help="Override a field, such as lora.rank=16. Can be repeated.")
 ]
 
 
@@ -96,7 +96,7 @@ def refusing(out: Path | None = None) -> Iterator[None]:
 
 
 def _resumes(out: Path | None) -> str:
-    """Where the same command goes on."""
+    """Where the same command resumes."""
     from graphbuild_train import checkpoint
 
     if out is None:
@@ -112,7 +112,7 @@ def _stop(why: str, code: int, cause: BaseException | None = None) -> None:
 
 
 def config_of(recipe: str, steps: int | None, model: str | None, sets: list[str] | None) -> TrainConfig:
-    """A recipe with what the command line says instead.
+    """A recipe with the overrides of the command line.
 
     Raises:
         GraphError: an unknown field or a bad value; the message names the file.
@@ -139,7 +139,7 @@ def run(
     steps: StepsOption = None,
     model: ModelOption = None,
     sets: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
 ) -> None:
     """Train a LoRA and export it. The same command resumes from the newest checkpoint.
 
@@ -179,11 +179,12 @@ def validate(
     """
     with refusing():
         config = config_of(recipe, None, model, sets)
+        from graphbuild_train import checkpoint
         from graphbuild_train.trainer import Trainer
 
-        trainer = Trainer(config, graph, out, console=ERR)
-        if not trainer.restored:
+        if not checkpoint.steps(out):  # a trainer would make the folder
             raise GraphError(f"{out}: no checkpoint of a run in it")
+        trainer = Trainer(config, graph, out, console=ERR)
         with trainer.finished():
             result = trainer.validation()
         if result is None:
@@ -219,21 +220,21 @@ def export(
 @app.command()
 def sample(
     lora: LoraArgument,
-    rows: Annotated[Path | None, typer.Option(help="Your own pictures: a folder of one folder a row.")] = None,
-    kinds: Annotated[str, typer.Option(help="What the columns of --rows are, such as canny,image.")] = "",
-    caption: Annotated[str, typer.Option(help="What the picture to be made shows.")] = "",
+    rows: Annotated[Path | None, typer.Option(help="Your own pictures: a folder with one subfolder per row.")] = None,
+    kinds: Annotated[str, typer.Option(help="Kinds of the columns of --rows, such as canny,image.")] = "",
+    caption: Annotated[str, typer.Option(help="Caption of the picture to generate.")] = "",
     graph: Annotated[str | None, typer.Option("--graph", help="Or: tasks drawn from this graph.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many of them.")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="Number of tasks drawn from the graph.")] = 4,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
-    recipe: Annotated[str | None, typer.Option(help="How it was trained; by default its file says so.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the training; default: the one in its file.")] = None,
     model: ModelOption = None,
     sets: SetOption = None,
-    seed: Annotated[int, typer.Option(help="Another seed, other noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Generate with a LoRA: from your own rows of pictures, or from tasks of a graph.
 
-    A row is a folder of pictures in the order of their names (2 before 10), one for each of --kinds; the last row lacks
-    the last one, which is made.
+    A row is a folder of pictures, sorted by name (2 before 10), one for each of --kinds. The last row lacks its last
+    picture, which is generated.
 
     Examples:
 

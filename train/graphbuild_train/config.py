@@ -64,8 +64,8 @@ class OptimiserConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig(Strict):
-    """What a run leaves behind on its way. Nothing here changes the LoRA that comes out. 0 means never, even at the
-    end; only the last step always has a checkpoint."""
+    """What a run records on the way. Nothing here changes the resulting LoRA. 0 means never, even at the end; only the
+    last step always has a checkpoint."""
 
     checkpoint: Whole = 500
     """Steps between checkpoints."""
@@ -86,7 +86,7 @@ class WatchConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Strict):
-    """Everything that decides which LoRA comes out, except the graph and its snapshot."""
+    """Everything that determines the resulting LoRA, except the graph and its snapshot."""
 
     base: str = "flux_fill"
     """The model family that the LoRA is for: a name, `module:Class`, or an entry point of `graphbuild.bases`."""
@@ -98,23 +98,24 @@ class TrainConfig(Strict):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the frozen base and of activations. The LoRA, its optimiser and the loss are float32."""
     objective: str = "visualcloze_fill"
-    """What is noised, at which time, and where the loss is taken: a name, `module:NAME`, or an entry point of
-    `graphbuild.objectives`."""
+    """Which tokens are noised, at which timesteps, and where the loss applies: a name, `module:NAME`, or an entry point
+    of `graphbuild.objectives`."""
     paths: str = "graph200k"
-    """The task list: a shipped one by name, or a `.yaml` file, which a recipe may name by where it lies beside it."""
+    """The task list: a shipped one by name, or a `.yaml` file, by a path relative to the recipe or to the working
+    folder."""
     resolution: Count = 384
     """Side of a square with the area of one cell, in pixels."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(split="train"))
     """How grid tasks are drawn: masks, rows, dropped words, splits, held-out tasks."""
     cells: CellConfig = field(default_factory=CellConfig)
-    """How pictures become cells, and what is shown in a hole."""
+    """How pictures are fitted to cells, and how holes are filled."""
     walks: Whole = 0
-    """Train on this many grid tasks again and again, a multiple of `batch`; 0 never repeats one."""
+    """Train in rounds over this many grid tasks, a multiple of `batch`; 0 never repeats a task."""
     shift: Literal["dynamic", "none"] | Annotated[float, Field(ge=1)] | None = None
-    """Of noise levels: by the number of image tokens, as at inference; none, as VisualCloze was released; or a factor.
-    By default the objective's own."""
+    """Shift of noise levels: `dynamic`, by the number of image tokens, as at inference; `none`, as in VisualCloze's
+    released code; or a factor. By default the objective's own."""
     guidance: NotNegative = 1.0
-    """What a guidance-distilled base is told while training; sampling has its own."""
+    """Guidance value that a guidance-distilled base gets in training; sampling has its own."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     steps: Count = 20_000
@@ -144,7 +145,7 @@ class TrainConfig(Strict):
 
 
 def config_from(document: Mapping[str, Any]) -> TrainConfig:
-    """The config that a YAML recipe says, strictly; fields it leaves out keep their defaults.
+    """The config from the contents of a recipe, read strictly; fields that are left out keep their defaults.
 
     Raises:
         ValueError: an unknown key, or a value of the wrong type or range; the message lists what is valid.

@@ -1,4 +1,4 @@
-"""Memory and time of a training step, computed from the model's layers before the first one is made.
+"""Memory and time of a training step, computed from the model's layers before the first step.
 
 A FLUX.1 step is counted to within 5 %; what activations take was measured on its layers in bfloat16 with fused
 attention and is carried over to other models by width and number of blocks. Kernels need a little on top.
@@ -30,19 +30,19 @@ _PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312,
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward pass of a model does with one sample."""
+    """Size of a forward pass over one sample."""
 
     attention: Sequence[tuple[int, float, float]]
-    """Of every attention: width, queries, keys."""
+    """Width, number of queries and number of keys of each attention."""
     rows: Callable[[str], float]
-    """How many vectors pass through a layer, by its name."""
+    """Number of vectors that pass through a layer, by its name."""
     text: int
-    """Tokens of the text: an attention with that many keys looks at the text alone, and keeps little."""
+    """Text tokens: an attention with that many keys attends to text alone, and keeps little for the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What one forward and backward pass takes. Sizes are bytes."""
+    """Memory and work of one forward and backward pass. Sizes are in bytes."""
 
     base: int
     """Frozen weights."""

@@ -1,4 +1,4 @@
-"""What a run says while it trains and leaves in its folder: a bar, metrics as JSON lines, TensorBoard, pictures."""
+"""Progress and records of a run: a bar or lines, metrics as JSON lines, TensorBoard, sampled pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Step:
     """One optimiser step as it is reported."""
 
     loss: float
-    """Before the step, the mean over the batch; it says mostly which noise levels were drawn."""
+    """Mean over the batch before the update; it mostly reflects which noise levels were drawn."""
     norm: float
     """Of the gradient, before it is clipped."""
     rate: float
@@ -96,12 +96,12 @@ class Journal:
         self.console.print(text, markup=False, highlight=False)
 
     def say(self, lines: Iterable[str | Table]) -> None:
-        """Several, and tables; nothing is computed for a quiet process."""
+        """Lines and tables; a quiet process does not compute them."""
         for line in () if self.console.quiet else lines:
             self.console.print(line, markup=False, highlight=False)
 
     def step(self, step: int, done: Step) -> None:
-        """Record a step; now and then say how it goes."""
+        """Record a step; show progress and time left."""
         self._write({"step": step, **asdict(done), **_memory()})
         words = self._words(done)
         self._bar.update(self._task, completed=step, note=words)
@@ -168,7 +168,7 @@ def _tells_something(record: logging.LogRecord) -> bool:
 
 
 def _memory() -> dict[str, float]:
-    """The most GPU memory that this process has had in use, in GiB; empty without a GPU."""
+    """Peak GPU memory of this process in GiB; empty without a GPU."""
     return {"memory": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
 
 

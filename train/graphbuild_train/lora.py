@@ -18,7 +18,7 @@ ADAPTER = "default"
 """Name of the trained adapter in the model. It is not in saved names."""
 
 _SHAPING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "lora_bias")
-"""What of peft's many fields changes the output. An older peft refuses a file that says a field it does not know."""
+"""The fields of peft that change the output. An older peft refuses a file with a field that it does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)

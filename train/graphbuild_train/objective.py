@@ -1,7 +1,7 @@
-"""What is noised, which time the model is told, and where the loss is taken: one rule for every preset.
+"""Training objectives: which tokens are noised, which timestep the model gets, and where the loss applies.
 
-Levels are in [0, 1]: 1 is pure noise and 0 is clean. Randomness is counted, not consumed: a draw is a function of the
-run's seed, the walk and what it is for, so that processes, micro batches and resumes all see the same.
+Levels are in [0, 1]: 1 is pure noise and 0 is clean. Draws are counter-based: each is a function of the run's
+seed, the walk and its purpose, so that processes, micro batches and resumed runs all see the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def generators(seed: int, index: Tensor, stream: str) -> list[torch.Generator]:
 
 @dataclass(frozen=True)
 class Flow:
-    """A straight line: `x = (1 - level) z + level noise`, and the model is to say `noise - z` (FLUX, OneDiffusion)."""
+    """A straight line: `x = (1 - level) z + level noise`, and the model predicts `noise - z` (FLUX, OneDiffusion)."""
 
     def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
         """As many logit-normal levels, of standard deviation 1, as there are means `mu`; float64."""
@@ -55,7 +55,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Ddpm:
-    """SDXL's variance-preserving path of 1000 steps, of which the model is to say the noise (arXiv 2006.11239).
+    """SDXL's variance-preserving path of 1000 steps, on which the model predicts the noise (arXiv 2006.11239).
 
     Its level is step / 1000, step 0..999; the betas are diffusers' `scaled_linear`, .00085 to .012.
     """
@@ -106,10 +106,10 @@ def shifted(level: Tensor, mu: Tensor | float) -> Tensor:
 
 
 class Noisy(NamedTuple):
-    """What a model is shown, told and asked for; in the dtype of the latents.
+    """Input, timestep, target and loss weight, in the dtype of the latents.
 
     Attributes:
-        x: B x S x C, noised; `level`: B x S in [0, 1], the time that the model is told for each token.
+        x: B x S x C, noised; `level`: B x S in [0, 1], the timestep of each token.
         target: B x S x C; `weight`: B x S, 0 where there is no loss.
     """
 
@@ -126,7 +126,7 @@ class Objective:
     Attributes:
         like: the shipped objective whose bases, positions and sampler it shares; empty for that itself.
         noise, loss: whether all tokens or those of the holes are noised, and have a loss.
-        time: `sample` has one level; `clean` too, but given tokens are told 0; `view` draws one for each view.
+        time: `sample` has one level; `clean` too, but given tokens have timestep 0; `view` draws one for each view.
         shift: of the levels; see `mean_logit`.
     """
 
@@ -144,30 +144,30 @@ class Objective:
         return self.like or self.name
 
     def sampled(self) -> Objective:
-        """The objective as it is sampled from: views that are given are clean, and told so."""
+        """The objective as used in sampling: given views are clean, at timestep 0."""
         return replace(self, noise="generated", time="clean", loss="generated") if self.time == "view" else self
 
     def noised(self, batch: LatentBatch) -> Tensor:
         """B x S bool, the tokens that are noised; a sampler makes these."""
         return torch.ones_like(batch.generated) if self.noise == "all" else batch.generated
 
-    def told(self, level: Tensor, batch: LatentBatch) -> Tensor:
-        """B x S, the time of each token at levels B x 1, or B x V with one for each view."""
+    def timesteps(self, level: Tensor, batch: LatentBatch) -> Tensor:
+        """B x S, the timestep of each token at levels B x 1, or B x V with one for each view."""
         spread = level.expand(-1, len(batch.size)).gather(1, batch.view)
         return spread * batch.generated if self.time == "clean" else spread
 
     def corrupt(self, batch: LatentBatch, seed: int, level: Tensor | None = None) -> Noisy:
         """A batch noised by draws of its own walks, or at `level`: B floats."""
         drawn = self._levels(batch, seed) if level is None else level[:, None]
-        told = self.told(drawn.to(batch.z), batch)
+        times = self.timesteps(drawn.to(batch.z), batch)
         noise = _noise(batch, seed, "noise")
-        noised, one = self.noised(batch)[..., None], told[..., None]
+        noised, one = self.noised(batch)[..., None], times[..., None]
         x = torch.where(noised, self.path.mix(batch.z, noise, one), batch.z)
-        weight = torch.ones_like(told) if self.loss == "all" else batch.generated.to(told)
-        return Noisy(x, told, self.path.target(batch.z, noise), weight)
+        weight = torch.ones_like(times) if self.loss == "all" else batch.generated.to(times)
+        return Noisy(x, times, self.path.target(batch.z, noise), weight)
 
     def loss_of(self, predicted: Tensor, noisy: Noisy) -> Tensor:
-        """B, the weighted mean of squared errors of each sample, so that no way to split a batch can change it."""
+        """B, the weighted mean of squared errors of each sample; it does not depend on how a batch is split."""
         errors = (predicted.to(noisy.target.dtype) - noisy.target).square().mean(-1)
         return (noisy.weight * errors).sum(1) / noisy.weight.sum(1)
 
@@ -185,7 +185,7 @@ class Objective:
         grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64).expand(len(x), -1)
         levels = shifted(grid, self._mean_logit(batch)).to(x)
         for level, following in zip(levels.T[:-1, :, None], levels.T[1:, :, None], strict=True):
-            velocity = predict(x, sampled.told(level, batch), batch)
+            velocity = predict(x, sampled.timesteps(level, batch), batch)
             x = torch.where(noised[..., None], x + (following - level)[..., None] * velocity.to(x), batch.z)
         return x
 
@@ -211,14 +211,14 @@ OBJECTIVES = {
     for made in (
         # VisualCloze (arXiv 2504.07960): conditions come through FLUX.1-Fill's own channels
         Objective(name="visualcloze_fill", path=Flow(), noise="all", time="sample", loss="all", shift="dynamic"),
-        # its appendix B: FLUX.1-dev, clean conditions that are told time 0
+        # its appendix B: FLUX.1-dev, clean conditions at timestep 0
         Objective(name="visualcloze_dev", path=Flow(), noise="generated", time="clean", loss="generated",
                   shift="dynamic"),
         # ONE-PIC (arXiv 2412.05619): noise and loss in the mask, one time for the whole canvas
         Objective(name="onepic", path=Ddpm(), noise="generated", time="sample", loss="generated"),
         # OneDiffusion (arXiv 2411.16318): a level for each view
         Objective(name="onediffusion", path=Flow(), noise="all", time="view", loss="all", shift=3.0),
-        # FLUX.2's way with reference images: clean, beside what is generated, told the same time
+        # FLUX.2's way with reference images: clean, beside what is generated, at the same timestep
         Objective(name="flux2_klein", path=Flow(), noise="generated", time="sample", loss="generated",
                   shift="dynamic"),
     )

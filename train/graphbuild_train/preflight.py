@@ -34,7 +34,7 @@ class Setup:
 
 
 def lines(setup: Setup) -> Iterator[str | Table]:
-    """For people, before anything is trained."""
+    """Lines and tables to print before training."""
     config, cells = setup.config, _most_cells(setup.sampler)
     yield f"{config.base} {setup.model}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
     yield f"LoRA: {setup.lora}"
@@ -57,8 +57,8 @@ def lines(setup: Setup) -> Iterator[str | Table]:
 
 
 def pass_of(setup: Setup, image_tokens: int) -> Forecast | None:
-    """Memory and work of a forward and backward pass over grid tasks of so many tokens; None if the base says nothing
-    of it."""
+    """Memory and work of a forward and backward pass over grid tasks of so many tokens; None if the base does not know
+    its work."""
     config, base = setup.config, setup.base
     if (work := base.work(image_tokens, base.text_tokens)) is None:
         return None

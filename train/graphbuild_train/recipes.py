@@ -1,4 +1,4 @@
-"""Training recipes: YAML files that say a `TrainConfig`; those of `pipelines/train/` also by name."""
+"""Training recipes: a `TrainConfig` as a YAML file; those in `pipelines/train/` also by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(name_or_file: str) -> Path:
-    """The file behind a recipe's name; a name that ends in .yaml is a file of one's own. Python modules beside it, and
+    """The file behind a recipe's name; a name that ends in .yaml is a file of your own. Python modules beside it, and
     in the working folder, can be named in it.
 
     Raises:
@@ -42,7 +42,7 @@ def recipe_file(name_or_file: str) -> Path:
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
-    """What a recipe says; a task list that it names and that lies beside it by its whole path.
+    """The contents of a recipe; a task list that lies beside it is named by its full path.
 
     Raises:
         GraphError: not YAML, a key used twice, or another unknown field.

@@ -1,4 +1,4 @@
-"""Generating with a finished LoRA: from rows of one's own pictures, or from the tasks of a graph."""
+"""Generating with a finished LoRA: from rows of your own pictures, or from the tasks of a graph."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ from graphbuild_train.objective import objective_of
 
 
 def recipe_in(lora: Path, named: Collection[str] = ()) -> dict[str, Any]:
-    """The recipe that a LoRA was trained by, from its file's header. A file may come from anybody, so that no module
-    that it names is imported.
+    """The recipe in a LoRA file's header. A file may come from anybody, so that no module that it names is imported.
 
     Args:
         named: fields that the user names instead.
 
     Raises:
-        GraphError: it was not trained here, or with a base or objective of somebody's own that is not in `named`.
+        GraphError: the file has no recipe, or one with a base or objective by `module:name` that is not in `named`.
     """
     said = read_diffusers(lora).recipe
     known = {field.name: said[field.name] for field in fields(TrainConfig) if field.name in said}
     if not known:
-        raise GraphError(f"{lora}: it does not say how it was trained; say it with --recipe")
+        raise GraphError(f"{lora}: its header has no recipe; name one with --recipe")
     for field in ("base", "objective"):
         if ":" in str(known.get(field)) and field not in named:
             raise GraphError(
@@ -48,7 +47,7 @@ def recipe_in(lora: Path, named: Collection[str] = ()) -> dict[str, Any]:
 
 
 def load(config: TrainConfig, lora: Path) -> Base:
-    """The base with the LoRA in it, as any user of diffusers loads it."""
+    """The base with the LoRA, loaded as any user of diffusers loads it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_base(
         config.base, config.model, objective_of(config.objective, config.shift), device=device,
@@ -64,7 +63,7 @@ def load(config: TrainConfig, lora: Path) -> Base:
 
 
 def from_graph(config: TrainConfig, lora: Path, graph: str, *, count: int, out: Path, seed: int) -> Iterator[Path]:
-    """Make the holes of the first tasks that a sampler draws; yields each picture's file."""
+    """Generate the holes of the first tasks that a sampler draws; yields each picture's file."""
     switches = replace(config.sampler, split=None)
     sampler = PathSampler(Graph.open(graph), config.paths, seed=seed, on_missing="drop", config=switches)
     tasks = (sampler.task(index, config.resolution, cells=config.cells) for index in range(count))
@@ -74,13 +73,13 @@ def from_graph(config: TrainConfig, lora: Path, graph: str, *, count: int, out: 
 def from_rows(
     config: TrainConfig, lora: Path, folder: Path, *, kinds: Sequence[str], caption: str, out: Path, seed: int
 ) -> Iterator[Path]:
-    """Make the last picture of the last row of one's own pictures; yields its file.
+    """Generate the last picture of the last row; yields its file.
 
     Args:
         folder: one folder a row; rows and the pictures in each are in the order of their names, 2 before 10. The last
             row lacks the last picture.
-        kinds: what the columns are; the words of the instruction follow from them.
-        caption: what the missing picture shows; empty for none.
+        kinds: of the columns; the instruction is composed from them.
+        caption: of the missing picture; empty for none.
 
     Raises:
         GraphError: a row has another number of pictures than there are kinds.

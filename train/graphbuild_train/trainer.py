@@ -43,7 +43,7 @@ from graphbuild_train.preflight import Setup
 from graphbuild_train.validate import Validation, validate
 
 FREE = ("steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch")
-"""Fields that a run may be continued with other values of: they do not change a step."""
+"""Fields that may change when a run is resumed: they do not affect a step."""
 
 
 def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None) -> Path:
@@ -115,7 +115,7 @@ class Trainer:
 
     @property
     def known(self) -> Known | None:
-        """Lets loaders leave out pixels whose posteriors are cached."""
+        """Tells loaders which pictures need no decoding, as their posteriors are cached."""
         return Known(self.base.cache, self.base.units) if self.config.cache_gb else None
 
     def _shared_out(self) -> int:
@@ -141,14 +141,14 @@ class Trainer:
         self.step = saved.step
 
     def _document(self) -> dict[str, Any]:
-        """The config as JSON values; of the task list what it says, not where it lies."""
+        """The config as JSON values; the task list by name and digest, not by its path."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
         return document | {"paths": f"{self.sampler.listed.name} {self.sampler.listed.digest}"}
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train until the last step, and watch on the way."""
+        """Train until the last step; validate, sample and save on the way."""
         self._begin()
         with self.journal, closing(self.grids), self._kept_when_stopped():
             if self.step == 0:
@@ -174,7 +174,7 @@ class Trainer:
             raise
 
     def _begin(self) -> None:
-        """Put the model into the form that it is trained in, its optimiser and the data beside it."""
+        """Prepare the model for training, its optimiser and its data."""
         config, model = self.config, self.base.bare
         sound_attention()
         if self.main and self.restored is None and (error := keep_snapshot(self.graph)):
@@ -272,7 +272,7 @@ class Trainer:
     def _watch(self) -> None:
         """Validate, sample and save when it is time; one process does, the others wait.
 
-        Saved last, a step is in the journal when a run goes on after it, and what is missing is done again.
+        The checkpoint comes last, so that a step that a run resumes from is complete in the journal.
         """
         watch, last = self.config.watch, self.step == self.config.steps
         every = {"validate": watch.validate, "sample": watch.sample, "checkpoint": watch.checkpoint}
@@ -295,7 +295,7 @@ class Trainer:
 
     @contextmanager
     def finished(self) -> Iterator[None]:
-        """The model as it comes out of the run, for one process alone: with the moving average of its LoRA if any."""
+        """The model as it is exported, on one process alone: with the moving average of its LoRA if there is one."""
         wrapped, self.base.model = self.base.model, self.base.bare
         try:
             average = lora.swapped(self.base.bare, self.ema) if self.ema else nullcontext()
@@ -314,7 +314,7 @@ class Trainer:
         return checkpoint.save(self.out, saved, keep=self.config.watch.keep)
 
     def validation(self) -> Validation | None:
-        """Losses of fixed grid tasks with fixed noise; None if the graph has no items to spare for it."""
+        """Losses of fixed grid tasks with fixed noise; None if no items are held out for it."""
         if self.spared is None:
             return None
         watch, config = self.config.watch, self.config
@@ -326,7 +326,7 @@ class Trainer:
 
     @cached_property
     def spared(self) -> PathSampler | None:
-        """Draws from the items that are not trained on; from all, if all are trained on."""
+        """Sampler over the held-out items; over all items if none are held out."""
         try:
             return self._sampler("validation" if self.config.sampler.split == "train" else None, group=1)
         except GraphError as error:
@@ -334,7 +334,7 @@ class Trainer:
             return None
 
     def _sample(self) -> None:
-        """Pictures by the sampler that users of the LoRA have; of unseen items, if there are."""
+        """Pictures made with the sampler that users have, of held-out items if there are any."""
         watch, config, sampler = self.config.watch, self.config, self.spared or self.sampler
         for index in range(watch.samples):
             task = sampler.task(index, config.resolution, cells=config.cells)

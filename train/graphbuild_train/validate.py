@@ -1,6 +1,6 @@
 """Losses that can be compared from step to step: the same grid tasks, with the same noise, at the same levels.
 
-A training loss mostly says which noise levels were drawn; this one draws nothing.
+A training loss mostly reflects which noise levels were drawn; this one has no random part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the trainer asks of a model family: encode grids, predict, name its layers, sample, save."""
+"""A model family as the trainer uses it: encode grids, predict, name its layers, sample."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Base(ABC):
     Args:
         pipe: diffusers' pipeline that the checkpoint was loaded as; it owns all modules.
         objective: what the model is trained for, one of the class's `objectives`.
-        guidance: what a guidance-distilled model is told while training.
-        hole_fill: what a model that is shown holes sees there.
+        guidance: the guidance value that a guidance-distilled model gets in training.
+        hole_fill: the colour of holes, for a model that gets them as pixels.
 
     Attributes:
         model: the module that gets the LoRA, called by `predict`. A wrapper (DDP, compiled) may be put in its place;
@@ -44,7 +44,7 @@ class Base(ABC):
     checkpoint: ClassVar[str]
     """Hub repository that is trained on unless a recipe names another model."""
     licence: ClassVar[Mapping[str, str]] = UNKNOWN_LICENCE
-    """The checkpoint's licence, and so that of what is derived from it, as the front matter of a model card says it."""
+    """The checkpoint's licence, which its LoRAs inherit, as front matter of a model card."""
     pipeline: ClassVar[str]
     """Name of the pipeline in diffusers that loads the checkpoint and its LoRAs."""
     objectives: ClassVar[tuple[str, ...]]
@@ -52,9 +52,9 @@ class Base(ABC):
     denoiser: ClassVar[str] = "transformer"
     """The pipeline's name for the module that gets the LoRA."""
     attention: ClassVar[tuple[str, ...]]
-    """What the names of attention's linear layers end in."""
+    """Suffixes of the names of attention's linear layers."""
     feed_forward: ClassVar[tuple[str, ...]] = ()
-    """The same of the feed-forward layers that `attn_ff` adds."""
+    """Suffixes of the feed-forward layers that `attn_ff` adds."""
     token: ClassVar[int] = 16
     """Side of a token in pixels."""
     text_tokens: ClassVar[int] = 512
@@ -87,12 +87,12 @@ class Base(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.bare.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its own weights are kept in; those of a LoRA are float32."""
+        """Dtype of the frozen weights; those of a LoRA are float32."""
         return next(weight.dtype for name, weight in self.bare.named_parameters() if "lora_" not in name)
 
     def targets(self, layers: Layers) -> list[str]:
@@ -104,7 +104,7 @@ class Base(ABC):
         return [name for name in linears if f".{name}".endswith(tuple(f".{end}" for end in wanted))]
 
     def work(self, image: int, text: int) -> Work | None:
-        """What the forecast has to know of a forward pass over so many tokens of one sample; None if it is unknown."""
+        """Work of a forward pass over one sample of so many image and text tokens; None if it is unknown."""
         return None
 
     def posteriors(self, grid: GridBatch) -> list[list[DiagonalGaussianDistribution]]:
@@ -154,12 +154,13 @@ class Base(ABC):
     @staticmethod
     @abstractmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
-        """What the VAE is shown of a grid task, as keys made of those of its rows and cells; see `GridSample`."""
+        """Keys of the pictures that the VAE encodes of a grid task, derived from those of its rows and cells; see
+        `GridSample`."""
 
     @abstractmethod
     def pictures(self, grid: GridBatch) -> list[Tensor]:
-        """The same as pictures, in the same order: D x 3 x h x w in [-1, 1] of the decoded samples, laid out in memory
-        as diffusers' pipeline has them, so that last bits are equal.
+        """The pictures that `units` names, in that order: D x 3 x h x w in [-1, 1] of the decoded samples, with the
+        memory layout that diffusers' pipeline has, so that results are equal bit for bit.
 
         Raises:
             ValueError: cells of sizes that the base cannot encode.
@@ -175,8 +176,9 @@ class Base(ABC):
 
     @abstractmethod
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
-        """One forward pass of `model`: noisy B x S x C and the times it is told, B x S, to float32 B x S x C."""
+        """One forward pass of `model`: noisy latents B x S x C and timesteps B x S in [0, 1] to a prediction B x S x C,
+        float32."""
 
     @abstractmethod
     def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
-        """For each task one picture a hole, left to right, by the sampler that users of the LoRA will have."""
+        """For each task one picture per hole, left to right, with the sampler that users of the LoRA will have."""

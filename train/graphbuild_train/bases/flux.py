@@ -77,6 +77,6 @@ def encoded_text(pipe: Any, prompts: Sequence[str], device: torch.device) -> dic
     }
 
 
-def told_guidance(transformer: Any, guidance: float, count: int) -> Tensor | None:
-    """`count` times the guidance, for a model that is distilled to take it."""
+def guidance_of(transformer: Any, guidance: float, count: int) -> Tensor | None:
+    """The guidance value `count` times, for a guidance-distilled model; None for others."""
     return torch.full((count,), guidance, device=transformer.device) if transformer.config.guidance_embeds else None

@@ -122,8 +122,8 @@ class Flux2Klein(Base):
         wordless = replace(batch, text=self._text([""]))
 
         def guided(x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
-            told, free = self.predict(x, level, batch), self.predict(x, level, wordless)
-            return free + guidance * (told - free)
+            guided, free = self.predict(x, level, batch), self.predict(x, level, wordless)
+            return free + guidance * (guided - free)
 
         mu = compute_empirical_mu(int(batch.generated.sum()), steps)
         sampler = replace(self.objective, shift=math.exp(mu))

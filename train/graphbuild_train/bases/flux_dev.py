@@ -1,5 +1,5 @@
-"""FLUX.1-dev with clean conditions: given cells are told time 0 (VisualCloze, arXiv 2504.07960, appendix B), or every
-cell has a time of its own (OneDiffusion, arXiv 2411.16318)."""
+"""FLUX.1-dev with clean conditions: given cells have timestep 0 (VisualCloze, arXiv 2504.07960, appendix B), or every
+cell has a timestep of its own (OneDiffusion, arXiv 2411.16318)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class FluxDev(Base):
     """Units are cells, row by row, each encoded alone: latents of given cells know nothing of the target.
 
-    Positions are (row from 1, y, x in the row); for `onediffusion` (view from 0, y, x in the cell). Text is told the
-    noisiest time of its sample. diffusers has no pipeline for either objective: `sample` is the sampler.
+    Positions are (row from 1, y, x in the row); for `onediffusion` (view from 0, y, x in the cell). Text has the
+    noisiest timestep of its sample. diffusers has no pipeline for either objective: `sample` is the sampler.
     """
 
     checkpoint, licence, pipeline = "black-forest-labs/FLUX.1-dev", flux.NON_COMMERCIAL, "FluxPipeline"
@@ -35,7 +35,7 @@ class FluxDev(Base):
 
     def __init__(self, pipe: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(pipe, *arguments, **options)
-        per_token.tell_times(self.bare)
+        per_token.time_by_part(self.bare)
 
     def work(self, image: int, text: int) -> Work:
         return transformer_work(self.bare, image, text)
@@ -88,7 +88,7 @@ class FluxDev(Base):
         velocity: Tensor = self.model(
             hidden_states=x.to(self.dtype),
             timestep=times.flatten(),
-            guidance=flux.told_guidance(self.bare, guidance, times.numel()),
+            guidance=flux.guidance_of(self.bare, guidance, times.numel()),
             pooled_projections=batch.text["pooled"].repeat(len(times), 1),
             encoder_hidden_states=words,
             txt_ids=words.new_zeros(words.shape[1], 3),

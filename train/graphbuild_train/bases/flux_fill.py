@@ -1,6 +1,6 @@
-"""FLUX.1-Fill as VisualCloze (arXiv 2504.07960) uses it: all rows are noised, and shown with holes in extra channels.
+"""FLUX.1-Fill as VisualCloze (arXiv 2504.07960) uses it: all rows are noised, and given with holes in extra channels.
 
-What the model gets is, bit for bit, what diffusers' `VisualClozePipeline` gives it.
+The model's inputs equal those of diffusers' `VisualClozePipeline` bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _EXAMPLE = """
-# Up to diffusers 0.42.1 the layout sentence is a tuple, and the model would be told its brackets.
+# Up to diffusers 0.42.1 the layout sentence is a tuple, whose brackets would be part of the prompt.
 processor = pipe.generation_pipe.image_processor
 layout = processor.get_layout_prompt
 processor.get_layout_prompt = lambda size: "".join(layout(size))
@@ -45,7 +45,7 @@ pipe(
 class FluxFill(Base):
     """Units are rows. `extra` is 64 channels of latents with the holes filled and 256 of mask, 1 inside holes.
 
-    The pipeline fills holes with black: `hole_fill="grey"` trains for samplers of one's own.
+    The pipeline fills holes with black: `hole_fill="grey"` trains for samplers of your own.
     """
 
     checkpoint, licence = "black-forest-labs/FLUX.1-Fill-dev", flux.NON_COMMERCIAL
@@ -58,7 +58,7 @@ class FluxFill(Base):
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
-        """Rows as they are shown, and the last one with the truth in its holes."""
+        """Rows with their holes filled, and the last one with the truth in its holes."""
         return [*rows[:-1], f"{rows[-1]} without {list(holes)}", rows[-1]]
 
     def pictures(self, grid: GridBatch) -> list[Tensor]:
@@ -97,7 +97,7 @@ class FluxFill(Base):
         velocity: Tensor = self.model(
             hidden_states=torch.cat([x, batch.extra], -1).to(self.dtype),
             timestep=level[:, 0],
-            guidance=flux.told_guidance(self.bare, self.guidance, len(x)),
+            guidance=flux.guidance_of(self.bare, self.guidance, len(x)),
             pooled_projections=batch.text["pooled"],
             encoder_hidden_states=words,
             txt_ids=words.new_zeros(words.shape[1], 3),

@@ -1,6 +1,6 @@
-"""FLUX.1 told a time for each part of a sequence: its blocks, with modulations that differ along the tokens.
+"""FLUX.1 with a timestep for each part of a sequence: its blocks, with modulations that differ along the tokens.
 
-diffusers' FLUX has one time for a sample. Here the sequence consists of parts, the text first, and `timestep` (as
+diffusers' FLUX has one timestep per sample. Here the sequence consists of parts, the text first, and `timestep` (as
 `guidance` and `pooled_projections`) has the entries of all samples for the first part, then for the second, and so on.
 Weights and names stay; a call without `lengths` does what diffusers does. The classes are named like those they
 replace, because compiling, sharding and offloading find blocks by name.
@@ -17,7 +17,7 @@ from diffusers.models.transformers import transformer_flux as stock
 from torch import Tensor
 
 
-def tell_times(transformer: Any) -> None:
+def time_by_part(transformer: Any) -> None:
     """Let a `FluxTransformer2DModel` take times of parts, in place."""
     for block in transformer.transformer_blocks:
         block.__class__ = FluxTransformerBlock

@@ -140,7 +140,7 @@ class Sdxl(Base):
         return self.pipe.image_processor.postprocess(pixels)[0]  # type: ignore[no-any-return]
 
     def _text(self, prompts: Sequence[str], height: int, width: int) -> dict[str, Tensor]:
-        """Hidden states of both encoders, the pooled output of the second, and the sizes that SDXL is told."""
+        """Hidden states of both encoders, the pooled output of the second, and SDXL's size conditioning."""
         pipe, hidden = self.pipe, []
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
             tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""What Black Forest Labs calls the linear layers of FLUX, and which layers of diffusers those are.
+"""Names of FLUX's linear layers: those of Black Forest Labs, and those of diffusers.
 
 `*` stands for a block's number. One of their layers may be several of diffusers': then the rows of its weight are
 theirs, one after another.

@@ -79,12 +79,12 @@ class Lora:
 def recipe_of(
     config: TrainConfig, *, model: str, snapshot: str, hole_fill: str, steps: int, revision: str | None = None
 ) -> dict[str, Any]:
-    """What a file says of its training: the whole config, its shift filled in, and facts.
+    """The recipe in a file's header: the whole config with its shift resolved, and facts about the run.
 
     Args:
         model: hub id or folder of the base.
         snapshot: digest of the graph's state that was trained on.
-        hole_fill: what the base was shown in holes; sampling has to show it the same.
+        hole_fill: the colour of holes in training; sampling has to use the same.
         steps: optimiser steps done.
         revision: of the recipe's source, if it is under version control.
     """
@@ -102,7 +102,7 @@ def recipe_of(
 def save_diffusers(lora: Lora, folder: Path) -> Path:
     """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` of the base's pipelines reads unchanged.
 
-    The same as the pipeline's `save_lora_weights` writes, and the recipe in the header besides.
+    The file is that of the pipeline's `save_lora_weights`, with the recipe added to its header.
     """
     adapter = json.dumps({f"{lora.part}.{name}": value for name, value in lora.adapter.items()}, sort_keys=True)
     header = {LORA_ADAPTER_METADATA_KEY: adapter} if lora.adapter else {}
