@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 FORMAT = 1
 FEATURES: tuple[str, ...] = ()
@@ -26,6 +26,12 @@ FINAL_REASONS = frozenset(
 """Failures that the input itself causes: never retried, never counted against an annotator."""
 
 
+# Names that are folders of a graph, or parts of file names. Documents from elsewhere cannot lead out of it by them.
+KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$", max_length=200)]
+ProducerName = Annotated[str, Field(pattern=r"^(source:)?\w[\w.-]*$", max_length=200)]
+Version = Annotated[str, Field(pattern=r"^v[0-9a-f]{1,12}$")]
+
+
 class Document(BaseModel):
     """Base of the JSON documents: immutable, and an unknown field is an error."""
 
@@ -35,9 +41,9 @@ class Document(BaseModel):
 class Shard(Document):
     """The range [start, stop) of `item_ix` that one unit covers."""
 
-    index: int
-    start: int
-    stop: int
+    index: NonNegativeInt
+    start: NonNegativeInt
+    stop: NonNegativeInt
 
     @property
     def label(self) -> str:
@@ -47,8 +53,8 @@ class Shard(Document):
 class Unit(Document):
     """(annotator, version, shard): the unit of work, commit and resume."""
 
-    annotator: str
-    version: str
+    annotator: ProducerName
+    version: Version
     shard: Shard
 
     def __str__(self) -> str:
@@ -58,10 +64,10 @@ class Unit(Document):
 class CommitRef(Document):
     """One revision of one unit, pinned by the checksum of its edges part's footer."""
 
-    annotator: str
-    version: str
-    shard: int
-    revision: int
+    annotator: ProducerName
+    version: Version
+    shard: NonNegativeInt
+    revision: NonNegativeInt
     checksum: str
 
 
@@ -69,14 +75,14 @@ class PartRef(Document):
     """A published Parquet file: its graph-relative name, its row count, size and xxh3_128."""
 
     name: str
-    kind: str
-    rows: int
-    nbytes: int
+    kind: KindName
+    rows: NonNegativeInt
+    nbytes: NonNegativeInt
     checksum: str
 
 
 class SourceDocument(Document):
-    name: str
+    name: ProducerName
     params: dict[str, Any]
 
 
@@ -92,20 +98,20 @@ class GraphDocument(Document):
 class Live(Document):
     """The (annotator, version) that serves one kind."""
 
-    annotator: str
-    version: str
+    annotator: ProducerName
+    version: Version
 
 
 class LineageDocument(Document):
     """`lineage/<version>.json`: exactly what the version is a hash of."""
 
-    annotator: str
+    annotator: ProducerName
     code_version: int
     params: dict[str, Any]
     model: str | None
-    codec: dict[str, str]
+    codec: dict[KindName, str]
     schema_version: int
-    parents: dict[str, str]
+    parents: dict[KindName, Version]
     author: str | None = Field(None, exclude_if=lambda name: name is None, description="who wrote it: not for ours")
 
 
@@ -114,11 +120,11 @@ class CommitDocument(Document):
 
     format: int = FORMAT
     unit: Unit
-    revision: int
+    revision: NonNegativeInt
     use: str = Field(description="how to find the annotator class again: a short name or module:Class")
     config: dict[str, Any] = Field(description="every parameter, also those that are not in the version")
     lineage: LineageDocument
-    variants: dict[str, int] = Field(description="planned variants of each made kind")
+    variants: dict[KindName, NonNegativeInt] = Field(description="planned variants of each made kind")
     parents: list[CommitRef] = Field(description="the parents' commits this one was computed from")
     items: PartRef | None = Field(default=None, description="the items part; sources only")
     parts: list[PartRef]
@@ -290,14 +296,9 @@ class Outcome:
 
 
 PARENT = pa.struct(
-    [
-        ("item_ix", pa.int64()),
-        ("kind", pa.string()),
-        ("variant", pa.int32()),
-        ("version", pa.string()),
-        ("content_hash", pa.string()),
-    ]
-)
+    [("item_ix", pa.int64()), ("kind", pa.string()), ("variant", pa.int32()), ("version", pa.string()),
+     ("content_hash", pa.string())]
+)  # fmt: skip
 
 _EDGE_HEAD: list[tuple[str, pa.DataType]] = [
     ("item_ix", pa.int64()),
@@ -385,11 +386,6 @@ NODES = _nodes_schema()
 
 ARROW_SCHEMAS = {"items": ITEMS, "nodes": NODES, "edges": EDGES, "spool": SPOOL, "snapshot": SNAPSHOT}
 JSON_DOCUMENTS: Mapping[str, type[Document]] = {
-    "graph": GraphDocument,
-    "live": Live,
-    "lineage": LineageDocument,
-    "commit": CommitDocument,
-    "report": RunReport,
-    "status": StatusDocument,
-    "walk": WalkDocument,
-}
+    "graph": GraphDocument, "live": Live, "lineage": LineageDocument, "commit": CommitDocument, "report": RunReport,
+    "status": StatusDocument, "walk": WalkDocument,
+}  # fmt: skip

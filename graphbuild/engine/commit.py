@@ -7,18 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from graphbuild.contracts import CommitDocument, Outcome, PartRef, Status, Unit
+from graphbuild.store.commits import read_commit
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
-from graphbuild.store.parts import (
-    Place,
-    edge_table,
-    edges_name,
-    nodes_folder,
-    read_commit,
-    rows_digest,
-    write_edges,
-    write_nodes,
-)
+from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, rows_digest, write_edges, write_nodes
 from graphbuild.store.workspace import Workspace
 
 Places = dict[tuple[int, str, int], Place]

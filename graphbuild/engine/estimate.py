@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from graphbuild.contracts import RunReport
 from graphbuild.engine.plan import Plan
+from graphbuild.store.commits import read_commit
 from graphbuild.store.files import Files
 from graphbuild.store.heads import newest_commits
-from graphbuild.store.parts import read_commit
 
 MOST_RUNS = 20
 MOST_COMMITS = 8

@@ -12,12 +12,13 @@ from typing import Any
 from graphbuild.contracts import Outcome, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.records import IngestUnit, UnitReport
-from graphbuild.engine.rows import Key, failure_of, items_in, previous_rows, scrub, spine_of, unit_document
+from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, spine_of, unit_document
 from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.images.codecs import Encoded, Pixels, check_image, codec_of
 from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, phash
+from graphbuild.store.commits import items_in
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
 from graphbuild.store.parts import read_table, write_items

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from graphbuild.contracts import Shard, Unit
+from graphbuild.contracts import Shard
 from graphbuild.errors import GraphError
 from graphbuild.sources.base import FACTS, Entry, Source, columns_of, facts_digest
 from graphbuild.store.files import Files
-from graphbuild.store.parts import read_footer, read_table
+from graphbuild.store.parts import read_items_shard, read_table
 
 SHARD_ITEMS = 1024
 MIN_SHARDS = 8
+
+_PART = re.compile(r"shard-(\d{5,})(-r\d{3,}-[0-9a-f]{16})?\.parquet")
 
 
 class ChangedItems(GraphError):
@@ -54,13 +56,8 @@ def shard_size_for(num_items: int) -> int:
 
 def published_shards(files: Files) -> list[ShardItems]:
     """The shards with an items part, by index, from one footer of each."""
-    shards = []
-    names = [name for name in files.names("items") if name.startswith("shard-")]
-    for name in {name.removesuffix(".parquet").split("-")[1]: name for name in names}.values():
-        metadata, _ = read_footer(files, f"items/{name}")
-        unit = Unit.model_validate(json.loads(metadata.metadata[b"graphbuild"])["unit"])
-        shards.append(ShardItems(unit.shard, metadata.num_rows))
-    return shards
+    by_shard = {match[1]: match[0] for name in files.names("items") if (match := _PART.fullmatch(name))}
+    return [ShardItems(*read_items_shard(files, f"items/{name}")) for name in by_shard.values()]
 
 
 def known_items(files: Files, parts: Parts) -> Known:

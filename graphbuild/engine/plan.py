@@ -24,14 +24,16 @@ from graphbuild.engine.new_items import (
 )
 from graphbuild.engine.preflight import missing_parts, non_commercial, refuse_inside, too_large, without_gpu
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
-from graphbuild.engine.rows import items_behind, items_in, newest_spine, rows_of
+from graphbuild.engine.rows import items_behind, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Listing, Source, source_params
+from graphbuild.store.commits import Commit, items_in, newest_spine, read_commit
 from graphbuild.store.files import Files
-from graphbuild.store.heads import Head, newest_commits, past_lives, read_document, read_head, read_lineage
-from graphbuild.store.parts import Commit, edges_name, read_commit
+from graphbuild.store.heads import Head, lineages, newest_commits, past_lives, read_document, read_head, read_lineage
+from graphbuild.store.parts import edges_name
+from graphbuild.store.workspace import refuse_foreign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +155,7 @@ def _document(files: Files, source: Source | None, num_items: int, shard_size: i
             read_document(files)
         assert source is not None
         refuse_inside(source, files.url)
-        if files.exists("README.md"):
-            raise GraphError(
-                f"{files.url} is no graph and has a README.md, in whose place a graph would put its own; give another "
-                "--out"
-            )
+        refuse_foreign(files)
         size = shard_size or shard_size_for(num_items)
         return GraphDocument(source=SourceDocument(name=source.name, params=source_params(source)), shard_size=size)
     document = read_document(files)
@@ -346,7 +344,7 @@ class _Planner:
     def _lineages(self) -> list[LineageDocument]:
         """Of all versions in the graph, read once; those that are live come last."""
         live = {live.version for live in self.head.values()}
-        versions = sorted((v.removesuffix(".json") for v in self.files.names("lineage")), key=lambda v: (v in live, v))
+        versions = sorted(lineages(self.files), key=lambda v: (v in live, v))
         return [read_lineage(self.files, version) for version in versions]
 
     # ---- what is committed -----------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from graphbuild.engine.micro_batches import out_of_memory
 from graphbuild.engine.records import AnnotateUnit, Producer
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import seed_of
+from graphbuild.store.commits import Commit, items_in, newest_commit, newest_spine, read_commit
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files
 from graphbuild.store.heads import read_document
-from graphbuild.store.parts import Commit, edges_name, items_name, newest_commit, read_commit, read_table
+from graphbuild.store.parts import edges_name, read_table
 
 Key = tuple[int, str, int]
 """(item_ix, kind, variant) of one row."""
@@ -129,23 +130,6 @@ def spine_of(files: Files, shard: Shard) -> Commit | None:
     return newest_spine([commit for unit in units if (commit := newest_commit(files, unit))])
 
 
-def newest_spine(commits: Sequence[Commit]) -> Commit | None:
-    """Of commits of several versions of a source, the one with the items that were corrected last."""
-    return max(commits, key=lambda commit: _correction(items_in(commit, commit.document.unit.shard)), default=None)
-
-
-def _correction(items: str) -> int:
-    """The source's revision that an items part was made in; -1 for the first part of a shard."""
-    _, _, number, *_ = [*items.split("-"), "", ""]
-    return int(number[1:]) if number else -1
-
-
-def items_in(spine: Commit | None, shard: Shard) -> str:
-    """The items part of a shard."""
-    items = None if spine is None else spine.document.items
-    return items_name(shard) if items is None else items.name
-
-
 def items_behind(files: Files, commit: Commit) -> str:
     """The items part that an annotator's commit was made from; the shard's first if it names no source."""
     shard = commit.document.unit.shard
@@ -153,7 +137,7 @@ def items_behind(files: Files, commit: Commit) -> str:
         if ref.annotator.startswith("source:"):
             unit = Unit(annotator=ref.annotator, version=ref.version, shard=shard)
             return items_in(read_commit(files, edges_name(unit, ref.revision)), shard)
-    return items_name(shard)
+    return items_in(None, shard)
 
 
 def read_items(files: Files, part: str, facts: Sequence[str]) -> list[Item]:

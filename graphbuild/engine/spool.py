@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from graphbuild.store.workspace import Workspace
 
 T = TypeVar("T")
 
+_FOLDER = re.compile("[0-9a-f]{16}")
 SPOOL_BYTES = 32 << 20
 CAREFUL_FLUSH_SECONDS = 1.0
 """Seconds after which a unit that a worker died on saves its rows, and every unit after a run that was killed."""
@@ -72,7 +74,8 @@ class Spool:
         try:
             if self.files.checksum(name)[:16] != expected:
                 return []
-            return outcomes(pa.ipc.open_file(self.files.map(name)).read_all())
+            table = pa.ipc.open_file(self.files.map(name)).read_all()
+            return outcomes(table) if table.schema.equals(SPOOL) else []
         except (OSError, pa.ArrowException):
             return []
 
@@ -136,8 +139,9 @@ def spool_table(rows: list[Outcome]) -> pa.Table:
 
 
 def remove_finished(files: Files) -> None:
-    """Remove staging folders whose unit has been committed since, and those that do not say whose they are."""
-    for folder in files.names("_staging"):
+    """Remove staging folders whose unit has been committed since, and those that do not say whose they are; what has
+    no name of ours stays."""
+    for folder in filter(_FOLDER.fullmatch, files.names("_staging")):
         unit = _read(files, f"_staging/{folder}/unit.json", TypeAdapter(_Unit))
         if unit is None or files.exists(unit.commit):
             _remove(files, f"_staging/{folder}")

@@ -10,11 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from graphbuild.contracts import EDGES, Outcome, Shard
+from graphbuild.contracts import EDGES, CommitDocument, Outcome, Shard
 from graphbuild.errors import GraphError
 from graphbuild.store.cache import cached_array
+from graphbuild.store.commits import Commit
 from graphbuild.store.files import Files
-from graphbuild.store.parts import Commit, Place, outcomes, read_table
+from graphbuild.store.parts import Place, outcomes, read_table
+
+_KEYS = ["item_ix", "kind", "variant", "status"]
+_INT32 = np.iinfo(np.int32).max
 
 
 class EdgeRows:
@@ -22,9 +26,7 @@ class EdgeRows:
 
     def __init__(self, files: Files, commit: Commit) -> None:
         self.commit = commit
-        self.table = read_table(files, commit.name)
-        if not self.table.schema.equals(EDGES):
-            raise GraphError(f"{files.path(commit.name)}: another schema than edges of format 1")
+        self.table = unit_rows(files, commit)
         self._columns: dict[str, list[object]] = {}
         self._rows = _positions(self.table, commit.document.unit.shard, commit.document.variants)
 
@@ -59,6 +61,56 @@ class EdgeRows:
         return outcomes(self.table)
 
 
+def unit_rows(files: Files, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
+    """The edge rows of a commit, or some columns of them.
+
+    Raises:
+        GraphError: they cannot be read, or are not such as the commit's footer tells of.
+    """
+    table = read_table(files, commit.name, columns)
+    if (wrong := _wrong_rows(table, commit.document)) is not None:
+        raise GraphError(f"{files.path(commit.name)}: {wrong}; see graphbuild verify")
+    return table
+
+
+def _wrong_rows(table: pa.Table, document: CommitDocument) -> str | None:
+    """Why rows cannot be looked up by what they say; None if they can."""
+    names, shard = table.column_names, document.unit.shard
+    if not table.schema.equals(pa.schema([EDGES.field(name) for name in names if name in EDGES.names])):
+        return "another schema than edges of format 1"
+    rows = sum(sum(counts.values()) for counts in document.counts.values())
+    if table.num_rows != rows:
+        return f"{table.num_rows} rows, its footer counts {rows}"
+    if any(table.column(name).null_count for name in _KEYS if name in names):
+        return "rows without a key or status"
+    kinds = pc.index_in(table.column("kind"), pa.array(document.variants, pa.string()))
+    if kinds.null_count:
+        return f"rows of other kinds than {', '.join(document.variants)}"
+    items, variant = table.column("item_ix").to_numpy(), table.column("variant").to_numpy()
+    planned = np.array([*document.variants.values()], np.int64)[kinds.to_numpy()]
+    if not ((shard.start <= items) & (items < shard.stop) & (variant >= 0) & (variant < planned)).all():
+        return f"rows of other items or variants than those of {shard.label}"
+    return _wrong_places(table, document) if "part" in names else None
+
+
+def _wrong_places(table: pa.Table, document: CommitDocument) -> str | None:
+    stored = table.filter(pc.equal(table.column("status"), "ok"))
+    numbers = pc.index_in(stored.column("part"), pa.array([part.name for part in document.parts], pa.string()))
+    if numbers.null_count:
+        odd = stored.filter(pc.is_null(numbers)).column("part")[0].as_py()
+        return f"a row lies in {odd!r}, which is none of its parts"
+    sizes = np.array([part.nbytes for part in document.parts], np.int64)[numbers.to_numpy()]
+    offset, nbytes = (pc.fill_null(stored.column(name), -1).to_numpy() for name in ("offset", "nbytes"))
+    inside = (offset >= 0) & (nbytes >= 0) & (offset <= sizes) & (nbytes <= np.minimum(sizes - offset, _INT32))
+    if not inside.all():
+        at = int(np.flatnonzero(~inside)[0])
+        return f"a row of {nbytes[at]} bytes from {offset[at]} on, in a part of {sizes[at]} bytes"
+    hashed = pc.match_substring_regex(pc.fill_null(stored.column("content_hash"), ""), "^[0-9a-f]{32}$")
+    if not pc.all(hashed, min_count=0).as_py() or stored.column("format").null_count:
+        return "a stored row without hash or format"
+    return None
+
+
 def _positions(table: pa.Table, shard: Shard, variants: dict[str, int]) -> dict[str, NDArray[np.int32]]:
     items = table.column("item_ix").to_numpy() - shard.start
     variant = table.column("variant").to_numpy()
@@ -68,6 +120,8 @@ def _positions(table: pa.Table, shard: Shard, variants: dict[str, int]) -> dict[
         rows = np.full((shard.stop - shard.start, count), -1, np.int32)
         chosen = np.flatnonzero(kinds == kind)
         rows[items[chosen], variant[chosen]] = chosen
+        if np.count_nonzero(rows >= 0) != len(chosen):
+            raise GraphError(f"{shard.label}: two edge rows of one {kind}; see graphbuild verify")
         positions[kind] = rows
     return positions
 
@@ -77,7 +131,7 @@ def presence(files: Files, commits: Sequence[Commit], kind: str, num_items: int)
     variants = max((commit.document.variants[kind] for commit in commits), default=1)
     present = np.zeros((num_items, variants), bool)
     for commit in commits:
-        table = read_table(files, commit.name, ["item_ix", "kind", "variant", "status"])
+        table = unit_rows(files, commit, _KEYS)
         ok = pc.and_(pc.equal(table.column("status"), "ok"), pc.equal(table.column("kind"), kind))
         table = table.filter(ok)
         present[table.column("item_ix").to_numpy(), table.column("variant").to_numpy()] = True
@@ -104,11 +158,7 @@ def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodePare
     for commit in commits:
         names = sorted(commit.document.lineage.parents)
         if names:
-            found.append(
-                _parents_in(
-                    read_table(files, commit.name, ["item_ix", "kind", "variant", "status", "parents"]), kind, names
-                )
-            )
+            found.append(_parents_in(unit_rows(files, commit, [*_KEYS, "parents"]), kind, names))
     return np.concatenate(found)
 
 

@@ -19,7 +19,7 @@ from graphbuild.store.workspace import Workspace
 Exclusions = dict[str, str]
 """item_id -> why."""
 
-_EXCLUSIONS = TypeAdapter(Exclusions)
+EXCLUSIONS = TypeAdapter(Exclusions)
 _TRIES = 100
 
 
@@ -33,7 +33,7 @@ def read_exclusions(files: Files) -> tuple[int, Exclusions]:
         return 0, {}
     try:
         number = int(name.rpartition("/")[2].removesuffix(".json"))
-        return number, _EXCLUSIONS.validate_json(files.read(name))
+        return number, EXCLUSIONS.validate_json(files.read(name))
     except ValueError as error:
         raise GraphError(
             f"{files.path(name)}: not a map of item ids to reasons; bring the file back from a copy"

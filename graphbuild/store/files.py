@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -21,6 +22,8 @@ import xxhash
 from graphbuild.errors import GraphError
 
 OPEN_FILES = 256
+MOST_BYTES = 4 << 30
+"""Of a file that is read whole."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _AT_FDCWD = -100
@@ -45,7 +48,8 @@ class Held(Protocol):
 
 
 class Files(Protocol):
-    """The files of one graph. Names are relative, with `/`; everything published is final."""
+    """The files of one graph. Names are relative, with `/`; everything published is final. What is read may be
+    somebody else's: no name leads out of the graph, and only regular files are opened (else a GraphError)."""
 
     @property
     def url(self) -> str:
@@ -68,13 +72,14 @@ class Files(Protocol):
     def names(self, folder: str) -> list[str]:
         """Sorted entry names directly inside `folder`; empty when it does not exist."""
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
+        """A whole file; one of more than `most` bytes is refused with a GraphError."""
 
     def tail(self, name: str, nbytes: int) -> bytes:
         """The last `nbytes` of a file, or all of a smaller one."""
 
     def pread(self, name: str, offset: int, nbytes: int) -> bytes:
-        """`nbytes` from `offset`; meant for many reads at random."""
+        """`nbytes` from `offset`; meant for many reads at random. A place beyond the end is a GraphError."""
 
     def map(self, name: str) -> pa.Buffer:
         """A whole file as a buffer, of which only what is touched is read."""
@@ -148,10 +153,8 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 class _OpenFile:
     """A descriptor that closes when its last user lets go, so that cache eviction cannot close it under a reader."""
 
-    fd = -1
-
-    def __init__(self, path: str, flags: int = os.O_RDONLY) -> None:
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    def __init__(self, fd: int) -> None:
+        self.fd, self.size = fd, os.fstat(fd).st_size
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -167,6 +170,8 @@ class LocalFiles:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
         self._folder = os.path.join(self.root, "")
+        self._real = os.path.realpath(self.root)
+        self._plain: set[str] = set()  # folders that are neither links nor behind one
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
@@ -179,9 +184,24 @@ class LocalFiles:
 
     def path(self, name: str) -> str:
         path = os.path.join(self._folder, name)  # as text: pathlib takes ten times as long, and this is on every path
-        if ".." in name.split("/") or not path.startswith(self._folder):
-            raise GraphError(f"{name}: leads out of the graph {self.root}")
+        if "\0" in name or ".." in name.split("/") or not path.startswith(self._folder):
+            raise GraphError(f"{name!r}: leads out of the graph {self.root}")
+        if os.path.islink(path) or self._behind_a_link(os.path.dirname(path)):
+            raise GraphError(
+                f"{path}: is a link, or lies behind one; a graph is read and written without links, as they lead out "
+                f"of it: put a copy in its place (cp -rL {self.root} COPY)"
+            )
         return path
+
+    def _behind_a_link(self, folder: str) -> bool:
+        if folder in self._plain:
+            return False
+        inside = os.path.relpath(folder, self.root)
+        if os.path.realpath(folder) != os.path.normpath(os.path.join(self._real, inside)):
+            return True
+        if os.path.isdir(folder):
+            self._plain.add(folder)
+        return False
 
     def exists(self, name: str) -> bool:
         path = self.path(name)
@@ -209,31 +229,45 @@ class LocalFiles:
         except FileNotFoundError:
             return []
 
-    def read(self, name: str) -> bytes:
-        return Path(self.path(name)).read_bytes()
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes:
+        with self.open(name) as file:
+            if (nbytes := os.fstat(file.fileno()).st_size) > most:
+                raise GraphError(f"{self.path(name)}: {nbytes} bytes, of which at most {most} are read")
+            return file.read()
 
     def tail(self, name: str, nbytes: int) -> bytes:
-        with open(self.path(name), "rb") as file:
+        with self.open(name) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - nbytes))
             return file.read()
 
     def pread(self, name: str, offset: int, nbytes: int) -> bytes:
         """Descriptors are kept open, the least recently used are closed."""
         with self._lock:
-            handle = self._open.pop(name, None) or _OpenFile(self.path(name))
+            handle = self._open.pop(name, None) or _OpenFile(self._opened(name))
             self._open[name] = handle
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
+        if not 0 <= offset <= offset + nbytes <= handle.size:
+            raise GraphError(f"{self.path(name)}: has {handle.size} bytes, not {nbytes} from {offset} on")
         return os.pread(handle.fd, nbytes, offset)
 
     def map(self, name: str) -> pa.Buffer:
+        os.close(self._opened(name))
         return pa.memory_map(self.path(name)).read_buffer()
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.path(name), "rb")
+        return os.fdopen(self._opened(name), "rb")
+
+    def _opened(self, name: str) -> int:
+        fd = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe nobody writes to blocks
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise GraphError(f"{self.path(name)}: is not a regular file")
+        return fd
 
     def checksum(self, name: str) -> str:
-        return file_checksum(self.path(name))
+        with self.open(name) as file:
+            return _checksum_of(file)
 
     def publish(self, name: str, data: bytes, scratch: Scratch) -> bool:
         temp = scratch.temp()
@@ -271,7 +305,7 @@ class LocalFiles:
         os.makedirs(self.path(name))
 
     def lock(self, name: str) -> Held | None:
-        file = _OpenFile(self.path(name), os.O_RDWR | os.O_CREAT)
+        file = _OpenFile(os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
         try:
             fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -293,10 +327,14 @@ class LocalFiles:
 
 def file_checksum(path: str) -> str:
     """xxh3_128 of a file, 32 hex digits."""
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        return _checksum_of(file)
+
+
+def _checksum_of(file: BinaryIO) -> str:
+    digest = xxhash.xxh3_128()
+    while block := file.read(1 << 22):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,29 @@ from numpy.typing import NDArray
 
 from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
-from graphbuild.hashing import canonical_json, checksum, digest_of
+from graphbuild.hashing import canonical_json, checksum
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.lookup import suggestion
-from graphbuild.store.edges import EdgeRows, cached_presence
+from graphbuild.store.commits import Commit, newest_spine, read_commit
+from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows
 from graphbuild.store.exclusions import read_exclusions
 from graphbuild.store.files import Files, files_at
 from graphbuild.store.heads import (
     HEAD,
     Head,
+    lineages,
     newest_commits,
     read_document,
     read_head,
     read_lineage,
     read_snapshot,
     shard_index,
+    snapshot_digest,
+    with_items,
 )
 from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
-from graphbuild.store.parts import Commit, read_commit, read_table
+from graphbuild.store.parts import read_table, unreadable
 from graphbuild.store.workspace import Workspace
 
 _INDEX_AFTER = 32  # edges parts of one producer loaded for single reads, before its kind is indexed
@@ -88,12 +93,15 @@ class Graph:
         files = files_at(url)
         document, excluded = read_document(files), read_exclusions(files)[1]
         if snapshot is None:
-            return cls(files, document, read_head(files)[1], newest_commits(files), excluded)
-        graph = cls(files, document, *read_snapshot(files, snapshot), excluded)
+            newest = with_items(files, document, newest_commits(files))
+            return cls(files, document, read_head(files)[1], newest, excluded)
+        pinned = read_snapshot(files, snapshot)
+        graph = cls(files, document, pinned.head, pinned.newest, excluded)
         if graph.digest != snapshot:
             raise GraphError(
-                f"{graph.url}: the commits of snapshot {snapshot} were altered since; run graphbuild verify"
+                f"{graph.url}: the commits of snapshot {snapshot} were altered since; see graphbuild verify"
             )
+        graph._newest = with_items(files, document, pinned.newest)
         return graph
 
     @property
@@ -119,10 +127,9 @@ class Graph:
 
     def producer(self, kind: str, version: str | None) -> Live:
         """The (annotator, version) behind a kind, live or named by version."""
-        if version is None or self.head.get(kind) == Live(annotator=self.live(kind).annotator, version=version):
+        if version is None or version == self.live(kind).version:
             return self.live(kind)
-        name = f"lineage/{version}.json"
-        if not self.fs.exists(name):
+        if version not in lineages(self.fs):
             raise GraphError(f"{self.url} has no version {version!r}; see its lineage/ folder")
         return Live(annotator=read_lineage(self.fs, version).annotator, version=version)
 
@@ -142,12 +149,19 @@ class Graph:
     def source_commits(self) -> list[Commit]:
         """The newest commits of the source, by shard: the spine."""
         name = f"source:{self.document.source.name}"
-        return [commit for (annotator, version) in self._newest if annotator == name
-                for commit in self.unit_commits(annotator, version)]  # fmt: skip
+        versions = [version for annotator, version in self._newest if annotator == name]
+        by_shard: dict[int, list[Commit]] = {}
+        for commit in (commit for version in versions for commit in self.unit_commits(name, version)):
+            by_shard.setdefault(commit.ref.shard, []).append(commit)
+        newest = (newest_spine(commits) for _, commits in sorted(by_shard.items()))
+        return [commit for commit in newest if commit is not None]
 
     @cached_property
     def shards(self) -> list[Shard]:
-        return sorted((commit.document.unit.shard for commit in self.source_commits), key=lambda shard: shard.start)
+        shards = [commit.document.unit.shard for commit in self.source_commits]
+        if any(one.stop > other.start for one, other in pairwise(shards)):
+            raise GraphError(f"{self.url}: shards overlap; see graphbuild verify")
+        return shards
 
     @property
     def num_items(self) -> int:
@@ -180,7 +194,7 @@ class Graph:
         if kind is None:
             return pa.concat_tables([self.edges(name) for name in sorted(self.head)])
         commits = self.commits(kind, version)
-        tables = [read_table(self.fs, commit.name).replace_schema_metadata(None) for commit in commits]
+        tables = [unit_rows(self.fs, commit).replace_schema_metadata(None) for commit in commits]
         if not tables:
             raise GraphError(f"{self.url}: no unit of {kind!r} is committed yet")
         table = pa.concat_tables(tables)
@@ -286,7 +300,7 @@ class Graph:
     @cached_property
     def digest(self) -> str:
         """What this snapshot is called: a hash of its head and its commits."""
-        return digest_of([HEAD.dump_python(self.head, mode="json"), self.snapshot_table.to_pylist()])
+        return snapshot_digest(self.head, self.snapshot_table)
 
     def publish_snapshot(self, workspace: Workspace) -> str:
         """Keep this state, so that `Graph.open(url, snapshot=digest)` finds it for ever."""
@@ -319,14 +333,20 @@ def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
         CorruptNode: the stored bytes changed; the message names part, row and item.
     """
     place, item_ix, kind = rows.place(row), rows.value(row, "item_ix"), str(rows.value(row, "kind"))
-    data = files.pread(place.part, place.offset, place.nbytes)
+    where = f"{files.path(place.part)}: row {row}, item {item_ix}, {kind}"
+    try:
+        data = files.pread(place.part, place.offset, place.nbytes)
+    except (GraphError, FileNotFoundError) as error:
+        raise CorruptNode(f"{where}: {unreadable(files, place.part, error)}") from error
     if (found := checksum(data)) != (recorded := rows.value(row, "content_hash")):
         raise CorruptNode(
-            f"{files.path(place.part)}: row {row}, item {item_ix}, {kind}: stored bytes hash to {found}, its edge says "
-            f"{recorded}; run graphbuild verify --full"
+            f"{where}: stored bytes hash to {found}, its edge says {recorded}; run graphbuild verify --full"
         )
     document = rows.commit.document
-    attrs = rows.value(row, "attrs")
+    try:
+        attrs = json.loads(str(rows.value(row, "attrs") or "{}"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptNode(f"{where}: its attributes are no JSON ({error})") from error
     return Node(
         item_ix=item_ix,  # type: ignore[arg-type]
         kind=kind,
@@ -335,6 +355,6 @@ def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
         bytes=data,
         format=str(rows.value(row, "format")),
         codec=document.lineage.codec[kind],
-        attrs={} if attrs is None else json.loads(str(attrs)),
+        attrs=attrs,
         edge=LazyEdge.of(rows.table, row),
     )

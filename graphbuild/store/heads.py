@@ -1,26 +1,61 @@
-"""What a graph says of itself: `graph.json`, lineage documents, heads and the newest commits."""
+"""What a graph says of itself: `graph.json`, lineage documents, heads, snapshots and the newest commits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
+import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from graphbuild.contracts import FEATURES, FORMAT, GraphDocument, LineageDocument, Live
+from graphbuild.contracts import (
+    FEATURES,
+    FORMAT,
+    SNAPSHOT,
+    CommitRef,
+    GraphDocument,
+    KindName,
+    LineageDocument,
+    Live,
+    ProducerName,
+    Version,
+)
 from graphbuild.errors import GraphError
-from graphbuild.hashing import canonical_json
+from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.store.files import AlreadyPublished, Files
-from graphbuild.store.parts import edges_folder, read_table
+from graphbuild.store.parts import commit_name, edges_folder, read_table, told, unreadable
 from graphbuild.store.workspace import Workspace
 
-Head = dict[str, Live]
+Head = dict[KindName, Live]
 """kind -> the version that serves it."""
 
 Newest = dict[tuple[str, str], list[str]]
 """(annotator, version) -> the newest edges part of each shard, by shard."""
 
+MOST_DOCUMENT_BYTES = 16 << 20
 HEAD = TypeAdapter(Head)
+_PRODUCER, _VERSION = TypeAdapter(ProducerName), TypeAdapter(Version)
 _HEAD_TRIES = 100
+_HEAD_FILE = re.compile(r"(\d{8,})\.json")
+_LINEAGE_FILE = re.compile(r"(v[0-9a-f]{1,12})\.json")
+_SNAPSHOT_FILE = re.compile(r"([0-9a-f]{16})\.parquet")
+_EDGES_FILE = re.compile(r"shard-(\d{5,})-r(\d{3,})\.parquet")
+T = TypeVar("T")
+
+
+def read_json(files: Files, name: str, parse: Callable[[bytes], T]) -> T:
+    """A JSON document by its pydantic parser.
+
+    Raises:
+        GraphError: missing, larger than `MOST_DOCUMENT_BYTES`, or not what it should be.
+    """
+    try:
+        return parse(files.read(name, MOST_DOCUMENT_BYTES))
+    except OSError as error:
+        raise unreadable(files, name, error) from error
+    except ValidationError as error:
+        raise GraphError(f"{files.path(name)}: {told(error)}; see graphbuild verify") from error
 
 
 def read_document(files: Files) -> GraphDocument:
@@ -30,10 +65,7 @@ def read_document(files: Files) -> GraphDocument:
             f"{files.url} is not a graph (no graph.json); give the folder that was --out of a run, or make one with: "
             "graphbuild run --source sample"
         )
-    try:
-        document = GraphDocument.model_validate_json(files.read("graph.json"))
-    except ValidationError as error:
-        raise GraphError(f"{files.path('graph.json')}: {error}") from error
+    document = read_json(files, "graph.json", GraphDocument.model_validate_json)
     unknown = sorted(set(document.features) - set(FEATURES))
     if document.format != FORMAT or unknown:
         raise GraphError(
@@ -43,22 +75,36 @@ def read_document(files: Files) -> GraphDocument:
     return document
 
 
+# ---- lineage and heads -----------------------------------------------------------------------------------------
+
+
 def read_lineage(files: Files, version: str) -> LineageDocument:
-    return LineageDocument.model_validate_json(files.read(f"lineage/{version}.json"))
+    """What a version is the hash of."""
+    return read_json(files, f"lineage/{version}.json", LineageDocument.model_validate_json)
+
+
+def lineages(files: Files) -> list[str]:
+    """Versions with a lineage document."""
+    return [match[1] for match in _named(files, "lineage", _LINEAGE_FILE)]
 
 
 def read_head(files: Files) -> tuple[int, Head]:
     """The newest head and its number; number 0 and an empty map before the first."""
-    numbers = [name for name in files.names("heads") if name.endswith(".json")]
-    if not numbers:
-        return 0, {}
-    return int(numbers[-1].removesuffix(".json")), HEAD.validate_json(files.read(f"heads/{numbers[-1]}"))
+    number = max(head_numbers(files), default=0)
+    return number, head_of(files, number) if number else {}
+
+
+def head_numbers(files: Files) -> list[int]:
+    return [int(match[1]) for match in _named(files, "heads", _HEAD_FILE)]
+
+
+def head_of(files: Files, number: int) -> Head:
+    return read_json(files, f"heads/{number:08d}.json", HEAD.validate_json)
 
 
 def past_lives(files: Files) -> set[Live]:
     """Every (annotator, version) that some head has named; reads all heads."""
-    names = [name for name in files.names("heads") if name.endswith(".json")]
-    return {live for name in names for live in HEAD.validate_json(files.read(f"heads/{name}")).values()}
+    return {live for number in head_numbers(files) for live in head_of(files, number).values()}
 
 
 def change_head(files: Files, workspace: Workspace, change: Callable[[Head], Head]) -> Head:
@@ -81,35 +127,116 @@ def change_head(files: Files, workspace: Workspace, change: Callable[[Head], Hea
     raise GraphError(f"{files.url}: could not publish a head in {_HEAD_TRIES} tries; are many runs promoting at once?")
 
 
+# ---- commits and snapshots -------------------------------------------------------------------------------------
+
+
 def newest_commits(files: Files) -> Newest:
-    """(annotator, version) -> the newest edges part of each shard, by shard; from names alone."""
+    """(annotator, version) -> the newest edges part of each shard, by shard; from names alone.
+
+    A source is listed after everything made from it: whatever a run commits meanwhile, the items of all that is listed
+    are listed too.
+    """
     newest: Newest = {}
-    for annotator_folder in files.names("edges"):
-        annotator = annotator_folder.removeprefix("annotator=")
-        for version_folder in files.names(f"edges/{annotator_folder}"):
-            version = version_folder.removeprefix("version=")
-            folder = edges_folder(annotator, version)
-            by_shard = {shard_index(name): f"{folder}/{name}" for name in files.names(folder)}
-            if by_shard:  # a folder alone is what an error of the disk left
-                newest[annotator, version] = [by_shard[shard] for shard in sorted(by_shard)]
+    for (annotator, version), revisions in committed(files).items():
+        folder = edges_folder(annotator, version)
+        if revisions:  # a folder alone is what an error of the disk left
+            newest[annotator, version] = [f"{folder}/{names[max(names)]}" for _, names in sorted(revisions.items())]
     return newest
 
 
+def committed(files: Files) -> dict[tuple[str, str], dict[int, dict[int, str]]]:
+    """(annotator, version) -> shard -> revision -> file name, of all edges parts. Other names are not ours."""
+    found: dict[tuple[str, str], dict[int, dict[int, str]]] = {}
+    annotators = _folders(files, "edges", "annotator=", _PRODUCER)
+    for annotator in sorted(annotators, key=lambda name: name.startswith("source:")):
+        for version in _folders(files, f"edges/annotator={annotator}", "version=", _VERSION):
+            revisions = found[annotator, version] = {}
+            for match in _named(files, edges_folder(annotator, version), _EDGES_FILE):
+                revisions.setdefault(int(match[1]), {})[int(match[2])] = match[0]
+    return found
+
+
+def with_items(files: Files, document: GraphDocument, newest: Newest) -> Newest:
+    """The commits of shards whose source unit is committed: others are damaged, or of a run under way.
+
+    Raises:
+        GraphError: all items are of another source than the graph's.
+    """
+    source = f"source:{document.source.name}"
+    others = {annotator for annotator, _ in newest if annotator.startswith("source:")}
+    if others and source not in others:
+        raise GraphError(
+            f"{files.path('graph.json')}: its source is {document.source.name!r}, its items are of "
+            f"{', '.join(sorted(others))}; see graphbuild verify"
+        )
+    spine = {shard_index(name) for (annotator, _), names in newest.items() if annotator == source for name in names}
+    inside = {producer: [name for name in names if shard_index(name) in spine] for producer, names in newest.items()}
+    return {producer: names for producer, names in inside.items() if names}
+
+
 def shard_index(name: str) -> int:
-    """12 of `.../shard-00012-r000.parquet`; names sort by revision, so the last one of a shard is the newest."""
+    """12 of `.../shard-00012-r000.parquet`."""
     return int(name.rpartition("/")[2].split("-")[1])
 
 
-def read_snapshot(files: Files, digest: str) -> tuple[Head, Newest]:
+class Snapshot(NamedTuple):
+    head: Head
+    commits: pa.Table
+
+    @property
+    def refs(self) -> list[CommitRef]:
+        return [CommitRef.model_validate(row) for row in self.commits.to_pylist()]
+
+    @property
+    def newest(self) -> Newest:
+        newest: Newest = {}
+        for ref in self.refs:
+            name = commit_name(ref.annotator, ref.version, ref.shard, ref.revision)
+            newest.setdefault((ref.annotator, ref.version), []).append(name)
+        return newest
+
+
+def snapshot_digest(head: Head, commits: pa.Table) -> str:
+    """What a snapshot is called."""
+    return digest_of([HEAD.dump_python(head, mode="json"), commits.to_pylist()])
+
+
+def snapshots(files: Files) -> list[str]:
+    """Digests of the published snapshots."""
+    return [match[1] for match in _named(files, "snapshots", _SNAPSHOT_FILE)]
+
+
+def read_snapshot(files: Files, digest: str) -> Snapshot:
+    """A published snapshot.
+
+    Raises:
+        GraphError: there is none of that digest, or its content is another.
+    """
     name = f"snapshots/{digest}.parquet"
     if not files.exists(name):
-        known = ", ".join(n.removesuffix(".parquet") for n in files.names("snapshots")) or "none"
-        raise GraphError(f"{files.url} has no snapshot {digest!r}; published ones: {known}")
-    table = read_table(files, name)
-    newest: Newest = {}
-    for row in table.to_pylist():
-        part = (
-            f"{edges_folder(row['annotator'], row['version'])}/shard-{row['shard']:05d}-r{row['revision']:03d}.parquet"
+        raise GraphError(
+            f"{files.url} has no snapshot {digest!r}; published ones: {', '.join(snapshots(files)) or 'none'}"
         )
-        newest.setdefault((row["annotator"], row["version"]), []).append(part)
-    return HEAD.validate_json(table.schema.metadata[b"graphbuild"]), newest
+    table = read_table(files, name)
+    try:
+        head = HEAD.validate_json((table.schema.metadata or {}).get(b"graphbuild", b""))
+        found = Snapshot(head, table.replace_schema_metadata(None))
+        if found.commits.schema.equals(SNAPSHOT) and snapshot_digest(*found) == digest and found.refs is not None:
+            return found
+    except ValueError:
+        pass
+    raise GraphError(f"{files.path(name)}: its content is not what it is named after; see graphbuild verify")
+
+
+def _named(files: Files, folder: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """Our own among the names in a folder."""
+    return [match for name in files.names(folder) if (match := pattern.fullmatch(name))]
+
+
+def _folders(files: Files, folder: str, prefix: str, grammar: TypeAdapter[str]) -> Iterator[str]:
+    for name in files.names(folder):
+        try:
+            if name.startswith(prefix):
+                yield grammar.validate_python(name.removeprefix(prefix))
+        except ValidationError:
+            continue  # no name of ours

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from graphbuild.contracts import EDGES
 from graphbuild.images.node import Node
 from graphbuild.store.cache import Arrays, Form, cached
+from graphbuild.store.commits import Commit
+from graphbuild.store.edges import unit_rows
 from graphbuild.store.files import Files
-from graphbuild.store.parts import Commit, read_table
 
 RECORD = np.dtype(
     [
@@ -98,7 +99,7 @@ class Offsets:
             data = files.pread(self.parts[spot.part], spot.offset, spot.nbytes)
             attrs = json.loads(self.attrs(spot)) if spot.attrs_nbytes else {}
             form = self.formats[spot.format]
-        except (OSError, IndexError, ValueError):
+        except (OSError, IndexError, ValueError, RecursionError):
             return None
         if xxhash.xxh3_128_digest(data) != spot.hash:
             return None
@@ -159,7 +160,7 @@ def build(files: Files, commits: Sequence[Commit], kind: str, num_items: int) ->
     formats: dict[str, int] = {}
     attrs = bytearray()
     for commit in commits:
-        table = read_table(files, commit.name, _COLUMNS)
+        table = unit_rows(files, commit, _COLUMNS)
         stored = pc.and_(pc.equal(table.column("status"), "ok"), pc.equal(table.column("kind"), kind))
         rows = _records(table.filter(stored).combine_chunks(), parts, formats, attrs)
         records[rows.places] = rows.values

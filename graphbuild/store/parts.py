@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from graphbuild.contracts import (
     ITEMS,
     NODES,
     CommitDocument,
-    CommitRef,
+    Document,
     Outcome,
     Parent,
     PartRef,
@@ -27,7 +28,7 @@ from graphbuild.contracts import (
 )
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum
-from graphbuild.store.files import Files, file_checksum
+from graphbuild.store.files import MOST_BYTES, Files, file_checksum
 from graphbuild.store.page_offsets import value_offsets
 from graphbuild.store.workspace import Workspace
 
@@ -37,6 +38,8 @@ PART_BYTES = 512 << 20
 ROWS_PER_PAGE = 16
 
 _FOOTER_GUESS = 32 << 10
+_MOST_FOOTER_BYTES = 64 << 20
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 _TEXT_FORMATS = ("text", "json")
 _NODE_LEAVES = ("item_ix", "item_id", "variant", "image.bytes", "image.path", "payload", "width", "height")
 _NODE_OPTIONS: dict[str, Any] = {
@@ -60,17 +63,12 @@ class Place:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A published edges part, known by its footer."""
-
-    name: str
-    ref: CommitRef
-    document: CommitDocument
-
-
 def edges_name(unit: Unit, revision: int) -> str:
-    return f"{edges_folder(unit.annotator, unit.version)}/{unit.shard.label}-r{revision:03d}.parquet"
+    return commit_name(unit.annotator, unit.version, unit.shard.index, revision)
+
+
+def commit_name(annotator: str, version: str, shard: int, revision: int) -> str:
+    return f"{edges_folder(annotator, version)}/shard-{shard:05d}-r{revision:03d}.parquet"
 
 
 def edges_folder(annotator: str, version: str) -> str:
@@ -80,6 +78,11 @@ def edges_folder(annotator: str, version: str) -> str:
 def items_name(shard: Shard) -> str:
     """The first items part of a shard; its source commits name later ones."""
     return f"items/{shard.label}.parquet"
+
+
+def is_items_name(name: str, shard: Shard) -> bool:
+    """Whether an items part of that name is of this shard, as first or as corrected later."""
+    return re.fullmatch(rf"items/{shard.label}(-r\d{{3,}}-[0-9a-f]{{16}})?\.parquet", name) is not None
 
 
 def nodes_folder(kind: str, version: str) -> str:
@@ -248,47 +251,41 @@ def _table_bytes(table: pa.Table, **options: Any) -> bytes:
     return data
 
 
-def read_commit(files: Files, name: str) -> Commit:
-    """An edges part by its footer alone, at a cost that does not grow with its rows.
+def read_items_shard(files: Files, name: str) -> tuple[Shard, int]:
+    """Which shard an items part is of, and how many items it has, by its footer alone.
 
     Raises:
-        GraphError: not a readable edges part of this format.
+        GraphError: not a readable items part.
     """
+    metadata, _ = read_footer(files, name)
     try:
-        metadata, footer = read_footer(files, name)
-        document = CommitDocument.model_validate_json(metadata.metadata[b"graphbuild"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValidationError) as error:
-        raise GraphError(f"{files.path(name)}: not a readable edges part ({type(error).__name__}: {error})") from error
-    if document.format != FORMAT:
-        raise GraphError(f"{files.path(name)}: format {document.format}, this release reads format {FORMAT}")
-    unit = document.unit
-    if name != edges_name(unit, document.revision):
-        raise GraphError(f"{files.path(name)}: is the commit of {unit}, revision {document.revision}")
-    ref = CommitRef(
-        annotator=unit.annotator,
-        version=unit.version,
-        shard=unit.shard.index,
-        revision=document.revision,
-        checksum=checksum(footer),
-    )
-    return Commit(name, ref, document)
+        found = _ItemsFooter.model_validate_json((metadata.metadata or {}).get(b"graphbuild", b""))
+    except ValidationError as error:
+        raise GraphError(f"{files.path(name)}: not a readable items part ({told(error)})") from error
+    if not is_items_name(name, found.unit.shard):
+        raise GraphError(f"{files.path(name)}: holds the items of {found.unit.shard.label}")
+    return found.unit.shard, metadata.num_rows
 
 
-def newest_commit(files: Files, unit: Unit) -> Commit | None:
-    """The highest revision of one unit, found by name: the cost does not grow with the graph."""
-    revision = 0
-    while files.exists(edges_name(unit, revision)):
-        revision += 1
-    return read_commit(files, edges_name(unit, revision - 1)) if revision else None
+class _ItemsFooter(Document):
+    format: int
+    unit: Unit
 
 
 def read_footer(files: Files, name: str) -> tuple[pq.FileMetaData, bytes]:
-    """A Parquet file's metadata and the bytes of its footer, from one read of its end."""
-    tail = files.tail(name, _FOOTER_GUESS)
-    size = int.from_bytes(tail[-8:-4], "little") + 8
-    if size > len(tail):
-        tail = files.tail(name, size)
-    return pq.read_metadata(pa.BufferReader(tail)), tail[-size:]
+    """A Parquet file's metadata and the bytes of its footer, from one read of its end.
+
+    Raises:
+        GraphError: missing, or not a Parquet file.
+    """
+    try:
+        tail = files.tail(name, _FOOTER_GUESS)
+        size = int.from_bytes(tail[-8:-4], "little") + 8
+        if size > len(tail):
+            tail = files.tail(name, min(size, _MOST_FOOTER_BYTES))
+        return pq.read_metadata(pa.BufferReader(tail)), tail[-size:]
+    except _UNREADABLE as error:
+        raise unreadable(files, name, error) from error
 
 
 def read_table(files: Files, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -299,14 +296,32 @@ def read_table(files: Files, name: str, columns: Sequence[str] | None = None) ->
     """
     try:
         return _read(files.read(name), columns)
-    except (pa.ArrowException, OSError) as error:
-        raise GraphError(f"{files.path(name)}: cannot be read ({error}); run graphbuild verify") from error
+    except _UNREADABLE as error:
+        raise unreadable(files, name, error) from error
+
+
+def unreadable(files: Files, name: str, error: Exception) -> GraphError:
+    """What to tell of a file that could not be read."""
+    if isinstance(error, GraphError):
+        return error
+    why = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    return GraphError(f"{files.path(name)}: {why}; see graphbuild verify")
+
+
+def told(error: ValidationError) -> str:
+    """The first of what is wrong with a document."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return "".join(f"{at}: " for at in first["loc"]) + first["msg"]
 
 
 def _read(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     # In this thread: one of Arrow's own that lets go of Python's bytes while the interpreter ends aborts the process.
     parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    return parquet.read(columns, use_threads=False)
+    groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))
+    if (nbytes := sum(group.total_byte_size for group in groups)) > MOST_BYTES:
+        raise ValueError(f"would take {nbytes} bytes of memory")
+    table = parquet.read(columns, use_threads=False)
+    return table if columns is None else table.select(columns)
 
 
 def outcomes(table: pa.Table) -> list[Outcome]:

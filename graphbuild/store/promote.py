@@ -10,7 +10,7 @@ from graphbuild.errors import GraphError
 from graphbuild.store.card import write_card
 from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
-from graphbuild.store.heads import Head, change_head, read_lineage
+from graphbuild.store.heads import Head, change_head, lineages, read_lineage
 from graphbuild.store.workspace import Workspace
 
 
@@ -21,9 +21,8 @@ def promote(out: str | os.PathLike[str], version: str) -> Head:
         GraphError: no such version, units of it are missing, or its parents are not the live ones.
     """
     graph = Graph.open(out)
-    if not graph.fs.exists(f"lineage/{version}.json"):
-        known = ", ".join(name.removesuffix(".json") for name in graph.fs.names("lineage")) or "none"
-        raise GraphError(f"{graph.url} has no version {version!r}; it has: {known}")
+    if version not in (known := lineages(graph.fs)):
+        raise GraphError(f"{graph.url} has no version {version!r}; it has: {', '.join(known) or 'none'}")
     lineage = read_lineage(graph.fs, version)
     done = {commit.ref.shard for commit in graph.unit_commits(lineage.annotator, version)}
     missing = [shard.label for shard in graph.shards if shard.index not in done]

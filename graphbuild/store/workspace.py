@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import uuid
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from graphbuild.errors import GraphError
 from graphbuild.store.files import Files, Held
 
+_OURS = re.compile(r"[^+]+\+[^+]+\+[^+]+(\+\d+\+[^+]*)?")  # five fields in graphs of before locks
 STALE_SECONDS = 600.0
 """A run on another machine, or on a file system without locks, whose heartbeat is older than this is dead."""
 
@@ -56,7 +58,25 @@ class Workspace:
 
 def remove_dead_workspaces(files: Files) -> list[str]:
     """Remove what killed runs left under `_tmp/`, and say what went; folders that no run made stay."""
-    return [name for name in files.names("_tmp") if "+" in name and _remove_if_dead(files, name)]
+    return [name for name in files.names("_tmp") if _OURS.fullmatch(name) and _remove_if_dead(files, name)]
+
+
+def refuse_foreign(files: Files) -> None:
+    """What a graph may be begun in: a folder with nothing but hidden files and workspaces of killed runs.
+
+    Raises:
+        GraphError: something else is there; the message names it.
+    """
+    names = [name for name in files.names(".") if not name.startswith(".") and name != "_tmp"]
+    names += [f"_tmp/{name}" for name in files.names("_tmp") if not _OURS.fullmatch(name)]
+    if {"edges", "heads", "lineage"} & set(names):
+        raise GraphError(f"{files.url}: a graph whose graph.json is missing; mend it with: graphbuild verify --repair")
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise GraphError(
+            f"{files.url} is no graph and not empty ({', '.join(names[:3])}{more}); give another --out, such as a new "
+            "folder inside it"
+        )
 
 
 def _remove_if_dead(files: Files, name: str) -> bool:

@@ -48,9 +48,10 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.engine.records import Producer
 from graphbuild.engine.versions import bind, source_producer
 from graphbuild.sources.base import Entry, Source, SourceItem
+from graphbuild.store.commits import read_commit
 from graphbuild.store.files import Files, LocalFiles, Scratch, files_at
 from graphbuild.store.heads import change_head
-from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, read_commit, write_edges, write_items
+from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, write_edges, write_items
 from graphbuild.store.workspace import Workspace
 
 ANNOTATORS = (Canny(), Lsd(), Grabcut())

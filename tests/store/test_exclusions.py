@@ -114,7 +114,7 @@ def test_damage_is_found_and_nothing_is_used_meanwhile(graph: Graph, tmp_path: P
     for number in (1, 2, 3):
         exclude(graph.fs, chosen(graph.items(), [number]), "x")
     (tmp_path / "g/exclusions/00000002.json").unlink()
-    assert "exclusions/: 00000002.json is missing, 00000003.json follows" in verify(graph.url).problems
+    assert "exclusions/00000002.json: missing, 00000003.json follows" in verify(graph.url).problems
     (tmp_path / "g/exclusions/00000003.json").write_text("{")
     assert any("00000003.json" in problem for problem in verify(graph.url).problems)
     with pytest.raises(GraphError, match=r"00000003\.json.*bring the file back"):
