@@ -86,8 +86,10 @@ class DepthAnything(Condition):
 
     def annotate(self, batch: Sequence[Request], model: DepthNetwork) -> list[Derived]:
         pictures = [request.inputs["image"].array() for request in batch]
-        maps = self._inverse_depths(pictures, model)
-        return [_derived(map_at(one, picture.shape[:2])) for one, picture in zip(maps, pictures, strict=True)]
+        small = self._inverse_depths(pictures, model)
+        maps = [map_at(one, picture.shape[:2]) for one, picture in zip(small, pictures, strict=True)]
+        facts = [{"minimum": float(one.min()), "maximum": float(one.max())} for one in maps]
+        return [Derived({"depth": near_is_bright(one)}, attrs=attrs) for one, attrs in zip(maps, facts, strict=True)]
 
     def _inverse_depths(self, pictures: Sequence[Pixels], model: DepthNetwork) -> list[NDArray[np.float32]]:
         import torch
@@ -123,8 +125,3 @@ def near_is_bright(inverse_depth: NDArray[np.float32]) -> Pixels:
     if high - low <= 1e-5 * max(abs(low), abs(high)):
         return np.zeros(inverse_depth.shape, np.uint8)
     return ((inverse_depth - low) * (255 / (high - low))).round().astype(np.uint8)
-
-
-def _derived(inverse_depth: NDArray[np.float32]) -> Derived:
-    attrs = {"minimum": float(inverse_depth.min()), "maximum": float(inverse_depth.max())}
-    return Derived({"depth": near_is_bright(inverse_depth)}, attrs=attrs)
