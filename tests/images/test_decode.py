@@ -281,10 +281,9 @@ def test_any_exception_of_a_decoder_is_the_files_row(error: Exception, monkeypat
 
 
 def test_a_line_of_a_hundred_million_pixels() -> None:
-    """Guards against a MemoryError from 94 KB. It is refused, or it is a picture: never anything else."""
+    """Guards against a MemoryError, from a file as small as 94 KB, that leaves the decoder."""
     header = struct.pack(">IIBBBBB", 100_000_000, 1, 8, 2, 0, 0, 0)
-    deflate = zlib.compressobj(9)
-    body = b"".join(deflate.compress(bytes(10_000_000)) for _ in range(30)) + deflate.compress(b"\0") + deflate.flush()
+    body = zlib.compress(bytes(10_000))  # the buffer of a line is made before the first byte is read
     chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in chunks

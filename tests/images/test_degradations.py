@@ -173,23 +173,23 @@ def photos() -> list[Pixels]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_visible_in_the_cell_and_not_destroyed(name: str, photos: list[Pixels]) -> None:
-    decibel = [cv2.PSNR(in_cell(apply(name, pixels, seed)), in_cell(pixels)) for pixels in photos for seed in range(5)]
+    decibel = [cv2.PSNR(in_cell(apply(name, pixels, seed)), in_cell(pixels)) for pixels in photos for seed in range(3)]
     assert BAND_DECIBEL[0] < min(decibel) <= max(decibel) < BAND_DECIBEL[1]
     assert MEDIAN_BAND_DECIBEL[0] < np.median(decibel) < MEDIAN_BAND_DECIBEL[1]
 
 
 @pytest.mark.data
 def test_visible_on_fifty_photographs(data_folder: Callable[[str], Path]) -> None:
-    """The stated band on photographs nobody chose for it: of each degradation 95 draws in 100 stay under 40 dB in the
+    """The stated band on photographs nobody chose for it: of each degradation 19 draws in 20 stay under 40 dB in the
     cell, and none leaves the picture as good as it was (46 dB) or nothing of it (3 dB)."""
     files = sorted(data_folder("photos").glob("*.jpg"))
     colour = [photo for photo in map(read, files) if np.ptp(photo.astype(int), axis=2).mean() > 2]
     decibel: dict[str, list[float]] = {name: [] for name in NAMES}
-    for number, whole in enumerate(colour):
+    for number, whole in enumerate(colour):  # every photo with half of the degradations, each on half of the photos
         scale = (128, 512, 2000)[number % 3] / max(whole.shape)
         pixels = fit(resized(whole, round(whole.shape[1] * scale), round(whole.shape[0] * scale)))
         before = centre_square(pixels, CELL)
-        for name in NAMES:
+        for name in NAMES[number % 2 :: 2]:
             decibel[name].append(cv2.PSNR(centre_square(apply(name, pixels, number), CELL), before))
     assert len(colour) > 45
     for name, drawn in decibel.items():
