@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import NamedTuple
 
 from graphbuild.contracts import Shard
@@ -65,8 +66,8 @@ def known_items(files: Files, parts: Parts) -> Known:
     known: Known = {}
     for shard, name in sorted(parts.items()):
         table = read_table(files, name, ["key", "stamp", "sha256"])
-        for key, stamp, sha256 in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            known[key] = KnownItem(stamp, sha256, shard)
+        keys, stamps, hashes = (column.to_pylist() for column in table.columns)
+        known.update(zip(keys, map(KnownItem._make, zip(stamps, hashes, repeat(shard), strict=False)), strict=True))
     return known
 
 
