@@ -1,4 +1,4 @@
-"""What is raised for users. Imports nothing of ours."""
+"""What is raised for users, and a word of its messages. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ class UnusableImage(ValueError):
 
 class MissingWeights(GraphError):
     """A checkpoint is not on this machine; the message names the command that gets it."""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

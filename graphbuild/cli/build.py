@@ -32,9 +32,9 @@ from graphbuild.cli.console import (
     say,
     ticking,
 )
-from graphbuild.cli.text import counted, shown
+from graphbuild.cli.text import shown
 from graphbuild.contracts import RunReport
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, counted
 
 
 @app.command()

@@ -11,8 +11,7 @@ import typer
 
 from graphbuild.cli.application import app
 from graphbuild.cli.console import GraphArgument, JsonOption, refusing, say
-from graphbuild.cli.text import counted
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, counted
 
 
 @app.command()

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphbuild.contracts import RunReport, Status, StatusDocument
+from graphbuild.errors import counted
 from graphbuild.tasks.sheet import visible
 
 if TYPE_CHECKING:
@@ -30,11 +31,6 @@ def shown(text: object) -> str:
 def shown_lines(text: object) -> str:
     """The same for a message of ours, whose lines stay."""
     return "\n".join(map(shown, str(text).split("\n")))
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 problem`, `2 problems`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # ---- builds ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from graphbuild.engine.preflight import missing_parts, non_commercial, refuse_in
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
 from graphbuild.engine.rows import items_behind, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, counted
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Listing, Source, source_params
 from graphbuild.store.commits import Commit, items_in, newest_spine, read_commit
@@ -288,7 +288,7 @@ class _Planner:
         if self._moved_on(work, commit):
             rows = rows_of(work, self.files)
             what = "facts" if rows.corrected else "parent"
-            return f"{what} changed ({len(rows.todo)} rows)" if rows.todo else None
+            return f"{what} changed ({counted(len(rows.todo), 'row')})" if rows.todo else None
         return None
 
     def _moved_on(self, work: AnnotateUnit, commit: Commit) -> bool:
@@ -315,7 +315,7 @@ class _Planner:
     def _retry_reason(self, document: CommitDocument) -> str | None:
         retriable = document.retriable_rows
         self.retriable += retriable
-        return f"retry of {retriable} failed rows" if self.retry and retriable else None
+        return f"retry of {counted(retriable, 'failed row')}" if self.retry and retriable else None
 
     def _replaced_descendants(self, producers: Sequence[Producer]) -> list[Annotator]:
         """Live annotators outside the run whose parents it replaces: they are rebuilt with it, as they were."""

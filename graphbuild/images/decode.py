@@ -131,7 +131,7 @@ def refusals() -> Iterator[None]:
     Raises:
         UnusableImage: `too_large` where memory does not suffice, else `undecodable`, with what was raised.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -144,6 +144,8 @@ def refusals() -> Iterator[None]:
         raise UnusableImage("too_large", f"more than {MAX_PIXELS} pixels") from error
     except MemoryError as error:
         raise UnusableImage("too_large", "not enough memory to decode it") from error
+    except UnidentifiedImageError as error:
+        raise UnusableImage("undecodable", "not an image, or of a format that Pillow cannot read here") from error
     except Exception as error:
         raise UnusableImage("undecodable", f"{type(error).__name__}: {error}"[:_DETAIL]) from error
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from graphbuild.errors import counted
 from graphbuild.hashing import canonical_json
 
 TABLES = tuple(f"{name}.{ending}" for ending in ("jsonl", "csv", "parquet") for name in ("captions", "metadata"))
@@ -142,11 +143,6 @@ def shown(names: Sequence[str]) -> str:
     """The first names of a list, for a message: control and direction characters escaped."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _table(path: Path, name: str) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from graphbuild.contracts import MAX_BYTES
+from graphbuild.errors import counted
 from graphbuild.images.decode import suffixes
 from graphbuild.sources.base import (
     Entry,
@@ -30,7 +31,6 @@ from graphbuild.sources.captions import (
     Row,
     Tables,
     caption_of,
-    counted,
     shown,
     too_long,
 )

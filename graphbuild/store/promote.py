@@ -6,7 +6,7 @@ import os
 import secrets
 
 from graphbuild.contracts import Live
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, counted
 from graphbuild.store.card import write_card
 from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
@@ -28,7 +28,8 @@ def promote(out: str | os.PathLike[str], version: str) -> Head:
     missing = [shard.label for shard in graph.shards if shard.index not in done]
     if missing:
         raise GraphError(
-            f"{lineage.annotator} {version} is not complete: {len(missing)} units missing, {missing[0]} first"
+            f"{lineage.annotator} {version} is not complete: {counted(len(missing), 'unit')} missing, "
+            f"{missing[0]} first"
         )
     stale = [k for k, parent in lineage.parents.items() if k in graph.head and graph.head[k].version != parent]
     if stale:

@@ -198,9 +198,9 @@ def test_a_correction_reaches_annotators_that_run_later(pictures: Path, tmp_path
         (pictures / "a.txt").write_text(text)
         run(pictures, out, [])
     assert reasons(pictures, out) == {
-        "source_caption": "facts changed (1 rows)",
+        "source_caption": "facts changed (1 row)",
         "of_caption": "parent changes",
-        "of_item": "facts changed (1 rows)",
+        "of_item": "facts changed (1 row)",
     }
     run(pictures, out)
     assert texts(out, "of_caption")[0] == "TWO" and texts(out, "of_item")[0] == "two, None"
