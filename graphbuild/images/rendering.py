@@ -44,7 +44,7 @@ _RADIUS_AT_512 = 4.0
 _ELLIPSE_CORNERS = 48
 _SUBPIXEL_BITS = 4
 _FARTHEST = 1e6
-_FEWEST_TO_DRAW_FROM = 16
+_FEWEST_TO_DRAW_FROM = 11  # as many as have different names in an instruction
 
 
 def draw_pose(document: Mapping[str, Any]) -> Picture:
@@ -138,7 +138,7 @@ def distinct_colours(count: int) -> list[list[int]]:
 
 def drawn_colours(count: int, seed: int) -> list[list[int]]:
     """`count` (0..341) different RGB colours (0..255) in random order, so that a colour says nothing about size or
-    rank. They are among the first 16 of `distinct_colours`, or the first `count` if that is more. Equal seeds give
+    rank. They are among the first 11 of `distinct_colours`, or the first `count` if that is more. Equal seeds give
     equal colours."""
     colours = distinct_colours(max(count, _FEWEST_TO_DRAW_FROM))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(colours))
