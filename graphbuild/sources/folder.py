@@ -70,8 +70,8 @@ class Folder(Source):
             seen = _Seen(root, self.follow_links)
             tables = Tables(root, follow_links=self.follow_links)
             keys = sorted(seen.images)
-            rows = {key: self._row(root, key, tables, beside=key in seen.captioned) for key in keys}
-            entries = [Entry(key, seen.images[key], _facts(key, row)) for key, row in rows.items()]
+            rows = ((key, self._row(root, key, tables, walked=seen)) for key in keys)
+            entries = [Entry(key, seen.images[key], _facts(key, row)) for key, row in rows]
             notes = [*seen.notes(), *(tables.notes(seen.tables, keys[0]) if keys else ())]
         except CaptionError as error:
             raise ValueError(f"source 'folder': {error}") from error
@@ -102,21 +102,27 @@ class Folder(Source):
             raise ValueError(f"source 'folder': {self.path} is not a folder; give the folder with the images")
         return root.resolve()
 
-    def _row(self, root: Path, key: str, tables: Tables, *, beside: bool = True) -> Row:
-        row = tables.row(key)
-        name = f"{os.path.splitext(key)[0]}.txt"
-        data = self._read(root, name) if beside else Unusable("missing")
-        if isinstance(data, Unusable):
+    def _row(self, root: Path, key: str, tables: Tables, *, walked: _Seen | None = None) -> Row:
+        """What text file and tables say of an image; `walked` knows which images have a text file."""
+        row, name = tables.row(key), f"{os.path.splitext(key)[0]}.txt"
+        if walked is not None and key not in walked.captioned:
             return row
-        if len(data) > MAX_TEXT:
-            return {"refused": too_long(name, len(data))}
-        caption = caption_of(data, name)
-        return {**row, "caption": caption} if caption else row
+        data = self._read(root, name, walked=walked is not None)
+        if isinstance(data, bytes) and len(data) <= MAX_TEXT:
+            caption = caption_of(data, name)
+            return {**row, "caption": caption} if caption else row
+        if isinstance(data, bytes) or data.reason == "too_large":
+            return {"refused": too_long(name, os.path.getsize(root / name))}
+        if data.reason == "missing":
+            return row
+        raise CaptionError(f"{name}: {data.detail}; make it readable, or move it away")
 
-    def _read(self, root: Path, key: str) -> bytes | Unusable:
+    def _read(self, root: Path, key: str, *, walked: bool = False) -> bytes | Unusable:
         path = root / key
         try:
-            if not self.follow_links and not path.resolve().is_relative_to(root):
+            # The walk did not enter linked folders, so that only the file itself can be a link; resolving takes long.
+            asked = not self.follow_links and (not walked or path.is_symlink())
+            if asked and not path.resolve().is_relative_to(root):
                 return Unusable("unreadable", "a link that leaves the folder")
             found = path.stat()
             if not stat.S_ISREG(found.st_mode):

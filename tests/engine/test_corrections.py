@@ -226,7 +226,7 @@ def test_a_correction_never_loses_a_stored_picture(
     with monkeypatch.context() as patched:
         read = Folder._read
         gone = Unusable("missing")
-        patched.setattr(Folder, "_read", lambda *args: gone if args[2].endswith(".png") else read(*args))
+        patched.setattr(Folder, "_read", lambda *args, **how: gone if args[2].endswith(".png") else read(*args, **how))
         build(pictures, out, EVERYTHING, shard_size=2)
     assert Graph.open(out).kinds()["image"] == 5 and texts(out, "caption")[0] == "the letter a"
     run(pictures, out)

@@ -259,6 +259,16 @@ def test_captions_in_other_encodings_are_refused_by_name(tmp_path: Path, encodin
         Folder(path=tmp_path).listing()
 
 
+def test_a_caption_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    """A link that leads out of the folder, as caches lay them: the picture would train without its words."""
+    root = make(tmp_path / "photos", "a.png")
+    (tmp_path / "aside.txt").write_text("a cat")
+    (root / "a.txt").symlink_to("../aside.txt")
+    with pytest.raises(ValueError, match=r"a\.txt: a link that leaves the folder; make it readable"):
+        Folder(path=root).listing()
+    assert captions(Folder(path=root, follow_links=True)) == {"a.png": "a cat"}
+
+
 @pytest.mark.parametrize("name", ["a.txt", "captions.csv", "captions.jsonl"])
 def test_an_endless_caption_refuses_its_item_alone(tmp_path: Path, name: str) -> None:
     make(tmp_path, "a.png", "b.png")

@@ -287,3 +287,26 @@ def test_a_graph_of_pairs(shards: Path, tmp_path_factory: pytest.TempPathFactory
     assert reasons == ["undecodable", "bad_geometry", "undecodable", "undecodable", "empty_file"]
     skipped = [row["reason"] for row in graph.edges("canny").to_pylist() if row["status"] == "skipped"]
     assert skipped == ["parent_failed"] * 5
+
+
+def test_a_corrected_row_of_a_shard_is_one_correction(tmp_path: Path, pair: tuple[Image.Image, Image.Image]) -> None:
+    """A data set that was published again with better captions: whole files are new, few rows are."""
+    canvases = [png(canvas(*pair, 8)), png(canvas(*pair, 16)), png(canvas(*pair[::-1], 8))]
+
+    def published(**second: Any) -> Subjects200K:
+        rows = [row(data) for data in canvases]
+        rows[1] = row(canvases[1], **second)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data/train-00000.parquet").write_bytes(parquet(rows))
+        return Subjects200K(path=tmp_path / "data")
+
+    out, annotators = tmp_path / "g", ["canny", "source_caption"]
+    build(published(quality=None), annotators, out, executor="inline", shard_size=3)
+    before = {file: file.read_bytes() for file in out.glob("nodes/**/*.parquet")}
+    build(published(description_0="a cat under a table"), annotators, out, executor="inline")
+    graph = Graph.open(out)
+    assert graph.read(1, "caption").text == "Cat a cat under a table"
+    quality = [json.loads(item["meta"])["quality_assessment"] for item in graph.items().to_pylist()]
+    assert quality == [QUALITY] * 3
+    new = [file for file in out.glob("nodes/**/*.parquet") if file not in before]
+    assert [file.parts[-3] for file in new] == ["kind=caption"] and verify(out, "full").problems == []
