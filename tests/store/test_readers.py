@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from graphbuild.annotators.canny import Canny
 from graphbuild.images.colour import profile_of, to_srgb
 from graphbuild.store.graph import Graph
+from tests.support import icc
 from tests.support.annotators import Ordered, build, complete
 
 
@@ -48,6 +50,27 @@ def test_datasets_from_files(folder: Path) -> None:
         pixels, profile = np.asarray(shown.convert("RGB")), profile_of(shown)
         pixels = pixels if profile is None else to_srgb(pixels, profile)
         assert np.array_equal(pixels, graph.read(3, kind).array())
+
+
+def test_other_readers_find_and_convert_profiles_as_the_docs_say(tmp_path: Path) -> None:
+    """Guards against profiles that are lost on the way, and a query in docs/format.md that finds none."""
+    import duckdb
+
+    profile = icc.rgb_profile(*icc.DISPLAY_P3, "wide")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    (tmp_path / "photos").mkdir()
+    for name, extra in (("plain", {}), ("wide", {"icc_profile": profile})):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{name}.png", **extra)
+    complete(build(tmp_path / "photos", tmp_path / "graph", ["source_caption"]))
+    graph = Graph.open(tmp_path / "graph")
+    query = "select item_ix, attrs->>'$.profile' from '{}/edges/*/*/*.parquet' where attrs->>'$.profile' is not null"
+    assert duckdb.sql(query.format(tmp_path / "graph")).fetchall() == [(1, "wide")]
+    shown = _load("parquet", data_files=graph.files("image"))[1]["image"]
+    assert np.array_equal(np.asarray(shown), pixels), "the file's own numbers"
+    embedded = ImageCms.ImageCmsProfile(io.BytesIO(shown.info["icc_profile"]))
+    converted = ImageCms.profileToProfile(shown, embedded, ImageCms.createProfile("sRGB"))
+    ours = graph.read(1, "image").array()
+    assert np.array_equal(np.asarray(converted), ours) and not np.array_equal(ours, pixels)
 
 
 def test_datasets_from_the_card(folder: Path) -> None:
