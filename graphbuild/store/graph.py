@@ -43,6 +43,7 @@ from graphbuild.store.heads import (
 )
 from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
 from graphbuild.store.parts import read_table, unreadable
+from graphbuild.store.sql import connect
 from graphbuild.store.workspace import Workspace
 
 _INDEX_AFTER = 32  # edges parts of one producer loaded for single reads, before its kind is indexed
@@ -199,6 +200,26 @@ class Graph:
             raise GraphError(f"{self.url}: no unit of {kind!r} is committed yet")
         table = pa.concat_tables(tables)
         return table.filter(pc.equal(table.column("kind"), kind))
+
+    def sql(self, query: str, **parameters: Any) -> Any:
+        """The rows of an SQL query over three views, as a relation of DuckDB (`.df()`, `.arrow()`, `.fetchall()`).
+
+        `items` is the spine; `edges` the newest outcome of every planned node of a live kind; `nodes` the stored bytes
+        of those that are ok, with `kind` and `version`, without excluded items. Columns: docs/format.md.
+
+        Args:
+            parameters: values of `$name` in the query.
+
+        Raises:
+            GraphError: DuckDB is not installed (extra `duckdb`).
+        """
+        return self._duckdb.sql(query, params=parameters or None)
+
+    @cached_property
+    def _duckdb(self) -> Any:
+        edges = {kind: [self.fs.path(commit.name) for commit in self.commits(kind)] for kind in self.head}
+        nodes = {kind: self.files(kind) for kind in self.head}
+        return connect(self.items(), edges, nodes, self.head, self.excluded_items)
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 

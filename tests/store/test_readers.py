@@ -131,6 +131,26 @@ def test_duckdb(folder: Path) -> None:
     assert {kind for (kind,) in kinds} >= {"image", "canny", "lines"}
 
 
+def test_sql_counts_each_node_once(photos: Path, tmp_path: Path, control: Callable[..., str]) -> None:
+    """Guards against rows of commits that a retry replaced, and folders whose names are patterns."""
+    producers = [Ordered(tag=control({"p05.png": "fail"}))]
+    complete(build(photos, tmp_path / "g[1]*'", producers))
+    before = Graph.open(tmp_path / "g[1]*'")
+    query = "select status, count(*) from edges where kind = $kind group by all order by all"
+    assert before.sql(query, kind="canny").fetchall() == [("failed", 1), ("ok", 17)]
+    control({})
+    complete(build(photos, tmp_path / "g[1]*'", producers, retry=True))
+    graph = Graph.open(tmp_path / "g[1]*'")
+    assert graph.sql(query, kind="canny").fetchall() == [("ok", 18)]
+    assert before.sql(query, kind="canny").fetchall() == [("failed", 1), ("ok", 17)]
+    rows = graph.sql("select key, image.bytes from nodes join items using (item_ix) where kind = 'canny' order by all")
+    keys = graph.items().column("key").to_pylist()
+    assert [(key, bytes(data)) for key, data in rows.fetchall()] == [
+        (key, graph.read(at, "canny").bytes) for at, key in enumerate(keys)
+    ]
+    assert graph.sql("select count(*) from nodes").fetchall() == [(36,)]
+
+
 def test_polars(folder: Path) -> None:
     """Guards against parts Polars cannot scan, or versions it reads as numbers."""
     import polars as pl
