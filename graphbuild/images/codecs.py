@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,11 @@ CODECS: Mapping[str, Codec] = {
 
 
 @cache
+def is_codec(name: str) -> bool:
+    """Whether `codec_of` knows the name. No package is imported for that."""
+    return name in CODECS or name in entry_points(group="graphbuild.codecs").names
+
+
 def codec_of(name: str) -> Codec:
     """The codec of that name: one of `CODECS`, or an entry point of the group `graphbuild.codecs`. The name may come
     from somebody's graph, so `module:attribute` is not accepted.

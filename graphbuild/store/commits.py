@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from graphbuild.contracts import FORMAT, CommitDocument, CommitRef, Shard, Unit
 from graphbuild.errors import GraphError
 from graphbuild.hashing import checksum
-from graphbuild.images.codecs import CODECS
+from graphbuild.images.codecs import is_codec
 from graphbuild.store.files import Files
 from graphbuild.store.parts import edges_name, is_items_name, items_name, nodes_folder, read_footer, told
 
@@ -62,8 +62,8 @@ def _contradiction(document: CommitDocument) -> str | None:
         return f"is of {unit.annotator}, its lineage of {lineage.annotator}; its shard is {unit.shard}"
     if any(named.keys() != kinds for named in (lineage.codec, document.counts, document.reasons)):
         return f"makes {', '.join(kinds)}, and does not count or encode just those"
-    if unknown := set(lineage.codec.values()) - CODECS.keys():
-        return f"a codec that this release does not know: {', '.join(sorted(unknown))}"
+    if unknown := [codec for codec in lineage.codec.values() if not is_codec(codec)]:
+        return f"codec {unknown[0]} is neither of this release nor of an installed package"
     for part in document.parts:
         folder = re.escape(f"{nodes_folder(part.kind, unit.version)}/{unit.shard.label}")
         if part.kind not in kinds or not re.fullmatch(folder + _PART_NUMBERS, part.name):
