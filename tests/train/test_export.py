@@ -148,6 +148,8 @@ def test_the_file_is_the_pipelines_own_with_the_recipe(tmp_path: Path) -> None:
         "visualcloze_fill", "dynamic", "black", "some/model", "0123456789ab", "abc", 500,
     ]  # fmt: skip
     assert [path.name for path in (tmp_path / "ours").iterdir()] == [file.name]
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it if they may read any file
 
 
 def test_a_file_is_read_back(tmp_path: Path) -> None:

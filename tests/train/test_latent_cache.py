@@ -17,8 +17,8 @@ from tests.support.tiny_models import save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.support.training import Ground, grounded, recorded, state
 
-ROUNDS: dict[str, Any] = {"walks": 8, "steps": 6, "optimiser": {"learning_rate": 1e-3, "ema": 0.5}}
-"""Three rounds over the same eight grid tasks."""
+ROUNDS: dict[str, Any] = {"walks": 8, "steps": 4, "optimiser": {"learning_rate": 1e-3, "ema": 0.5}}
+"""Two rounds over the same eight grid tasks."""
 OTHERS: dict[str, Any] = {
     "flux_dev": (save_flux_dev, "visualcloze_dev"),
     "sdxl": (save_sdxl, "onepic"),
@@ -49,8 +49,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # ---- a run -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cells", [{}, {"cell_fit": "aspect", "row_sizes": "own", "hole_fill": "grey"}])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("workers", "cells"), [(0, {}), (1, {}), (0, {"cell_fit": "aspect", "row_sizes": "own", "hole_fill": "grey"})]
+)
 def test_rounds_with_the_cache_equal_rounds_without(
     workers: int, cells: dict[str, Any], ground: Ground, decodes: list[str]
 ) -> None:
@@ -62,7 +63,7 @@ def test_rounds_with_the_cache_equal_rounds_without(
     assert recorded(without.out, "loss") == recorded(cached.out, "loss")
     assert all(torch.equal(tensor, state(cached.out)[name]) for name, tensor in state(without.out).items())
     hits, misses = cached.base.cache.hits, cached.base.cache.misses
-    assert hits >= 2 * misses > 0 == without.base.cache.hits  # the first of three rounds fills it
+    assert hits >= misses > 0 == without.base.cache.hits  # the first of two rounds fills it
 
 
 def test_what_is_cached_is_not_decoded(ground: Ground, decodes: list[str]) -> None:

@@ -122,5 +122,10 @@ def _made(config: TrainConfig, lora: Path, tasks: Iterable[GridTask], *, out: Pa
         (pictures,) = base.sample([task], seed=seed, **options)
         for number, picture in enumerate(pictures):
             file = out / f"{task.walk.index:07d}-{task.walk.path.name}-{number}.png"
-            picture.save(file)
+            partial = file.with_name(f".{file.name}")
+            try:
+                picture.save(partial, "PNG")
+                partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)
             yield file

@@ -161,8 +161,13 @@ def write(file: Path, state: Mapping[str, Tensor], recipe: Mapping[str, Any], he
     file.parent.mkdir(parents=True, exist_ok=True)
     said = {RECIPE_KEY: json.dumps(recipe, sort_keys=True)} if recipe else {}
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, temporary, {"format": "pt", **header, **said}
-    )
-    os.replace(temporary, file)
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the umask's; safetensors makes files that only their owner can read
+        named = {name: tensor.contiguous() for name, tensor in state.items()}
+        save_file(named, temporary, {"format": "pt", **header, **said})
+        temporary.chmod(mode)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return file
