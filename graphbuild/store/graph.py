@@ -186,9 +186,13 @@ class Graph:
 
     def items(self) -> pa.Table:
         """The spine, in `item_ix` order."""
-        tables = [read_table(self.fs, name) for name in self.names_of("items")]
-        table = pa.concat_tables(tables) if tables else ITEMS.empty_table()
-        return table.replace_schema_metadata(None).sort_by("item_ix")
+        tables = [ITEMS.empty_table()]
+        for name in self.names_of("items"):
+            table = read_table(self.fs, name).replace_schema_metadata(None)
+            if not table.schema.equals(ITEMS):
+                raise GraphError(f"{self.fs.path(name)}: another schema than items of format 1; see graphbuild verify")
+            tables.append(table)
+        return pa.concat_tables(tables).sort_by("item_ix")
 
     def edges(self, kind: str | None = None, version: str | None = None) -> pa.Table:
         """Edge rows of one kind, or of every live kind."""

@@ -148,6 +148,8 @@ class _Checking:
             for number, (before, head) in zip(sorted(numbers)[1:], pairwise(self._heads), strict=False):
                 if lost := sorted(before.keys() - head.keys()):
                     self.say(f"heads/{number:08d}.json", f"{', '.join(lost)} had a version in the head before")
+                elif before == head:
+                    self.say(f"heads/{number:08d}.json", "changes nothing; it, or the one before, was altered")
         served = self._heads[-1] if self._heads else {}
         made = {kind for commit in self._commits.values() for kind in commit.document.variants}
         if lost := sorted(made - served.keys()):

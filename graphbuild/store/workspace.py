@@ -70,7 +70,9 @@ def refuse_foreign(files: Files) -> None:
     names = [name for name in files.names(".") if not name.startswith(".") and name != "_tmp"]
     names += [f"_tmp/{name}" for name in files.names("_tmp") if not _OURS.fullmatch(name)]
     if {"edges", "heads", "lineage"} & set(names):
-        raise GraphError(f"{files.url}: a graph whose graph.json is missing; mend it with: graphbuild verify --repair")
+        raise GraphError(
+            f"{files.url}: a graph without its graph.json; bring that back from a copy, or give another --out"
+        )
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise GraphError(

@@ -1,0 +1,156 @@
+"""Every file of a graph, damaged in every way: a full check names it, a quick one what footers can tell, and reading
+raises a GraphError or gives what was there before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from graphbuild.annotators.canny import Canny
+from graphbuild.errors import GraphError, MissingNode
+from graphbuild.store.files import files_at
+from graphbuild.store.graph import Graph, keep_snapshot
+from graphbuild.store.promote import promote
+from graphbuild.store.verify import verify
+from tests.support.annotators import build, complete
+from tests.support.graphs import SHARD, same, write_graph
+
+FLIPS = 4
+PARTS = ("graph.json", "lineage", "heads", "items", "nodes", "edges", "snapshots")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A graph of two shards and three kinds, and another one of the same kinds."""
+    folder = tmp_path_factory.mktemp("damage")
+    for name, items in (("g", SHARD + 2), ("other", SHARD + 5)):
+        kinds = {kind: same(items, 1, "image") for kind in ("canny", "lines")}
+        graph = write_graph(folder / name, [{"caption": f"{name} {item}"} for item in range(items)], kinds)
+        keep_snapshot(graph)
+        graph.fs.append("runs/1/report.json", json.dumps({"snapshot": graph.digest}))
+        assert verify(folder / name, "full").problems == []
+    return folder / "g", folder / "other"
+
+
+def files_of(graph: Path) -> list[Path]:
+    found = (path for name in PARTS for path in [graph / name, *sorted((graph / name).rglob("*"))])
+    return [path for path in found if path.is_file()]
+
+
+def flipped(path: Path, other: Path) -> Iterator[None]:
+    """One bit in each of several places over the whole file."""
+    data = path.read_bytes()
+    for at in range(FLIPS):
+        place = min(len(data) - 1, at * len(data) // (FLIPS - 1))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << at % 8]) + data[place + 1 :])
+        yield
+
+
+def cut(path: Path, other: Path) -> Iterator[None]:
+    data = path.read_bytes()
+    for size in (len(data) - 2, len(data) // 2):
+        path.write_bytes(data[:size])
+        yield
+
+
+def emptied(path: Path, other: Path) -> Iterator[None]:
+    path.write_bytes(b"")
+    yield
+
+
+def deleted(path: Path, other: Path) -> Iterator[None]:
+    path.unlink()
+    yield
+
+
+def replaced(path: Path, other: Path) -> Iterator[None]:
+    """By the file in its place in another graph, where that is not the same."""
+    inside = path.relative_to(next(parent for parent in path.parents if parent.name == "g"))
+    candidates = sorted((other / inside.parts[0]).rglob(f"*{path.suffix}"))
+    if differing := [file for file in candidates if file.read_bytes() != path.read_bytes()]:
+        shutil.copy(differing[0], path)
+        yield
+
+
+DAMAGES = (flipped, cut, emptied, deleted, replaced)
+
+
+def everything(graph: Path) -> list[object]:
+    """All that can be read of a graph; a node that is not there is None."""
+    opened = Graph.open(graph)
+    found: list[object] = [opened.items().to_pylist(), opened.kinds(), opened.document]
+    for kind in sorted(opened.head):
+        found += [opened.edges(kind).to_pylist(), opened.presence(kind).tolist(), opened.head[kind]]
+        for item_ix in range(opened.num_items):
+            node = None
+            with suppress(MissingNode):
+                node = opened.read(item_ix, kind).bytes
+            found.append(node)
+    return found
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_is_named_and_nothing_else_is_read(
+    damage: Callable[[Path, Path], Iterator[None]], pair: tuple[Path, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Guards against damage that a check calls sound, and against IndexError, KeyError, ArrowInvalid or
+    FileNotFoundError where a reader should be told which file is at fault."""
+    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path / "none"))
+    (tmp_path / "none").touch()  # no cache: every reading reads
+    graph, other = Path(shutil.copytree(pair[0], tmp_path / "g")), pair[1]
+    before = everything(graph)
+    unseen, unread = [], []
+    for path in files_of(graph):
+        whole = path.read_bytes()
+        name = path.relative_to(graph).as_posix()
+        for number, _ in enumerate(damage(path, other)):
+            case = f"{damage.__name__} {number} {name}"
+            named = any(problem.startswith((name, "heads")) for problem in verify(graph, "full").problems)
+            quick = verify(graph).problems
+            try:
+                after = everything(graph)
+            except GraphError:
+                after = None
+            except Exception as error:
+                unread.append(f"{case}: {error!r}")
+                continue
+            if not named and (after != before or damage is not flipped):
+                unseen.append(case)
+            if not quick and damage is not flipped and (damage is not replaced or "nodes" not in name):
+                unseen.append(f"{case} (quick)")
+        path.write_bytes(whole)
+    assert unread == [] and unseen == [], "\n".join(unread + unseen)
+    assert verify(graph, "full").problems == []
+
+
+@pytest.fixture
+def grown(graph: Path, sound: Path) -> Path:
+    """A graph in which a version was replaced."""
+    complete(build(sound.parent / "photos", graph, [Canny(low=50.0)]))
+    assert verify(graph, "full").problems == [] and len(list((graph / "heads").iterdir())) == 2
+    return graph
+
+
+def test_swapped_heads_are_found(grown: Path) -> None:
+    """Guards against an old version that serves again because two files changed places."""
+    first, *_, last = sorted((grown / "heads").iterdir())
+    texts = first.read_bytes(), last.read_bytes()
+    last.write_bytes(texts[0])
+    first.write_bytes(texts[1])
+    assert any("order is lost" in problem for problem in verify(grown).problems)
+
+
+def test_heads_may_go_back(grown: Path) -> None:
+    """`promote` of an earlier version is no damage, nor is what is built after it."""
+    first = min((grown / "heads").iterdir())
+    old = files_at(grown).read(f"heads/{first.name}").decode()
+    for version in [name for name in Graph.open(grown).producers() if name[0] == "canny" and name[1] in old]:
+        promote(grown, version[1])
+    keep_snapshot(Graph.open(grown))
+    assert len(list((grown / "heads").iterdir())) == 3 and verify(grown, "full").problems == []
