@@ -55,7 +55,6 @@ class PictureRows:
             f"{name}:{number + 1}" if number else name for name, number in zip(names, self.variants, strict=True)
         )
         self.own = tuple(kind for kind in dict.fromkeys(kinds) if isinstance(kind, Kind) and kind.name not in KINDS)
-        self.head = {name: Live(annotator=_NAME, version="") for name in [*names, *(["caption"] if caption else [])]}
         self.excluded: dict[str, str] = {}
         self.caption, self.num_rows = caption, len(rows)
         if not rows:
@@ -70,6 +69,8 @@ class PictureRows:
                     raise ValueError(f"row {row}, {name}: no picture; allowed: None in the last row only")
                 self._pixels[row, name, number] = _pixels(picture, f"row {row}, {name}")
         self.digest = digest_of([caption, [(key, checksum(pixels.tobytes())) for key, pixels in self._pixels.items()]])
+        live = Live(annotator=_NAME, version=f"v{self.digest[:12]}")
+        self.head = dict.fromkeys([*names, *(["caption"] if caption else [])], live)
 
     def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0) -> Node:
         """One picture, or the caption of the query row; `item_ix` is its row.
