@@ -102,9 +102,12 @@ class Node:
         return replace(found, profile=None) if self.attrs.get("colours") == "stored" else found
 
     def _opened(self) -> Pixels:
-        values = self.values()
-        if (draw := codec_of(self.codec).draw) is not None:
-            values = draw(values)
+        if self.codec == "source":
+            return self.values()  # type: ignore[no-any-return]
+        codec = codec_of(self.codec)
+        values = codec.values(self.bytes, self.format)
+        if codec.draw is not None:
+            values = codec.draw(values)
         if not isinstance(values, np.ndarray):
             raise ValueError(f"kind {self.kind!r} holds {self.format}, not a picture; use .text or .values()")
         if self.codec == "labels":
