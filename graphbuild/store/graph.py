@@ -137,7 +137,13 @@ class Graph:
     def commits(self, kind: str, version: str | None = None) -> list[Commit]:
         """The newest commits of the units that make a kind, by shard."""
         producer = self.producer(kind, version)
-        return self.unit_commits(producer.annotator, producer.version)
+        commits = self.unit_commits(producer.annotator, producer.version)
+        if any(kind not in commit.document.variants for commit in commits):
+            raise GraphError(
+                f"{self.url}: {producer.annotator} {producer.version} does not make {kind!r}, as the head says; see "
+                "graphbuild verify"
+            )
+        return commits
 
     def unit_commits(self, annotator: str, version: str) -> list[Commit]:
         return [self._commit(name) for name in self._newest.get((annotator, version), [])]

@@ -129,6 +129,14 @@ def test_names_in_heads_obey_the_grammar(head: Any, graph: Path) -> None:
         Graph.open(graph)
 
 
+def test_a_head_that_names_another_kind_is_refused(graph: Path) -> None:
+    """Guards against KeyError for one flipped bit in the name of a kind."""
+    newest = max((graph / "heads").iterdir())
+    newest.write_text(newest.read_text().replace('"canny":{', '"canjy":{'))
+    with pytest.raises(GraphError, match="does not make 'canjy'"):
+        Graph.open(graph).kinds()
+
+
 @pytest.mark.parametrize("name", ["graph.json", "heads/*", "lineage/*"])
 def test_huge_documents_are_refused_unread(name: str, graph: Path) -> None:
     """Guards against a JSON file of gigabytes, or one nested a million deep, that ends the process."""
