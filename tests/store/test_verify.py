@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from graphbuild.cli import app
-from graphbuild.errors import CorruptNode
+from graphbuild.errors import CorruptNode, counted
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import Verdict, verify
 
@@ -31,7 +31,7 @@ def found(graph: Path, *names: str, quick: bool) -> Verdict:
     assert bool(verify(graph, "quick").problems) == quick
     result = CliRunner().invoke(app, ["verify", str(graph), "--full"])
     assert result.exit_code == 1 and all(name in result.output for name in names)
-    assert f"{len(verdict.problems)} problems" in result.output
+    assert counted(len(verdict.problems), "problem") in result.output
     return verdict
 
 
