@@ -149,7 +149,7 @@ def test_a_damaged_spool_is_computed_again(photos: Path, tmp_path: Path, control
     for name, text in DAMAGED.items():
         (spool[0].parent / name).write_text(text)
     for number, commit in enumerate(("../../other", "graph.json", "edges/annotator=a/version=v/../../..")):
-        folder = tmp_path / f"g/_staging/{number}"
+        folder = tmp_path / f"g/_staging/{number:016x}"
         folder.mkdir()
         (folder / "unit.json").write_text(json.dumps({"commit": commit}))
     control({})
