@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,7 +97,7 @@ def sample(
     form: Annotated[
         str, typer.Option("--format", help="png, jsonl (ids), parquet, webdataset, or module:function.")
     ] = "png",
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("grids"),
+    out: Annotated[str, typer.Option(help="Folder for the files.")] = "grids",
     snapshot: SnapshotOption = None,
 ) -> None:
     """Draw grid tasks: a labelled PNG of each and one line of ids in walks.jsonl, or another format.
@@ -107,12 +106,14 @@ def sample(
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
     """
+    from graphbuild.store.files import local_path
     from graphbuild.store.graph import Graph, keep_snapshot
     from graphbuild.tasks import export as taskfiles
     from graphbuild.tasks.config import CellConfig
 
     with refusing():
         taskfiles.writer_of(form)
+        folder = local_path(out)
         chosen: dict[str, Any] = {
             "cell_fit": cell_fit, "row_sizes": row_sizes, "hole_fill": hole_fill, "degrade_at": degrade_at,
             "decode": decode,
@@ -129,7 +130,9 @@ def sample(
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
         with ticking("grid tasks", count) as tick:
             indices = range(index, index + count)
-            for file in taskfiles.write_tasks(drawer, indices, resolution, out, form=form, cells=cells, progress=tick):
+            for file in taskfiles.write_tasks(
+                drawer, indices, resolution, folder, form=form, cells=cells, progress=tick
+            ):
                 sys.stdout.write(f"{file}\n")  # above the bar, where both are on a terminal
 
 

@@ -22,7 +22,7 @@ from graphbuild.engine.new_items import (
     shard_size_for,
     with_revised,
 )
-from graphbuild.engine.preflight import missing_parts, non_commercial, refuse_inside, too_large, without_gpu
+from graphbuild.engine.preflight import missing_parts, non_commercial, not_live, refuse_inside, too_large, without_gpu
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
 from graphbuild.engine.rows import items_behind, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
@@ -65,7 +65,7 @@ class Plan:
 
     def makes(self) -> dict[str, Live]:
         """Kind -> the version this plan builds of it."""
-        return {kind: Live(annotator=m.name, version=m.version) for m in self.producers for kind in m.variants}
+        return {kind: producer.live for producer in self.producers for kind in producer.variants}
 
     def replaces(self) -> dict[str, Live]:
         """Kind -> the version that replaces its live one when this plan is done: a version with work to do, or one that
@@ -128,7 +128,8 @@ def make_plan(
     works = (unit.work for unit in planner.units)
     at_work = list({work.producer.version: work.annotator for work in works if isinstance(work, AnnotateUnit)}.values())
     refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
-    at_work_on = {Live(annotator=u.work.producer.name, version=u.work.producer.version) for u in planner.units}
+    at_work_on = {unit.work.producer.live for unit in planner.units}
+    passed = frozenset(past_lives(files) - at_work_on)
     return Plan(
         document=document,
         head=head,
@@ -138,10 +139,11 @@ def make_plan(
         num_items=sum(item.num_items for item in shards),
         retriable=planner.retriable,
         vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
-        passed=frozenset(past_lives(files) - at_work_on),
+        passed=passed,
         notes=(
             *listing.notes,
             *changes.notes(),
+            *not_live(files.url, head, [producer for producer in planner.producers if producer.live in passed]),
             *non_commercial(at_work),
             *(without_gpu(at_work) if here else ()),
         ),

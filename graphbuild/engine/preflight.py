@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from graphbuild.annotators.base import Annotator, name_of
+from graphbuild.engine.records import Producer
 from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory
 from graphbuild.sources.base import Source
+from graphbuild.store.heads import Head
 
 
 def missing_parts(annotators: Sequence[Annotator]) -> Iterator[str]:
@@ -66,3 +68,13 @@ def refuse_inside(source: Source, out: str) -> None:
     for folder in (place for place in given if isinstance(place, str | os.PathLike) and os.path.isdir(place)):
         if Path(out).resolve().is_relative_to(Path(folder).resolve()):
             raise GraphError(f"{out} lies in the source's folder {folder}; give an --out beside it")
+
+
+def not_live(graph: str, head: Head, complete: Sequence[Producer]) -> Iterator[str]:
+    """One line for each complete version that is asked for while another one is live."""
+    for producer in complete:
+        if kinds := [kind for kind in producer.variants if head.get(kind, producer.live) != producer.live]:
+            yield (
+                f"{producer.name} {producer.version} is complete but not live for {', '.join(kinds)}; "
+                f"to make it live: graphbuild promote {graph} {producer.version}"
+            )

@@ -27,6 +27,11 @@ class Producer:
     variants: dict[str, int]
     parents: dict[str, Live] = field(default_factory=dict)
 
+    @property
+    def live(self) -> Live:
+        """What a head says where this version serves a kind."""
+        return Live(annotator=self.name, version=self.version)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateUnit:

@@ -79,7 +79,10 @@ def test_nothing_to_do_leaves_what_promote_set(tmp_path: Path, photos: Path) -> 
     report = complete(build(photos, out, [new], limit=4))
     assert report.went_live == {"canny": Graph.open(out).live("canny")} == plan.replaces()
     promote(out, old.version)
-    assert make_plan(files_at(out), None, [new]).replaces() == {}
+    plan = make_plan(files_at(out), None, [new])
+    command = f"graphbuild promote {out} {report.went_live['canny'].version}"
+    assert plan.replaces() == {} and any(f"not live for canny; to make it live: {command}" in n for n in plan.notes)
+    assert make_plan(files_at(out), None, [Canny()]).notes == ()
     assert complete(build(photos, out, [new], limit=4)).went_live == {}
     assert Graph.open(out).live("canny") == old
 

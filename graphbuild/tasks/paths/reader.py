@@ -9,6 +9,7 @@ from typing import Any
 
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.lookup import suggestion
+from graphbuild.store.files import local_path
 from graphbuild.strict_yaml import mapping, reading
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
 
@@ -30,12 +31,13 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
     Raises:
         ValueError: no list of that name, or the file breaks a rule.
         OSError: the file cannot be read.
+        GraphError: a URL of another scheme than `file`.
     """
     where = os.fspath(name_or_file)
     if not where.endswith(_SUFFIXES) and where not in shipped():
         known = f"shipped: {', '.join(shipped())}; or the name of a .yaml file"
         raise ValueError(f"no task list {where!r}{suggestion(where, shipped())}; {known}")
-    file = Path(where) if where.endswith(_SUFFIXES) else Path(__file__).with_name(f"{where}.yaml")
+    file = local_path(where) if where.endswith(_SUFFIXES) else Path(__file__).with_name(f"{where}.yaml")
     with reading(file) as document:
         return _path_set(file.stem, document)
 
