@@ -35,7 +35,7 @@ def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: 
             f"{what} {name!r}: {error}; it is looked for in the current folder ({os.getcwd()}), beside the YAML file "
             "that names it, and among installed packages (pip install)"
         ) from error
-    except Exception as error:  # whatever a module of one's own raises
+    except Exception as error:  # whatever a user's module raises
         hint = suggestion(attribute, vars(sys.modules.get(module, object)))
         raise ValueError(f"{what} {name!r}: cannot load it: {type(error).__name__}: {error}{hint}") from error
 

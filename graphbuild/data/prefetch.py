@@ -35,7 +35,7 @@ def loaded(samples: Iterable[GridSample], prefetch: int, threads: int) -> Genera
 
 class _OpenCv:
     """Ends the threads of OpenCV while this process forks: a child that inherits them cannot end them, and its first
-    `cv2.setNumThreads` waits for ever."""
+    `cv2.setNumThreads` never returns."""
 
     def __init__(self) -> None:
         self._threads = 0

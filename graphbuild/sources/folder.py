@@ -126,7 +126,7 @@ class Folder(Source):
                 return Unusable("unreadable", "a link that leaves the folder")
             found = path.stat()
             if not stat.S_ISREG(found.st_mode):
-                return Unusable("unreadable", "not a regular file")  # opening a pipe would wait for ever
+                return Unusable("unreadable", "not a regular file")  # opening a pipe would never return
             if found.st_size > MAX_BYTES:
                 return Unusable("too_large", f"{found.st_size} bytes, the limit is {MAX_BYTES}")
             return path.read_bytes()

@@ -334,7 +334,7 @@ class Graph:
         return snapshot_digest(self.head, self.snapshot_table)
 
     def publish_snapshot(self, workspace: Workspace) -> str:
-        """Keep this state, so that `Graph.open(url, snapshot=digest)` finds it for ever."""
+        """Keep this state, so that `Graph.open(url, snapshot=digest)` finds it later."""
         text = canonical_json(HEAD.dump_python(self.head, mode="json"))
         sink = pa.BufferOutputStream()
         pq.write_table(self.snapshot_table.replace_schema_metadata({"graphbuild": text}), sink)

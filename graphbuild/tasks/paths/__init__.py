@@ -1,7 +1,7 @@
 """Task paths: which kinds of picture make a task, in which order, and how often. A path is data, in YAML.
 
 A file holds `paths`, a list of entries, and may hold `types` (weights of task types), `content` (a default) and `kinds`
-(declarations of kinds of one's own; conditions on the items of a kind):
+(custom kinds; conditions on the items of a kind):
 
     content: {from: caption, of: image}
     types: {editing: 2, sketching: 1}

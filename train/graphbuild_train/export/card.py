@@ -88,7 +88,7 @@ def card_text(
             **lora,
             "name": name,
             "where": name,
-            "paths": Path(recipe["paths"]).stem,  # a list of one's own is a file somewhere
+            "paths": Path(recipe["paths"]).stem,  # a custom list is a file somewhere
             "model": model,
             "link": f"[{model}](https://huggingface.co/{model})" if on_hub else f"`{model}`",
             "file": LORA_WEIGHT_NAME_SAFE,
