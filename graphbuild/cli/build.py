@@ -197,6 +197,12 @@ def status(
 def verify(
     graph: GraphArgument,
     full: Annotated[bool, typer.Option("--full/--quick", help="Read every byte, or only footers and sizes.")] = False,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Check in full and mend: the next run computes what is damaged.")
+    ] = False,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="With --repair: also read damaged photos from the source again.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a graph against its commits. Exit code 1 if there is a problem.
@@ -204,13 +210,21 @@ def verify(
     Example:
 
       graphbuild verify photos-graph --full
+      graphbuild verify photos-graph --repair
     """
     from graphbuild.cli import text
     from graphbuild.store.files import files_at
     from graphbuild.store.heads import newest_commits
+    from graphbuild.store.repair import repair
     from graphbuild.store.verify import verify as check
 
+    if reread and not mend:
+        raise typer.BadParameter("it goes with --repair", param_hint="--reread")
     with refusing():
+        if mend:
+            done = repair(graph, reread=reread)
+            say(json.dumps(vars(done)), text.repair_lines(done, graph), as_json)
+            raise typer.Exit(UNDONE if done.withdrawn or done.lost else DONE)
         num_commits = sum(map(len, newest_commits(files_at(graph)).values()))
         with ticking("commits", num_commits) as tick:
             verdict = check(graph, "full" if full else "quick", progress=tick)

@@ -17,6 +17,7 @@ from graphbuild.tasks.sheet import visible
 if TYPE_CHECKING:
     from graphbuild.engine.estimate import Estimate
     from graphbuild.engine.plan import Plan
+    from graphbuild.store.repair import Repair
     from graphbuild.store.verify import Verdict
 
 Document = dict[str, Any]
@@ -112,6 +113,21 @@ def verdict_lines(verdict: Verdict, where: str, full: bool) -> Iterator[str]:
     hashed = f", {counted(verdict.nodes, 'node')} hashed" if full else ""
     sound = counted(len(verdict.problems), "problem") if verdict.problems else "sound"
     yield f"{where}: {counted(verdict.commits, 'commit')}, {counted(verdict.parts, 'part')}{hashed}: {sound}"
+
+
+def repair_lines(done: Repair, where: str) -> Iterator[str]:
+    """What became of damaged files, and the command that continues."""
+    yield from (f"restored: {name}" for name in done.restored)
+    yield from (f"withdrawn, to be computed again: {name}" for name in done.withdrawn)
+    for name in done.lost:
+        source = "source:" in name or name.startswith("nodes/")
+        yield f"lost: {name}" + (
+            "; --reread reads the source again" if source else "; take it from a copy of the graph"
+        )
+    if done.withdrawn:
+        yield f"to continue: graphbuild retry {where}"
+    elif not (done.restored or done.lost):
+        yield f"{where}: sound"
 
 
 def report_table(report: RunReport) -> Table:
