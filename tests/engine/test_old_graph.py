@@ -35,7 +35,8 @@ FACTS: dict[str, Any] = json.loads((OLD / "facts.json").read_text())
 def old(tmp_path: Path) -> Path:
     """The folder with `graph` and `photos`."""
     with tarfile.open(OLD / "graph.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not before Python 3.11.4
+        archive.extractall(tmp_path)
     return tmp_path
 
 
