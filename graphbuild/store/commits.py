@@ -15,7 +15,7 @@ from graphbuild.images.codecs import is_codec
 from graphbuild.store.files import Files
 from graphbuild.store.parts import edges_name, is_items_name, items_name, nodes_folder, read_footer, told
 
-_PART_NUMBERS = r"-r\d{3,}-\d+-[0-9a-f]{16}\.parquet"
+_PART_NUMBERS = re.compile(r"-r\d{3,}-\d+-[0-9a-f]{16}\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,9 @@ def _contradiction(document: CommitDocument) -> str | None:
     if unknown := [codec for codec in lineage.codec.values() if not is_codec(codec)]:
         return f"codec {unknown[0]} is neither of this release nor of an installed package"
     for part in document.parts:
-        folder = re.escape(f"{nodes_folder(part.kind, unit.version)}/{unit.shard.label}")
-        if part.kind not in kinds or not re.fullmatch(folder + _PART_NUMBERS, part.name):
+        shard = f"{nodes_folder(part.kind, unit.version)}/{unit.shard.label}"
+        numbered = part.name.startswith(shard) and _PART_NUMBERS.fullmatch(part.name, len(shard))
+        if part.kind not in kinds or not numbered:
             return f"names {part.name!r} as a part of {part.kind}"
     if document.items is not None and not is_items_name(document.items.name, unit.shard):
         return f"names {document.items.name!r} as its items"

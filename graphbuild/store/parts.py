@@ -80,9 +80,13 @@ def items_name(shard: Shard) -> str:
     return f"items/{shard.label}.parquet"
 
 
+_ITEMS_END = re.compile(r"(-r\d{3,}-[0-9a-f]{16})?\.parquet")
+
+
 def is_items_name(name: str, shard: Shard) -> bool:
     """Whether an items part of that name is of this shard, as first or as corrected later."""
-    return re.fullmatch(rf"items/{shard.label}(-r\d{{3,}}-[0-9a-f]{{16}})?\.parquet", name) is not None
+    first = f"items/{shard.label}"
+    return name.startswith(first) and _ITEMS_END.fullmatch(name, len(first)) is not None
 
 
 def nodes_folder(kind: str, version: str) -> str:
