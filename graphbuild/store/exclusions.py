@@ -11,16 +11,15 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from graphbuild.errors import GraphError
-from graphbuild.hashing import canonical_json
 from graphbuild.store.conditions import matching
-from graphbuild.store.files import AlreadyPublished, Files
+from graphbuild.store.files import Files
+from graphbuild.store.heads import publish_next
 from graphbuild.store.workspace import Workspace
 
 Exclusions = dict[str, str]
 """item_id -> why."""
 
 EXCLUSIONS = TypeAdapter(Exclusions)
-_TRIES = 100
 
 
 def read_exclusions(files: Files) -> tuple[int, Exclusions]:
@@ -47,22 +46,12 @@ def newest_name(files: Files) -> str | None:
 
 
 def change_exclusions(files: Files, workspace: Workspace, change: Callable[[Exclusions], Exclusions]) -> Exclusions:
-    """Publish `change(newest exclusions)` as the next document; no change publishes nothing.
+    """Publish `change(newest exclusions)` as the next document, as `change_head` does.
 
     Raises:
         GraphError: other processes kept winning.
     """
-    for _ in range(_TRIES):
-        number, found = read_exclusions(files)
-        wanted = change(dict(found))
-        if wanted == found:
-            return found
-        try:
-            files.publish(f"exclusions/{number + 1:08d}.json", (canonical_json(wanted) + "\n").encode(), workspace)
-            return wanted
-        except AlreadyPublished:
-            continue
-    raise GraphError(f"{files.url}: could not publish exclusions in {_TRIES} tries; is another process doing the same?")
+    return publish_next(files, workspace, "exclusions", shape=EXCLUSIONS, newest=read_exclusions, change=change)
 
 
 def chosen(

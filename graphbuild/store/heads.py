@@ -36,12 +36,14 @@ Newest = dict[tuple[str, str], list[str]]
 MOST_DOCUMENT_BYTES = 16 << 20
 HEAD = TypeAdapter(Head)
 _PRODUCER, _VERSION = TypeAdapter(ProducerName), TypeAdapter(Version)
-_HEAD_TRIES = 100
+_TRIES = 100
 _HEAD_FILE = re.compile(r"(\d{8,})\.json")
 _LINEAGE_FILE = re.compile(r"(v[0-9a-f]{1,12})\.json")
 _SNAPSHOT_FILE = re.compile(r"([0-9a-f]{16})\.parquet")
 _EDGES_FILE = re.compile(r"shard-(\d{5,})-r(\d{3,})\.parquet")
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def read_json(files: Files, name: str, parse: Callable[[bytes], T]) -> T:
@@ -113,18 +115,36 @@ def change_head(files: Files, workspace: Workspace, change: Callable[[Head], Hea
     Raises:
         GraphError: other runs kept winning.
     """
-    for _ in range(_HEAD_TRIES):
-        number, head = read_head(files)
-        wanted = change(dict(head))
-        if wanted == head:
-            return head
-        text = canonical_json(HEAD.dump_python(wanted, mode="json")) + "\n"
+    return publish_next(files, workspace, "heads", shape=HEAD, newest=read_head, change=change)
+
+
+def publish_next(
+    files: Files,
+    workspace: Workspace,
+    folder: str,
+    *,
+    shape: TypeAdapter[dict[K, V]],
+    newest: Callable[[Files], tuple[int, dict[K, V]]],
+    change: Callable[[dict[K, V]], dict[K, V]],
+) -> dict[K, V]:
+    """Publish `change(newest map)` as the next numbered document of a folder. A lost race rereads and reapplies; no
+    change publishes nothing.
+
+    Raises:
+        GraphError: other processes kept winning.
+    """
+    for _ in range(_TRIES):
+        number, found = newest(files)
+        wanted = change(dict(found))
+        if wanted == found:
+            return found
+        text = canonical_json(shape.dump_python(wanted, mode="json")) + "\n"
         try:
-            files.publish(f"heads/{number + 1:08d}.json", text.encode(), workspace)
+            files.publish(f"{folder}/{number + 1:08d}.json", text.encode(), workspace)
             return wanted
         except AlreadyPublished:
             continue
-    raise GraphError(f"{files.url}: could not publish a head in {_HEAD_TRIES} tries; are many runs promoting at once?")
+    raise GraphError(f"{files.url}: could not publish in {folder}/ in {_TRIES} tries; are many processes at it?")
 
 
 # ---- commits and snapshots -------------------------------------------------------------------------------------
