@@ -12,7 +12,7 @@ from graphbuild.contracts import RunReport
 from graphbuild.engine.plan import Plan
 from graphbuild.store.commits import read_commit
 from graphbuild.store.files import Files
-from graphbuild.store.heads import newest_commits
+from graphbuild.store.heads import Newest, newest_commits
 
 MOST_RUNS = 20
 MOST_COMMITS = 8
@@ -43,11 +43,12 @@ def estimate(plan: Plan, files: Files) -> Estimate | None:
     if not known:
         return None
     work = sum(rows * seconds[name] / computed[name] for name, rows in known.items())
+    newest = newest_commits(files)
     workers = sum(seconds.values()) / max(1e-9, sum(report.seconds for report in reports))
     return Estimate(
         work_seconds=work,
         seconds=work / max(1e-9, workers),
-        nbytes=round(sum(rows * _bytes_a_row(files, name) for name, rows in known.items())),
+        nbytes=round(sum(rows * _bytes_a_row(files, newest, name) for name, rows in known.items())),
         unknown=tuple(name for name in plan.rows() if name not in known),
     )
 
@@ -62,8 +63,8 @@ def _reports(files: Files) -> Iterator[RunReport]:
                 continue  # of another release; a report is no part of the format
 
 
-def _bytes_a_row(files: Files, annotator: str) -> float:
-    names = [name for (made_by, _), parts in newest_commits(files).items() if made_by == annotator for name in parts]
+def _bytes_a_row(files: Files, newest: Newest, annotator: str) -> float:
+    names = [name for (made_by, _), parts in newest.items() if made_by == annotator for name in parts]
     documents = [read_commit(files, name).document for name in names[-MOST_COMMITS:]]
     rows = sum(sum(counts.values()) for document in documents for counts in document.counts.values())
     return sum(part.nbytes for document in documents for part in document.parts) / max(1, rows)
