@@ -14,8 +14,10 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point: errors of use end with one line and exit code 2. Modules in the working folder can be named. Ctrl-C
-    while modules are still being loaded ends at once: nothing has begun."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    or SIGTERM while modules are still being loaded ends at once: nothing has begun."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(stop) is not signal.SIG_IGN:
+            signal.signal(stop, lambda number, _: os._exit(128 + number))
     from graphbuild.lookup import look_in
 
     look_in(os.getcwd())

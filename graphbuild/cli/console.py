@@ -68,31 +68,40 @@ SamplerOption = Annotated[
 SnapshotOption = Annotated[str | None, typer.Option(help="Digest of a published snapshot; default: the newest state.")]
 
 
-_received: list[int] = []
+@contextmanager
+def signals_raise() -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt within: what is under way ends, temporary files removed. Under
+    `nohup` SIGHUP stays ignored.
 
-
-def heed_signals() -> None:
-    """From now on SIGTERM, SIGHUP and Ctrl-C raise KeyboardInterrupt: what is under way ends, temporary files removed.
-    Under `nohup` SIGHUP stays ignored."""
+    Yields:
+        the numbers of the signals received: Ray raises a KeyboardInterrupt of its own in place of this one.
+    """
+    received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        _received.append(number)  # Ray raises a KeyboardInterrupt of its own in place of this one
+        received.append(number)
         raise KeyboardInterrupt
 
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if (handler := signal.getsignal(number)) is not signal.SIG_IGN:
+                before[number] = handler
                 signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Wrong usage and refused input: one message, exit code 2. Signals are heeded from here on."""
-    heed_signals()
+    """Wrong usage and refused input: one message, exit code 2; stopped by a signal: 128 + its number."""
     try:
-        yield
+        with signals_raise() as received:
+            yield
     except (GraphError, MissingNode, ValueError) as error:
         raise stop(str(error), REFUSED) from error
     except FileNotFoundError as error:
@@ -105,7 +114,7 @@ def refusing() -> Iterator[None]:
     except OSError as error:
         raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:
-        code = 128 + _received[0] if _received else UNDONE
+        code = 128 + (received[0] if received else signal.SIGINT)
         raise stop(f"stopped; what is committed is kept, continue with: {command_line()}", code) from error
 
 

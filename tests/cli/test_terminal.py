@@ -86,19 +86,21 @@ def test_progress_on_a_terminal(hostile: Path, tmp_path: Path, monkeypatch: pyte
 
 EARLY = """
 import os, signal, sys
-import graphbuild.cli
+from {module} import main
 
 class Interrupt:
     def find_spec(self, name, *_):
-        if name == "graphbuild.cli.console":
-            os.kill(os.getpid(), signal.SIGINT)
+        if name in ("graphbuild.cli.console", "graphbuild_train.cli"):
+            os.kill(os.getpid(), {number})
 
 sys.meta_path.insert(0, Interrupt())
-graphbuild.cli.main()
+main()
 """
 
 
-def test_ctrl_c_while_modules_are_loaded() -> None:
+@pytest.mark.parametrize(("module", "number"), [("graphbuild.cli", 2), ("graphbuild_train.__main__", 15)])
+def test_signals_while_modules_are_loaded(module: str, number: int) -> None:
     """Guards against a traceback of an import for whoever changes their mind within the first second."""
-    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    code = EARLY.format(module=module, number=number)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")

@@ -11,7 +11,11 @@ from pathlib import Path
 from signal import Signals
 
 import pytest
+import ray
+import typer
 
+from graphbuild.cli.console import refusing
+from graphbuild.engine.executors.ray import _cluster
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, calls, complete
 
@@ -49,15 +53,28 @@ def _stopped(number: Signals, photos: Path, out: Path, tag: str, *options: str |
     return process.returncode, said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_a_run_as_ctrl_c_does(
-    number: Signals, photos: Path, tmp_path: Path, control: Callable[..., str]
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_end_a_run(number: Signals, photos: Path, tmp_path: Path, control: Callable[..., str]) -> None:
     """Guards against a job of a cluster, or a terminal that hangs up, whose end leaves temporary files behind."""
     code, said = _stopped(number, photos, tmp_path / "g", control(), "--executor", "inline")
     assert code == 128 + number and "continue with: graphbuild run" in said
     assert not list((tmp_path / "g/_tmp").iterdir())
     assert Graph.open(tmp_path / "g").kinds()["canny"] == 9
+
+
+def test_sigterm_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against Ray's own handler of that moment, which ends the command with code 15."""
+
+    def start(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    for name, call in {"init": start, "is_initialized": lambda: False, "shutdown": lambda: None}.items():
+        monkeypatch.setattr(ray, name, call)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as ended, refusing(), _cluster(None):
+        pass
+    assert ended.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow

@@ -280,7 +280,6 @@ def test_wrong_usage_ends_with_one_line_and_code_2(
             OSError(28, "No space left on device"),
             "No space left on device; there is no checkpoint",
         ),
-        (KeyboardInterrupt(), "stopped; there is no checkpoint yet"),
         (
             FloatingPointError("step 3: loss nan"),
             "step 3: loss nan; the same command resumes from the checkpoint of step 7",
@@ -301,15 +300,16 @@ def test_what_goes_wrong_on_the_way_ends_with_code_1(
     refused(invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path), words, code=1)
 
 
-def test_sigterm_ends_a_run_with_143(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_its_own_code(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     """Guards against a traceback, or a code that a cluster takes for a crash, where it only wanted the machine."""
-    monkeypatch.setattr("graphbuild_train.trainer.train", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        result = invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    refused(result, "stopped; there is no checkpoint yet", code=143)
+    before = signal.getsignal(number)
+    monkeypatch.setattr("graphbuild_train.trainer.train", lambda *_, **__: os.kill(os.getpid(), number))
+    result = invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path)
+    refused(result, "stopped; there is no checkpoint yet", code=128 + number)
+    assert signal.getsignal(number) is before
 
 
 def test_a_file_that_names_code_is_not_trusted(out: Path, tmp_path: Path) -> None:

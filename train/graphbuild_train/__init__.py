@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from graphbuild_train.config import LoraConfig, OptimiserConfig, TrainConfig, config_from
-
 if TYPE_CHECKING:
+    from graphbuild_train.config import LoraConfig, OptimiserConfig, TrainConfig, config_from
     from graphbuild_train.trainer import train
 
 __all__ = ["LoraConfig", "OptimiserConfig", "TrainConfig", "config_from", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """`train` loads torch, so it is imported on first use."""
-    if name != "train":
+    """Public names are imported on first use: `train` loads torch."""
+    if name not in __all__:
         raise AttributeError(f"module 'graphbuild_train' has no attribute {name!r}")
-    from graphbuild_train.trainer import train
-
-    return train
+    return getattr(import_module(f"graphbuild_train.{'trainer' if name == 'train' else 'config'}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "train"]
+    return sorted({*globals(), *__all__})

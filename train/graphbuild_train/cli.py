@@ -52,37 +52,41 @@ def main() -> None:
     app()
 
 
-@app.callback()
-def _heed_sigterm() -> None:
-    """SIGTERM, from a cluster or torchrun, ends a command as Ctrl-C does, with exit code 143."""
+@contextmanager
+def signals_raise() -> Iterator[list[int]]:
+    """Ctrl-C, and SIGTERM from a cluster or torchrun, raise KeyboardInterrupt within. Yields the signals received."""
+    received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # launchers send it twice, and a checkpoint is being saved
-        raise Terminated
+        received.append(number)
+        raise KeyboardInterrupt
 
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM was received."""
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def refusing(out: Path | None = None) -> Iterator[None]:
-    """Wrong usage and refused input end with one line and exit code 2, what went wrong on the way with 1, SIGTERM with
-    143.
+    """Wrong usage and refused input end with one line and exit code 2, what went wrong on the way with 1, Ctrl-C with
+    130 and SIGTERM with 143.
 
     Args:
         out: the run's folder, if the command trains: the message says where the same command would resume.
     """
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         _stop(f"Python packages {', '.join(absent)} are missing: pip install 'graphbuild[train]'", REFUSED)
-    from graphbuild_train.journal import quiet_libraries
-
-    quiet_libraries()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals_raise() as received:
+            from graphbuild_train.journal import quiet_libraries
+
+            quiet_libraries()
             warnings.showwarning = lambda message, *_: ERR.print(f"graphbuild-train: warning: {message}", markup=False)
             yield
     except (GraphError, MissingNode, ValueError) as error:
@@ -92,7 +96,7 @@ def refusing(out: Path | None = None) -> Iterator[None]:
     except (OSError, FloatingPointError, MemoryError) as error:
         _stop(f"{error}{_resumes(out)}", UNDONE, error)
     except KeyboardInterrupt as error:
-        _stop(f"stopped{_resumes(out)}", 128 + signal.SIGTERM if isinstance(error, Terminated) else UNDONE, error)
+        _stop(f"stopped{_resumes(out)}", 128 + (received[0] if received else signal.SIGINT), error)
 
 
 def _resumes(out: Path | None) -> str:

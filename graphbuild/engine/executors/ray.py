@@ -115,10 +115,16 @@ def _cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address=where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process with SIGABRT
     try:
+        try:
+            ray.init(address=where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except SystemExit:  # Ray's handler of SIGTERM, while it starts
+            if callable(on_sigterm):
+                on_sigterm(signal.SIGTERM, None)
+            raise
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process with SIGABRT
         yield
     finally:
         ray.shutdown()
