@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -281,7 +280,7 @@ def fast_against_exact(rounds: int) -> None:
         took: dict[str, list[float]] = {"exact": [], "fast": []}
         for _ in range(rounds):
             for name, times in took.items():
-                switches = CellConfig.of(SimpleNamespace(decode=name))
+                switches = CellConfig(decode=name)
                 (frame,) = frames(1, lambda row: (384, 384), 384, switches, squares=True)
                 times.append(seconds(lambda frame=frame, nodes=nodes: paint(frame, nodes)).clock)
         ratios = [exact / fast for exact, fast in zip(took["exact"], took["fast"], strict=True)]
