@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import count
 
 from graphbuild.annotators.base import Resources
 from graphbuild.engine.plan import Plan
@@ -22,8 +24,20 @@ Version = tuple[str, str]
 _ONE = Resources()
 
 
+@dataclass(slots=True)
+class _Blocked:
+    """A job, its place in the order of the run, and how many parents of its units are open."""
+
+    rank: int
+    job: Job
+    parents: int
+
+
 class Schedule:
     """The state of one run. Executors take jobs with `next_job` and give back `finish` or `died`.
+
+    A unit that ends, committed or lost, releases the jobs that wait for it: the cost of a step grows with the
+    children of its units, not with the jobs that wait.
 
     Args:
         killed: units that the process of an earlier run died on: their rows run alone.
@@ -33,12 +47,21 @@ class Schedule:
         self.reports: list[UnitReport] = []
         self.errors: list[str] = []
         self.replan = False
-        self._waiting: deque[Job] = deque(make_jobs(plan, killed))
-        self._open: set[UnitKey] = {unit_key(work) for job in self._waiting for work in job.units}
+        self._ready: dict[str, list[tuple[int, Job]]] = {}
+        self._children: dict[UnitKey, list[_Blocked]] = {}
+        self._open: set[UnitKey] = set()
+        self._open_of: Counter[Version] = Counter()
         self._lost: set[UnitKey] = set()
         self._tries: Counter[UnitKey] = Counter()
         self._stopped: set[Version] = set()
         self._done: dict[Version, UnitReport] = {}
+        jobs = make_jobs(plan, killed)
+        self._before, self._after = count(-1, -1), count(len(jobs))
+        for job in jobs:
+            self._open.update(map(unit_key, job.units))
+            self._open_of.update(map(version_of, job.units))
+        for rank, job in enumerate(jobs):
+            self._add(rank, job)
 
     @property
     def unfinished(self) -> bool:
@@ -52,22 +75,22 @@ class Schedule:
         )
 
     def next_job(self, pool: str | None = None) -> Job | None:
-        """A job whose parents are committed, for one pool or any; None if nothing can start now."""
-        for _ in range(len(self._waiting)):
-            job = self._without_lost(self._waiting.popleft())
-            if job is None:
-                continue
-            if (pool is None or job.pool == pool) and not any(self._blocked(work) for work in job.units):
-                return job
-            self._waiting.append(job)
-        return None
+        """The first job whose parents are committed, for one pool or any; None if nothing can start now."""
+        name = min(self._ready, key=lambda name: self._ready[name][0][0], default="") if pool is None else pool
+        if name not in self._ready:
+            return None
+        _, job = heappop(self._ready[name])
+        if not self._ready[name]:
+            del self._ready[name]
+        return job
 
     def put_back(self, job: Job) -> None:
-        self._waiting.appendleft(job)
+        """Take a job back that found no worker: it stays the first of its pool."""
+        self._start(next(self._before), job)
 
     def waiting_pools(self) -> Counter[str]:
         """Pool -> jobs that could start now."""
-        return Counter(job.pool for job in self._waiting if not any(self._blocked(work) for work in job.units))
+        return Counter({name: len(jobs) for name, jobs in self._ready.items()})
 
     def finish(self, job: Job, reports: Sequence[UnitReport]) -> None:
         by_unit = {str(report.unit): report for report in reports}
@@ -79,74 +102,105 @@ class Schedule:
         for work in job.units:
             again = replace(work, deaths=work.deaths + counts)
             if again.deaths > MAX_DEATHS:
-                self._lose(work, f"{work.unit}: {again.deaths} workers died on it; the last: {why}")
+                self._fail(work, f"{work.unit}: {again.deaths} workers died on it; the last: {why}")
             else:
-                self._waiting.append(replace(job, units=(again,)))
+                self._again(job, again)
 
     def abort(self, why: str) -> None:
         """Give up on everything unfinished."""
         self.errors.append(why)
         self._lost |= self._open
         self._open.clear()
-        self._waiting.clear()
+        self._ready.clear()
+        self._children.clear()
+
+    # ---- what may start ----------------------------------------------------------------------------------------
+
+    def _add(self, rank: int, job: Job) -> None:
+        parents = {key for work in job.units for key in parent_keys(work) if key in self._open}
+        blocked = _Blocked(rank, job, len(parents))
+        for key in parents:
+            self._children.setdefault(key, []).append(blocked)
+        if not parents:
+            self._start(rank, job)
+
+    def _start(self, rank: int, job: Job) -> None:
+        """Queue what is left of a job without the units whose annotator stopped or whose parents are lost."""
+        lost = [work for work in job.units if self._is_lost(work)]
+        if lost:
+            job = replace(job, units=tuple(work for work in job.units if work not in lost))
+        if job.units:
+            heappush(self._ready.setdefault(job.pool, []), (rank, job))
+        for work in lost:
+            self._lose(work)
+
+    def _is_lost(self, work: AnyUnit) -> bool:
+        return version_of(work) in self._stopped or any(key in self._lost for key in parent_keys(work))
+
+    def _again(self, job: Job, work: AnyUnit) -> None:
+        """One unit of a job by itself, after everything that waits."""
+        self._start(next(self._after), replace(job, units=(work,)))
+
+    def _lose(self, work: AnyUnit) -> None:
+        self._lost.add(unit_key(work))
+        self._close(work)
+
+    def _close(self, work: AnyUnit) -> None:
+        """A unit has ended, committed or lost: release its children."""
+        self._open.discard(unit_key(work))
+        self._open_of[version_of(work)] -= 1
+        for blocked in self._children.pop(unit_key(work), ()):
+            blocked.parents -= 1
+            if not blocked.parents:
+                self._start(blocked.rank, blocked.job)
+
+    # ---- what became of it -------------------------------------------------------------------------------------
 
     def _settle(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
         if report.status == "failed":
-            self._retry_or_lose(job, work, report)
+            self._retry_or_fail(job, work, report)
             return
         self.replan |= report.status == "replan"
         self.reports.append(report)
-        self._open.discard(unit_key(work))
+        self._close(work)
         self._count(work, report)
 
-    def _retry_or_lose(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
+    def _retry_or_fail(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
         self._tries[unit_key(work)] += 1
         if report.broken:
             self._stop(work, report)
         if report.final or self._tries[unit_key(work)] >= UNIT_TRIES:
-            self._lose(work, report.error or "")
+            self._fail(work, report.error or "")
         else:
-            self._waiting.append(replace(job, units=(work,)))
+            self._again(job, work)
 
     def _count(self, work: AnyUnit, report: UnitReport) -> None:
         """Stop an annotator once more than half of at least BROKEN_ROWS rows failed; report one that has finished and
         failed more rows than it made."""
-        version = (work.producer.name, work.producer.version)
+        version = version_of(work)
         total = self._done.setdefault(version, UnitReport(unit=report.unit, revision=0))
         total.computed += report.computed
         total.computed_failed += report.computed_failed
         total.counts["ok"] = total.counts.get("ok", 0) + report.counts.get("ok", 0)
         total.failures += report.failures[: MOST_FAILURES - len(total.failures)]
-        bad, done = total.computed_failed, not any(key[:2] == version for key in self._open)
+        bad, done = total.computed_failed, not self._open_of[version]
         if (total.computed >= BROKEN_ROWS and bad * 2 > total.computed) or (done and bad > total.counts["ok"]):
             self._stop(work, total)
 
     def _stop(self, work: AnyUnit, report: UnitReport) -> None:
-        version = (work.producer.name, work.producer.version)
+        version = version_of(work)
         if version not in self._stopped:
             self._stopped.add(version)
             failed = f"{report.computed_failed} of {report.computed} rows failed"
             self.errors.append(f"{version[0]}: {failed}{_for_instance(report.failures)}")
+            ready, self._ready = self._ready, {}
+            for jobs in ready.values():
+                for rank, job in jobs:
+                    self._start(rank, job)
 
-    def _lose(self, work: AnyUnit, why: str) -> None:
-        self._open.discard(unit_key(work))
-        self._lost.add(unit_key(work))
+    def _fail(self, work: AnyUnit, why: str) -> None:
         self.errors.append(why)
-
-    def _without_lost(self, job: Job) -> Job | None:
-        """The job without the units whose annotator stopped or whose parents failed."""
-        kept = []
-        for work in job.units:
-            stopped = (work.producer.name, work.producer.version) in self._stopped
-            if stopped or any(key in self._lost for key in parent_keys(work)):
-                self._open.discard(unit_key(work))
-                self._lost.add(unit_key(work))
-            else:
-                kept.append(work)
-        return replace(job, units=tuple(kept)) if kept else None
-
-    def _blocked(self, work: AnyUnit) -> bool:
-        return any(key in self._open for key in parent_keys(work))
+        self._lose(work)
 
 
 def _for_instance(failures: Sequence[Failure]) -> str:
@@ -186,6 +240,10 @@ def _pool(work: AnyUnit) -> str:
     if isinstance(work, IngestUnit) or replace(work.annotator.resources, batch_size=1) == _ONE:
         return SHARED
     return f"{work.producer.name}@{work.producer.version}"
+
+
+def version_of(work: AnyUnit) -> Version:
+    return (work.producer.name, work.producer.version)
 
 
 def unit_key(work: AnyUnit) -> UnitKey:
