@@ -201,7 +201,7 @@ def verify(
         bool, typer.Option("--repair", help="Check in full and mend: the next run computes what is damaged.")
     ] = False,
     reread: Annotated[
-        bool, typer.Option("--reread", help="With --repair: also read damaged photos from the source again.")
+        bool, typer.Option("--reread", help="With --repair: also read damaged items from the source again.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -224,9 +224,9 @@ def verify(
         if mend:
             done = repair(graph, reread=reread)
             say(json.dumps(vars(done)), text.repair_lines(done, graph), as_json)
-            raise typer.Exit(UNDONE if done.withdrawn or done.lost else DONE)
-        num_commits = sum(map(len, newest_commits(files_at(graph)).values()))
-        with ticking("commits", num_commits) as tick:
+            raise typer.Exit(UNDONE if done.withdrawn or done.lost or done.foreign else DONE)
+        num_units = sum(map(len, newest_commits(files_at(graph)).values()))
+        with ticking("units", num_units) as tick:
             verdict = check(graph, "full" if full else "quick", progress=tick)
     say(json.dumps(vars(verdict)), text.verdict_lines(verdict, graph, full), as_json)
     raise typer.Exit(UNDONE if verdict.problems else DONE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -41,6 +40,7 @@ def exclude(
       graphbuild exclude photos-graph
     """
     from graphbuild.store import exclusions
+    from graphbuild.store.card import renew_card
     from graphbuild.store.graph import Graph
 
     with refusing():
@@ -57,25 +57,12 @@ def exclude(
             if not ids:
                 raise GraphError("exclude: no item meets the conditions")
             left_out = exclusions.include(opened.fs, ids) if undo else exclusions.exclude(opened.fs, ids, str(why))
-            _renew_card(graph)
+            renew_card(graph)
             changed = sum(left_out.get(item_id) != opened.excluded.get(item_id) for item_id in ids)
     every = table.select(["item_ix", "key", "item_id"]).to_pylist()
     rows = [{**row, "why": left_out[row["item_id"]]} for row in every if row["item_id"] in left_out]
     lines = _listed(rows) if not asked else [f"{counted(changed, 'item')} {'put back' if undo else 'excluded'}"]
     say(json.dumps(rows), [*lines, f"{counted(len(rows), 'item')} excluded in all"], as_json)
-
-
-def _renew_card(out: str) -> None:
-    from graphbuild.store.card import write_card
-    from graphbuild.store.graph import Graph
-    from graphbuild.store.workspace import Workspace
-
-    graph = Graph.open(out)
-    workspace = Workspace.create(graph.fs, f"exclude-{secrets.token_hex(3)}")
-    try:
-        write_card(graph, workspace)
-    finally:
-        workspace.close()
 
 
 def _listed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -120,13 +120,14 @@ def repair_lines(done: Repair, where: str) -> Iterator[str]:
     yield from (f"restored: {name}" for name in done.restored)
     yield from (f"withdrawn, to be computed again: {name}" for name in done.withdrawn)
     for name in done.lost:
-        source = "source:" in name or name.startswith("nodes/")
+        source = "source:" in name or name.startswith(("nodes/", "items/"))
         yield f"lost: {name}" + (
             "; --reread reads the source again" if source else "; take it from a copy of the graph"
         )
+    yield from (f"no file of a graph, move it elsewhere: {name}" for name in done.foreign)
     if done.withdrawn:
         yield f"to continue: graphbuild retry {where}"
-    elif not (done.restored or done.lost):
+    elif not (done.restored or done.lost or done.foreign):
         yield f"{where}: sound"
 
 

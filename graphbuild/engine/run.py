@@ -183,10 +183,10 @@ class _Run:
         graph = Graph.open(self.files.url)
         report = self.report(plan, graph, source)
         graph.publish_snapshot(self.workspace)
+        write_card(graph, self.workspace)
         if self.reports or self.errors:
             text = report.model_dump_json(indent=2) + "\n"
             self.files.replace(f"runs/{self.run_id}/report.json", text.encode(), self.workspace)
-        write_card(graph, self.workspace)
         return report
 
     def _promote(self, plan: Plan) -> None:

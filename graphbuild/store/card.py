@@ -1,12 +1,21 @@
-"""The dataset card: `README.md` with one `datasets` configuration per kind."""
+"""The dataset card: `README.md` with one `datasets` configuration per kind. Its last line pins documents of the graph
+that nothing else names, so that `verify` sees when they change."""
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from graphbuild.store.exclusions import newest_name
+from graphbuild.contracts import Document, GraphDocument
+from graphbuild.errors import GraphError
+from graphbuild.hashing import canonical_json, checksum
+from graphbuild.store.exclusions import exclusion_names, newest_name
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.workspace import Workspace
 
@@ -29,13 +38,75 @@ _EXCLUDED = """
 """
 
 
+_LAST_LINE = re.compile(r"<!-- graphbuild (.*) -->\n")
+
+
+class CardCheck(Document):
+    """The last line of a card: the graph's document, the checksums of its exclusions and of the card's own text, and
+    the snapshot that the card describes."""
+
+    graph: GraphDocument
+    exclusions: dict[str, str]
+    snapshot: str
+    text: str
+
+
 def write_card(graph: Graph, workspace: Workspace) -> None:
-    """Replace the card; nothing is written while the graph is empty or the card is already right."""
+    """Replace the card; nothing is written while the graph is empty or the card is already right. What a card pins of
+    immutable files stays pinned."""
     if not graph.shards:
         return
-    data = card_text(graph).encode()
+    text, (found, check) = card_text(graph), _found(graph.fs)
+    if found == text and check is None:
+        return  # of a release that pinned nothing
+    pinned = {name: checksum(graph.fs.read(name)) for name in exclusion_names(graph.fs)}
+    check = CardCheck(
+        graph=check.graph if check else graph.document,
+        exclusions={**pinned, **(check.exclusions if check else {})},
+        snapshot=graph.digest,
+        text=checksum(text.encode()),
+    )
+    last = canonical_json(check.model_dump(mode="json")).replace(">", "\\u003e")
+    data = f"{text}<!-- graphbuild {last} -->\n".encode()
     if not graph.fs.exists("README.md") or graph.fs.read("README.md") != data:
         graph.fs.replace("README.md", data, workspace)
+
+
+def renew_card(out: str | os.PathLike[str]) -> None:
+    """Write the card of the graph as it is now."""
+    graph = Graph.open(out)
+    workspace = Workspace.create(graph.fs, f"card-{secrets.token_hex(3)}")
+    try:
+        write_card(graph, workspace)
+    finally:
+        workspace.close()
+
+
+def read_card(files: Files) -> tuple[str, CardCheck | None]:
+    """The text of the card, and what its last line pins; None for a card of a release that pinned nothing.
+
+    Raises:
+        GraphError: the card was altered since it was written.
+    """
+    text = files.read("README.md").decode(errors="replace")
+    kept, line, rest = text.rpartition("\n<!-- graphbuild")
+    if not line:
+        return text, None
+    try:
+        match = _LAST_LINE.fullmatch(line[1:] + rest)
+        check = CardCheck.model_validate_json(match[1] if match else "")
+    except ValidationError as error:
+        raise GraphError("its last line was altered") from error
+    if checksum(f"{kept}\n".encode()) != check.text:
+        raise GraphError("its text was altered since it was written")
+    return f"{kept}\n", check
+
+
+def _found(files: Files) -> tuple[str, CardCheck | None]:
+    try:
+        return read_card(files)
+    except (GraphError, OSError):
+        return "", None  # to be written
 
 
 def card_text(graph: Graph) -> str:

@@ -41,8 +41,12 @@ def read_exclusions(files: Files) -> tuple[int, Exclusions]:
 
 def newest_name(files: Files) -> str | None:
     """The document that counts: the one with the highest number."""
-    names = [name for name in files.names("exclusions") if name.endswith(".json")]
-    return f"exclusions/{names[-1]}" if names else None
+    return max(exclusion_names(files), default=None)
+
+
+def exclusion_names(files: Files) -> list[str]:
+    """All such documents."""
+    return [f"exclusions/{name}" for name in files.names("exclusions") if name.endswith(".json")]
 
 
 def change_exclusions(files: Files, workspace: Workspace, change: Callable[[Exclusions], Exclusions]) -> Exclusions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import json
 import os
-import secrets
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache, partial
@@ -342,19 +341,6 @@ class Graph:
         if not self.fs.exists(name):
             self.fs.publish(name, sink.getvalue().to_pybytes(), workspace)
         return self.digest
-
-
-def keep_snapshot(graph: Graph) -> OSError | None:
-    """Publish the snapshot that walks refer to; what went wrong, if the graph cannot be written to."""
-    try:
-        workspace = Workspace.create(graph.fs, f"sample-{secrets.token_hex(3)}")
-    except OSError as error:
-        return error
-    try:
-        graph.publish_snapshot(workspace)
-    finally:
-        workspace.close()
-    return None
 
 
 def read_node(files: Files, rows: EdgeRows, row: int) -> Node:

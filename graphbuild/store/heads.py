@@ -41,6 +41,7 @@ _HEAD_FILE = re.compile(r"(\d{8,})\.json")
 _LINEAGE_FILE = re.compile(r"(v[0-9a-f]{1,12})\.json")
 _SNAPSHOT_FILE = re.compile(r"([0-9a-f]{16})\.parquet")
 _EDGES_FILE = re.compile(r"shard-(\d{5,})-r(\d{3,})\.parquet")
+_NODES_FILE = re.compile(r"shard-\d{5,}-r\d{3,}-\d+-[0-9a-f]{16}\.parquet")
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
@@ -246,6 +247,41 @@ def read_snapshot(files: Files, digest: str) -> Snapshot:
     except ValueError:
         pass
     raise GraphError(f"{files.path(name)}: its content is not what it is named after; see graphbuild verify")
+
+
+def foreign_names(files: Files) -> Iterator[str]:
+    """What lies in the folders of the format and has none of its names; hidden files are nobody's business."""
+    flat = {
+        "heads": _HEAD_FILE,
+        "lineage": _LINEAGE_FILE,
+        "exclusions": _HEAD_FILE,
+        "snapshots": re.compile(r"[0-9a-f]{16}\.(parquet|json)"),
+        "items": re.compile(r"shard-\d{5,}(-r\d{3,}-[0-9a-f]{16})?\.parquet"),
+    }
+    for folder, pattern in flat.items():
+        yield from _others(files, folder, pattern)
+    deep = {"edges": ("annotator=.+", _EDGES_FILE), "nodes": ("kind=.+", _NODES_FILE)}
+    for root, (producers, pattern) in deep.items():
+        yield from _others(files, root, re.compile(producers))
+        for producer in (name for name in _listed(files, root) or () if re.fullmatch(producers, name)):
+            folder = f"{root}/{producer}"
+            yield from _others(files, folder, re.compile("version=.+"))
+            for version in (name for name in _listed(files, folder) or () if name.startswith("version=")):
+                yield from _others(files, f"{folder}/{version}", pattern)
+
+
+def _others(files: Files, folder: str, pattern: re.Pattern[str]) -> list[str]:
+    if (names := _listed(files, folder)) is None:
+        return [folder]
+    return [f"{folder}/{name}" for name in names if not (name.startswith(".") or pattern.fullmatch(name))]
+
+
+def _listed(files: Files, folder: str) -> list[str] | None:
+    """None for a link or a file in place of a folder."""
+    try:
+        return files.names(folder)
+    except (GraphError, OSError):
+        return None
 
 
 def _named(files: Files, folder: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:

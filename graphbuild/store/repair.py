@@ -7,19 +7,24 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from graphbuild.contracts import CommitDocument
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, version_of
+from graphbuild.store.card import CardCheck, read_card, write_card
 from graphbuild.store.commits import read_commit
 from graphbuild.store.files import Files, files_at
-from graphbuild.store.heads import HEAD, committed, head_numbers, head_of, read_snapshot, snapshots
+from graphbuild.store.graph import Graph
+from graphbuild.store.heads import HEAD, committed, foreign_names, head_numbers, head_of, read_snapshot, snapshots
 from graphbuild.store.parts import edges_folder
+from graphbuild.store.pins import PIN_FILE, write_use
 from graphbuild.store.verify import verify
 from graphbuild.store.workspace import Workspace
 
 _EDGES = re.compile(r"(edges/annotator=[^/]+/version=[^/]+)/shard-(\d+)-r\d+\.parquet")
+_ITEMS = re.compile(r"items/shard-(\d+)(-r\d+-[0-9a-f]+)?\.parquet")
 _PART = re.compile(r"nodes/kind=[^/]+/version=([^/]+)/shard-(\d+)-r\d+-.*\.parquet")
 Unit = tuple[str, int]
 """(folder of its edges parts, shard)."""
@@ -33,18 +38,20 @@ class Repair:
         restored: written again, with the content they had.
         withdrawn: gone, with what belongs to the same units; the next run computes those.
         lost: damaged still, since nothing in the graph holds their content.
+        foreign: no files of a graph, left where they are.
     """
 
     restored: list[str] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
 
 
 def repair(url: str | os.PathLike[str], *, reread: bool = False) -> Repair:
     """Check a graph in full and mend what can be mended. No run may work on it meanwhile.
 
     Args:
-        reread: also withdraw units of the source. Their pictures are read from it again; those it no longer has are
+        reread: also withdraw units of the source. Their items are read from it again; those it no longer has are
             lost.
 
     Raises:
@@ -72,14 +79,21 @@ class _Repairing:
         self.commits = list(self._readable())
 
     def all(self, damaged: list[str]) -> Repair:
+        self.done.foreign = [name for name in damaged if name in set(foreign_names(self.files))]
         self._documents(damaged)
         units = {unit for name in damaged for unit in self._units_of(name)}
-        parts = {name for name in damaged if _PART.fullmatch(name) and self._units_of(name)}
+        parts = {name for name in damaged if self._goes(name)}
         for name in sorted({*parts, *(name for unit in units for name in self._revisions(unit, damaged))}):
             self.files.remove(name)
             self.done.withdrawn.append(name)
-        self.done.lost += [name for name in damaged if name not in self.done.restored and not self._units_of(name)]
+        self._what_follows(damaged)
+        known = {*self.done.restored, *self.done.withdrawn, *self.done.foreign}
+        self.done.lost += [name for name in damaged if name not in known and not self._units_of(name)]
         return self.done
+
+    def _goes(self, name: str) -> bool:
+        """Whether a damaged part goes with its units: their next run makes it anew."""
+        return bool(_PART.fullmatch(name) and self._units_of(name)) or bool(_ITEMS.fullmatch(name) and self.reread)
 
     def _readable(self) -> Iterator[CommitDocument]:
         for name in (name for revisions in self.units.values() for name in revisions):
@@ -97,7 +111,16 @@ class _Repairing:
             found = {unit} if not self.units.get(unit) or name <= self.units[unit][-1] else found
         elif part := _PART.fullmatch(name):
             found = {unit for unit in self.units if unit[1] == int(part[2]) and unit[0].endswith(f"version={part[1]}")}
+        elif items := _ITEMS.fullmatch(name):
+            found = {unit for unit in self.units if unit[1] == int(items[1]) and self._reads(unit)}
         return {unit for unit in found if self.reread or not unit[0].startswith("edges/annotator=source:")}
+
+    def _reads(self, unit: Unit) -> bool:
+        """Whether a unit is the source's, or looks at facts that the source corrected later: those are not restored
+        under the same revision."""
+        refs = [ref for c in self.commits if _unit_of(c) == unit for ref in c.parents]
+        corrected = any(ref.annotator.startswith("source:") and ref.revision for ref in refs)
+        return unit[0].startswith("edges/annotator=source:") or (self.reread and corrected)
 
     def _revisions(self, unit: Unit, damaged: list[str]) -> list[str]:
         """All edges parts of a unit, also those that are gone."""
@@ -107,6 +130,8 @@ class _Repairing:
         ]
 
     def _documents(self, damaged: list[str]) -> None:
+        if "graph.json" in damaged and (check := _card(self.files)) is not None:
+            self._restore("graph.json", canonical_json(check.graph.model_dump(mode="json")))
         lineages = {version_of(commit.lineage): commit.lineage for commit in self.commits}
         for version, lineage in lineages.items():
             if (name := f"lineage/{version}.json") in damaged:
@@ -127,7 +152,34 @@ class _Repairing:
             self._restore(broken[0], texts.pop())
             damaged[:] = [name for name in damaged if name != "heads"]  # they lacked the one that is back
 
+    def _what_follows(self, damaged: list[str]) -> None:
+        """What says again what the rest of the graph says: uses of snapshots, the newest snapshot, the card."""
+        for name in damaged:
+            if (match := PIN_FILE.fullmatch(name.removeprefix("snapshots/"))) is not None:
+                write_use(self.files, self.workspace, match[1], "kept")
+                self.done.restored.append(name)
+        with suppress(GraphError):  # too much is lost for that
+            graph = Graph.open(self.files.url)
+            if (name := f"snapshots/{graph.digest}.parquet") in damaged:
+                self.files.remove(name)
+                graph.publish_snapshot(self.workspace)
+                self.done.restored.append(name)
+            if "README.md" in damaged:
+                write_card(graph, self.workspace)
+                self.done.restored.append("README.md")
+
     def _restore(self, name: str, text: str) -> None:
         self.files.remove(name)
         self.files.publish(name, f"{text}\n".encode(), self.workspace)
         self.done.restored.append(name)
+
+
+def _unit_of(commit: CommitDocument) -> Unit:
+    return edges_folder(commit.unit.annotator, commit.unit.version), commit.unit.shard.index
+
+
+def _card(files: Files) -> CardCheck | None:
+    try:
+        return read_card(files)[1]
+    except (GraphError, OSError):
+        return None

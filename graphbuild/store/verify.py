@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Protocol
 
 from pydantic import BaseModel
 
-from graphbuild.contracts import NODES, CommitRef, GraphDocument, LineageDocument, PartRef
-from graphbuild.errors import GraphError
-from graphbuild.hashing import version_of
-from graphbuild.store.commits import Commit, read_commit
-from graphbuild.store.edges import EdgeRows
+from graphbuild.contracts import CommitRef, GraphDocument, LineageDocument, PartRef
+from graphbuild.hashing import checksum, version_of
+from graphbuild.store.card import card_text, read_card
+from graphbuild.store.commits import Commit
 from graphbuild.store.exclusions import EXCLUSIONS
 from graphbuild.store.files import Files, files_at
-from graphbuild.store.graph import read_node
+from graphbuild.store.graph import Graph
 from graphbuild.store.heads import (
     Head,
     Snapshot,
     committed,
+    foreign_names,
     head_numbers,
     head_of,
     lineages,
@@ -32,11 +32,20 @@ from graphbuild.store.heads import (
     read_snapshot,
     snapshots,
 )
-from graphbuild.store.parts import commit_name, items_name, read_footer, read_items_shard, read_table, rows_digest
+from graphbuild.store.parts import commit_name, items_name, read_items_shard, read_table
+from graphbuild.store.pins import Use, read_use, used
+from graphbuild.store.verify_unit import Level, Problem, UnitFiles, UnitVerdict, check_unit, naming
 
-Level = Literal["quick", "full"]
 Place = tuple[str, str, int, int]
 """(annotator, version, shard, revision)."""
+
+
+class Mapped(Protocol):
+    """The builtin `map`, or one that calls the function in other processes; results come in the order of the units."""
+
+    def __call__(
+        self, function: Callable[[UnitFiles], UnitVerdict], units: Iterable[UnitFiles], /
+    ) -> Iterable[UnitVerdict]: ...
 
 
 @dataclass
@@ -52,14 +61,18 @@ class Verdict:
 
 
 def verify(
-    url: str | os.PathLike[str], level: Level = "quick", progress: Callable[[Commit], None] | None = None
+    url: str | os.PathLike[str],
+    level: Level = "quick",
+    progress: Callable[[UnitVerdict], None] | None = None,
+    mapped: Mapped = map,
 ) -> Verdict:
-    """Check everything a graph consists of: documents, every revision of every unit of all versions, snapshots.
+    """Check everything a graph consists of: documents, every revision of every unit of all versions, snapshots, card.
 
     Args:
         level: `quick` reads documents, footers and sizes; `full` also reads every part, checks its checksum and each
             node's hash.
-        progress: called after each commit.
+        progress: called after each unit.
+        mapped: applies the check of one unit to many, one after the other or side by side.
 
     Raises:
         GraphError: there is no graph.
@@ -68,15 +81,17 @@ def verify(
     if not {"graph.json", "edges", "heads", "lineage"} & set(files.names(".")):
         read_document(files)  # raises
     checking = _Checking(files, level)
+    checking.names()
     checking.lineages()
-    checking.commits(progress)
+    checking.units(progress, mapped)
     checking.document()
     checking.heads()
     checking.items()
     checking.snapshots()
     checking.reports()
     checking.exclusions()
-    return checking.verdict
+    checking.card()
+    return checking.verdict()
 
 
 class _Report(BaseModel):
@@ -87,30 +102,37 @@ class _Report(BaseModel):
 
 class _Checking:
     def __init__(self, files: Files, level: Level) -> None:
-        self.files, self.level, self.verdict = files, level, Verdict()
+        self.files, self.level = files, level
+        self.problems: list[Problem] = []
+        self.nodes = 0
+        self._document: GraphDocument | None = None
         self._lineages: dict[str, LineageDocument] = {}
         self._commits: dict[Place, Commit] = {}
         self._heads: list[Head] = []
         self._parts: dict[str, PartRef | None] = {}
+        self._reported: set[str] = set()
+
+    def verdict(self) -> Verdict:
+        lines = list(dict.fromkeys(f"{problem.name}: {problem.what}" for problem in self.problems))
+        damaged = list(dict.fromkeys(problem.name for problem in self.problems))
+        return Verdict(len(self._commits), len(self._parts), self.nodes, lines, damaged)
 
     def say(self, name: str, problem: str) -> None:
-        self.verdict.problems.append(f"{name}: {problem}")
-        if name not in self.verdict.damaged:
-            self.verdict.damaged.append(name)
+        self.problems.append(Problem(name, problem))
 
-    @contextmanager
-    def named(self, name: str) -> Iterator[None]:
-        """What cannot be read is a problem of the file it is in."""
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            self.say(name, str(error).removeprefix(f"{self.files.url}/{name}: "))
+    def named(self, name: str) -> AbstractContextManager[None]:
+        return naming(self.files, name, self.problems)
+
+    def names(self) -> None:
+        """Readers of folders take every file in them."""
+        for name in foreign_names(self.files):
+            self.say(name, "is no file of a graph; move it elsewhere")
 
     # ---- documents -------------------------------------------------------------------------------------------
 
     def document(self) -> None:
         with self.named("graph.json"):
-            document = read_document(self.files)
+            document = self._document = read_document(self.files)
             for commit in self._commits.values():
                 if commit.document.unit.annotator.startswith("source:"):
                     self._source(document, commit)
@@ -166,87 +188,39 @@ class _Checking:
 
     # ---- commits and parts -----------------------------------------------------------------------------------
 
-    def commits(self, progress: Callable[[Commit], None] | None) -> None:
+    def units(self, progress: Callable[[UnitVerdict], None] | None, mapped: Mapped) -> None:
         with self.named("edges"):
-            for (annotator, version), shards in committed(self.files).items():
-                for shard, revisions in shards.items():
-                    for revision in range(max(revisions) + 1):
-                        place = annotator, version, shard, revision
-                        self._commit(place, newest=revision == max(revisions))
-                        if progress is not None and place in self._commits:
-                            progress(self._commits[place])
+            units = [
+                UnitFiles(self.files, annotator, version, shard, max(revisions) + 1, self.level)
+                for (annotator, version), shards in committed(self.files).items()
+                for shard, revisions in shards.items()
+            ]
+            for found in mapped(check_unit, units):
+                self._unit(found)
+                if progress is not None:
+                    progress(found)
         for commit in self._commits.values():
             for ref in commit.document.parents:
                 self._ref(ref, commit.name)
 
-    def _commit(self, place: Place, newest: bool) -> None:
-        name = commit_name(*place)
-        with self.named(name):
-            commit = read_commit(self.files, name)
-            self._commits[place] = commit
-            self.verdict.commits += 1
-            for problem in self._contradictions(commit):
-                self.say(name, problem)
-            for part in [*commit.document.parts, *([commit.document.items] if commit.document.items else [])]:
-                self._part(part)
-            if self.level == "full":
-                self._rows(commit, newest)
-
-    def _contradictions(self, commit: Commit) -> Iterator[str]:
-        document = commit.document
-        if (version := version_of(document.lineage)) != document.unit.version:
-            yield f"its lineage hashes to {version}, not {document.unit.version}"
-        elif document.unit.version not in self._lineages:
-            self.say(f"lineage/{document.unit.version}.json", f"missing or damaged; {commit.name} is of that version")
-        for kind, counts in document.counts.items():
-            rows = sum(part.rows for part in document.parts if part.kind == kind)
-            if rows != counts.get("ok", 0):
-                yield f"{counts.get('ok', 0)} {kind} rows are ok, but its parts hold {rows}"
-        if document.unit.annotator.startswith("source:") and document.items is None:
-            yield "names no items"
+    def _unit(self, found: UnitVerdict) -> None:
+        self.problems += found.problems
+        self.nodes += found.nodes
+        self._parts |= found.parts
+        for commit in found.commits:
+            ref = commit.ref
+            self._commits[ref.annotator, ref.version, ref.shard, ref.revision] = commit
+            if ref.version not in self._lineages:
+                self.say(f"lineage/{ref.version}.json", f"missing or damaged; {commit.name} is of that version")
 
     def _ref(self, ref: CommitRef, of: str) -> None:
         """A commit that something names has to be there, and to be the one that was named."""
         name = commit_name(ref.annotator, ref.version, ref.shard, ref.revision)
         found = self._commits.get((ref.annotator, ref.version, ref.shard, ref.revision))
-        if found is None and name not in self.verdict.damaged:
+        if found is None and name not in {problem.name for problem in self.problems}:
             self.say(name, f"missing; {of} was made from it")
         elif found is not None and found.ref != ref:
             self.say(name, f"its footer hashes to {found.ref.checksum}, {of} says {ref.checksum}")
-
-    def _part(self, part: PartRef) -> None:
-        if part.name in self._parts:
-            if self._parts[part.name] not in (None, part):
-                self.say(part.name, "two commits say different things of it")
-            return
-        self.verdict.parts += 1
-        self._parts[part.name] = None  # until it is read
-        with self.named(part.name):
-            metadata, _ = read_footer(self.files, part.name)
-            if (nbytes := self.files.size(part.name)) != part.nbytes:
-                self.say(part.name, f"{nbytes} bytes, its commit says {part.nbytes}")
-            if metadata.num_rows != part.rows:
-                self.say(part.name, f"{metadata.num_rows} rows, its commit says {part.rows}")
-            if part.kind != "items" and not metadata.schema.to_arrow_schema().equals(NODES):
-                self.say(part.name, "another schema than nodes of format 1")
-            if self.level == "full" and (found := self.files.checksum(part.name)) != part.checksum:
-                self.say(part.name, f"its bytes hash to {found}, its commit says {part.checksum}")
-            self._parts[part.name] = part
-
-    def _rows(self, commit: Commit, newest: bool) -> None:
-        rows = EdgeRows(self.files, commit)
-        if rows_digest(rows.table) != commit.document.rows_digest:
-            self.say(commit.name, "its rows are not those its footer pins")
-        if not newest:
-            return  # what later revisions kept is checked with them, the rest by the checksums of parts
-        for row, status in enumerate(rows.table.column("status").to_pylist()):
-            part = str(rows.value(row, "part"))
-            if status == "ok" and self._parts.get(part) is not None:
-                self.verdict.nodes += 1
-                try:
-                    read_node(self.files, rows, row)
-                except (GraphError, OSError) as error:
-                    self.say(part, f"row {row}, item {rows.value(row, 'item_ix')}: {error}")
 
     def items(self) -> None:
         """Also those of a run under way, which no commit names yet."""
@@ -294,9 +268,15 @@ class _Checking:
                 name = f"runs/{run}/report.json"
                 if self.files.exists(name):
                     with self.named(name):
-                        digest = read_json(self.files, name, _Report.model_validate_json).snapshot
-                        if digest and not self.files.exists(f"snapshots/{digest}.parquet"):
-                            self.say(f"snapshots/{digest}.parquet", f"missing; {name} names it")
+                        self._reported |= {read_json(self.files, name, _Report.model_validate_json).snapshot or ""}
+        self._reported -= {""}
+        uses: dict[str, Use] = {}
+        for digest in used(self.files):
+            with self.named(f"snapshots/{digest}.json"):
+                uses[digest] = read_use(self.files, digest)
+        for digest in sorted({*self._reported, *uses}):
+            if uses.get(digest) != "removed" and not self.files.exists(f"snapshots/{digest}.parquet"):
+                self.say(f"snapshots/{digest}.parquet", "missing; a run, sample or training names it")
 
     def exclusions(self) -> None:
         with self.named("exclusions"):
@@ -307,3 +287,30 @@ class _Checking:
                     return
                 with self.named(f"exclusions/{name}"):
                     read_json(self.files, f"exclusions/{name}", EXCLUSIONS.validate_json)
+
+    def card(self) -> None:
+        """The card is written at the end of each run, and pins what nothing else names."""
+        if not self.files.exists("README.md"):
+            if self._reported and any(annotator.startswith("source:") for annotator, *_ in self._commits):
+                self.say("README.md", "missing")
+            return
+        with self.named("README.md"):
+            text, check = read_card(self.files)
+            if check is None:
+                self._current("README.md", lambda graph: text == card_text(graph))
+                return
+            if self._document not in (None, check.graph):
+                self.say("graph.json", "is not what it was when README.md was written")
+            for name, pinned in check.exclusions.items():
+                if not self.files.exists(name):
+                    self.say(name, "missing; README.md names it")
+                elif checksum(self.files.read(name)) != pinned:
+                    self.say(name, "was altered since README.md was written")
+            self._current("README.md", lambda graph: check.snapshot == graph.digest)
+
+    def _current(self, name: str, right: Callable[[Graph], bool]) -> None:
+        """A card of a finished run is that of the state which the run left."""
+        if not self.problems:
+            graph = Graph.open(self.files.url)
+            if graph.digest in self._reported and not right(graph):
+                self.say(name, "is not the card of this state of the graph")

@@ -13,15 +13,18 @@ import pytest
 
 from graphbuild.annotators.canny import Canny
 from graphbuild.errors import GraphError, MissingNode
+from graphbuild.store.card import renew_card
+from graphbuild.store.exclusions import chosen, exclude
 from graphbuild.store.files import files_at
-from graphbuild.store.graph import Graph, keep_snapshot
+from graphbuild.store.graph import Graph
+from graphbuild.store.pins import keep_snapshot
 from graphbuild.store.promote import promote
 from graphbuild.store.verify import verify
 from tests.support.annotators import build, complete
 from tests.support.graphs import SHARD, same, write_graph
 
 FLIPS = 4
-PARTS = ("graph.json", "lineage", "heads", "items", "nodes", "edges", "snapshots")
+PARTS = ("graph.json", "lineage", "heads", "items", "nodes", "edges", "snapshots", "exclusions", "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         kinds = {kind: same(items, 1, "image") for kind in ("canny", "lines")}
         graph = write_graph(folder / name, [{"caption": f"{name} {item}"} for item in range(items)], kinds)
         keep_snapshot(graph)
+        (folder / name / f"snapshots/{graph.digest}.json").unlink()
         graph.fs.append("runs/1/report.json", json.dumps({"snapshot": graph.digest}))
+        exclude(graph.fs, chosen(graph.items(), [1]), f"of {name}")
+        exclude(graph.fs, chosen(graph.items(), [2]), f"also of {name}")
+        renew_card(folder / name)
         assert verify(folder / name, "full").problems == []
     return folder / "g", folder / "other"
 
@@ -120,7 +127,8 @@ def test_every_damage_is_named_and_nothing_else_is_read(
             except Exception as error:
                 unread.append(f"{case}: {error!r}")
                 continue
-            if not named and (after != before or damage is not flipped):
+            pinned = name == "README.md" or name.startswith("exclusions")
+            if not named and (after != before or pinned or damage is not flipped):
                 unseen.append(case)
             if not quick and damage is not flipped and (damage is not replaced or "nodes" not in name):
                 unseen.append(f"{case} (quick)")
@@ -144,6 +152,39 @@ def test_swapped_heads_are_found(grown: Path) -> None:
     last.write_bytes(texts[0])
     first.write_bytes(texts[1])
     assert any("order is lost" in problem for problem in verify(grown).problems)
+
+
+def test_documents_that_nothing_follows_are_pinned(graph: Path) -> None:
+    """Guards against one changed number, or a lost takedown, that a full check calls sound."""
+    document, snapshot = graph / "graph.json", Graph.open(graph).digest
+    text = document.read_text()
+    document.write_text(text.replace('"shard_size":4', '"shard_size":5'))
+    assert any(problem.startswith("graph.json: ") for problem in verify(graph).problems)
+    document.write_text(text)
+    card = (graph / "README.md").read_text()
+    exclude(files_at(graph), chosen(Graph.open(graph).items(), [1]), "takedown")
+    renew_card(graph)
+    newest = graph / "exclusions/00000001.json"
+    newest.write_text(newest.read_text().replace("takedown", "blurred"))
+    renew_card(graph)  # which does not make it right
+    assert "exclusions/00000001.json: was altered since README.md was written" in verify(graph).problems
+    newest.unlink()
+    assert "exclusions/00000001.json: missing; README.md names it" in verify(graph).problems
+    (graph / "README.md").write_text(card)
+    assert verify(graph).problems == []
+    (graph / "README.md").write_text(card.replace(snapshot, "0" * 16))
+    assert verify(graph).problems == ["README.md: is not the card of this state of the graph"]
+
+
+def test_a_snapshot_that_only_sample_published(graph: Path) -> None:
+    """Guards against a list of walks whose snapshot is gone without a word."""
+    shutil.rmtree(graph / "runs")
+    shutil.rmtree(graph / "snapshots")
+    keep_snapshot(opened := Graph.open(graph))
+    assert verify(graph).problems == []
+    (graph / f"snapshots/{opened.digest}.parquet").unlink()
+    (problem,) = verify(graph).problems
+    assert problem.startswith(f"snapshots/{opened.digest}.parquet: missing")
 
 
 def test_heads_may_go_back(grown: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from graphbuild.annotators.canny import Canny
 from graphbuild.cli import app
+from graphbuild.store.graph import Graph
 from graphbuild.store.repair import repair
 from graphbuild.store.verify import verify
 from tests.support.annotators import Ordered, build, complete, leftovers, tree
@@ -77,12 +78,39 @@ def test_photos_are_read_again_only_when_asked(graph: Path, whole: Path, photos:
     assert verify(graph, "full").problems == [] and tree(graph) == tree(whole)
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, flip])
+@pytest.mark.parametrize("name", ["items/shard-00000.parquet", "items/shard-00001.parquet"])
+def test_items_are_read_again_when_asked(
+    graph: Path, whole: Path, photos: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    """Guards against items that get other numbers, or are lost although their source is there."""
+    damage(graph / name)
+    assert name in repair(graph, reread=True).withdrawn
+    complete(build(photos, graph, [Canny(), "source_caption"], limit=4, shard_size=2))
+    assert verify(graph, "full").problems == [] and tree(graph) == tree(whole)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, empty])
+def test_what_says_a_thing_again_is_restored(graph: Path, whole: Path, damage: Callable[[Path], None]) -> None:
+    """Guards against a graph that is given up for its smallest file."""
+    newest = f"snapshots/{Graph.open(graph).digest}.parquet"
+    for name in ("graph.json", newest):
+        damage(graph / name)
+    assert sorted(repair(graph).restored) == ["graph.json", newest]
+    damage(graph / "README.md")
+    assert repair(graph).restored == ["README.md"]
+    assert verify(graph, "full").problems == [] and tree(graph, ".") == tree(whole, ".")
+
+
 def test_what_nothing_knows_is_named(graph: Path) -> None:
-    """Guards against keys, or the source, that are made up."""
-    for name in ("items/shard-00001.parquet", "graph.json"):
-        flip(graph / name)
+    """Guards against keys, or the source, that are made up, and against files of others that are removed."""
+    flip(graph / "items/shard-00001.parquet")
+    flip(graph / "graph.json")
+    (graph / "README.md").unlink()
+    (graph / "nodes/mine.parquet").write_text("mine")
     done = repair(graph)
-    assert sorted(done.lost) == ["graph.json", "items/shard-00001.parquet"] and not done.withdrawn
+    assert sorted(done.lost) == ["README.md", "graph.json", "items/shard-00001.parquet"] and not done.withdrawn
+    assert done.foreign == ["nodes/mine.parquet"] and (graph / "nodes/mine.parquet").exists()
 
 
 def test_a_lost_retry_is_retried(photos: Path, tmp_path: Path, control: Callable[..., str]) -> None:
@@ -111,5 +139,7 @@ def test_the_command_says_what_continues(graph: Path, photos: Path) -> None:
     again = CliRunner().invoke(app, ["retry", str(graph), "--path", str(photos), "--executor", "inline"])
     assert again.exit_code == 0, again.output
     sound = CliRunner().invoke(app, ["verify", str(graph), "--repair", "--json"])
-    assert sound.exit_code == 0 and json.loads(sound.output) == {"restored": [], "withdrawn": [], "lost": []}
+    assert sound.exit_code == 0 and json.loads(sound.output) == {
+        "restored": [], "withdrawn": [], "lost": [], "foreign": []
+    }  # fmt: skip
     assert CliRunner().invoke(app, ["verify", str(graph), "--reread"]).exit_code == 2

@@ -142,9 +142,31 @@ def test_orphans_are_no_problem(graph: Path) -> None:
     (graph / "_tmp" / "run").mkdir(parents=True)
     (graph / "_tmp" / "run" / "half").write_bytes(b"x")
     (graph / "_staging" / "digest").mkdir(parents=True)
-    (graph / "README.md").unlink()
+    (graph / "nodes" / ".DS_Store").write_bytes(b"x")
+    (graph / "LICENSE").write_text("ours")
     for level in ("full", "quick"):
         assert verify(graph, level).problems == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nodes/kind=canny/version={canny}/more.parquet",
+        "nodes/kind=canny/notes.txt",
+        "edges/annotator=canny/version={canny}/copy of shard-00000-r000.parquet",
+        "items/extra.parquet",
+        "heads/newest.json",
+        "snapshots/old.parquet",
+        "exclusions/mine.json",
+        "lineage/x.json",
+    ],
+)
+def test_foreign_files_are_named(graph: Path, name: str) -> None:
+    """Guards against what `datasets` or DuckDB reads along, as it lies in a folder of the format."""
+    name = name.format(canny=Graph.open(graph).live("canny").version)
+    (graph / name).parent.mkdir(exist_ok=True)
+    (graph / name).write_bytes(b"x")
+    assert f"{name}: is no file of a graph; move it elsewhere" in verify(graph).problems
 
 
 def _edges(graph: Path) -> list[Path]:

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.errors import GraphError
-from graphbuild.store.graph import Graph, keep_snapshot
+from graphbuild.store.graph import Graph
+from graphbuild.store.pins import keep_snapshot
 from graphbuild.tasks.config import Split
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import checkpoint, lora, preflight
@@ -177,7 +178,7 @@ class Trainer:
         """Prepare the model for training, its optimiser and its data."""
         config, model = self.config, self.base.bare
         sound_attention()
-        if self.main and self.restored is None and (error := keep_snapshot(self.graph)):
+        if self.main and self.restored is None and (error := keep_snapshot(self.graph, "training")):
             raise GraphError(f"{self.graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         decay = config.optimiser.weight_decay
