@@ -208,7 +208,7 @@ class WalkDocument(Document):
 
     index: int
     seed: int
-    group: int
+    path_repeat: int = Field(description="consecutive tasks that share a path and a number of rows")
     snapshot: str
     paths: str = Field(description="the task list drawn from")
     paths_digest: str = Field(description="what was in that list")

@@ -209,7 +209,7 @@ def _wrong_value(annotator: Annotator, kind: Kind, request: Request, result: Der
     except (ValueError, TypeError, LookupError) as error:
         yield f"codec {codec!r} cannot store or draw it: {type(error).__name__}: {error}"
         return
-    if kind.group == "condition" and width is not None and "image" in request.inputs:
+    if kind.family == "condition" and width is not None and "image" in request.inputs:
         rows, columns = request.inputs["image"].array().shape[:2]
         if (width, height) != (columns, rows):
             yield f"{width} x {height} pixels, but the picture has {columns} x {rows}"

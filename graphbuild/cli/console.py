@@ -52,8 +52,8 @@ MissingOption = Annotated[
     str, typer.Option("--on-missing", help="If the graph cannot serve a path of the list: error, or drop the path.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Random seed.")]
-GroupOption = Annotated[
-    int, typer.Option(min=1, help="Consecutive tasks that share path and row count: your batch size.")
+RepeatOption = Annotated[
+    int, typer.Option(min=1, help="Consecutive tasks that share a path and row count: your batch size.")
 ]
 MaskOption = Annotated[str | None, typer.Option(help="Which cells are hidden: code (default) or paper.")]
 WeightsOption = Annotated[

@@ -13,12 +13,12 @@ from graphbuild.cli.console import (
     ERR,
     UNDONE,
     GraphArgument,
-    GroupOption,
     JsonOption,
     LayoutOption,
     MaskOption,
     MissingOption,
     PathsOption,
+    RepeatOption,
     SamplerOption,
     SeedOption,
     SnapshotOption,
@@ -73,7 +73,7 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="How many grid tasks.")] = 8,
     seed: SeedOption = 0,
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
-    group: GroupOption = 1,
+    path_repeat: RepeatOption = 1,
     split: Annotated[str | None, typer.Option(help="A side of the leakage split: train, validation.")] = None,
     where: Annotated[str | None, typer.Option(help="Conditions on items, YAML: '{split: train}'.")] = None,
     held_out: Annotated[
@@ -125,7 +125,9 @@ def sample(
             held_out=[_yaml("--held-out", task) for task in held_out or ()] or None, keep=_yaml("--keep", keep),
             mask=mask, layout=layout, weights=weights,
         )  # fmt: skip
-        drawer = taskfiles.open_sampler(opened, paths, seed=seed, group=group, on_missing=on_missing, config=config)
+        drawer = taskfiles.open_sampler(
+            opened, paths, seed=seed, path_repeat=path_repeat, on_missing=on_missing, config=config
+        )
         ERR.print(f"{len(drawer.paths)} of {len(drawer.listed.paths)} paths can be served", markup=False)
         if error := keep_snapshot(opened):
             ERR.print(f"the snapshot is not kept: {error}", markup=False)
@@ -147,7 +149,7 @@ def explain(
     paths: PathsOption = None,
     on_missing: MissingOption = "error",
     seed: SeedOption = 0,
-    group: GroupOption = 1,
+    path_repeat: RepeatOption = 1,
     mask: MaskOption = None,
     weights: WeightsOption = None,
     layout: LayoutOption = None,
@@ -172,7 +174,9 @@ def explain(
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
             config = _config(sampler, mask=mask, layout=layout, weights=weights)
-            drawer = open_sampler(opened, paths, seed=seed, group=group, on_missing=on_missing, config=config)
+            drawer = open_sampler(
+                opened, paths, seed=seed, path_repeat=path_repeat, on_missing=on_missing, config=config
+            )
             document, lines = why.sample(drawer, index), text.sample_lines
         elif index is None and item is not None and kind is not None:
             document, lines = why.node(opened, item, kind, variant), text.node_lines

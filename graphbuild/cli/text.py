@@ -192,7 +192,7 @@ def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
 
 def sample_lines(document: Document) -> Iterator[str]:
     """Such a document to be read."""
-    given = [f"{name} {document[name]}" for name in ("seed", "group", "snapshot")]
+    given = [f"{name} {document[name]}" for name in ("seed", "path_repeat", "snapshot")]
     given += [f"{name} {value}" for name, value in document["switches"].items()]
     chance = f"chance {document['chance']:.3g} in {document['paths']}"
     yield f"grid task {document['index']}: {document['path']} ({document['type']}), {chance}"

@@ -31,7 +31,7 @@ class GridTasks(IterableDataset[GridSample]):
     together the ranks give the same ones for any `world` with the same `world * batch`.
 
     Args:
-        sampler: draws them; its `group` is 1 or a multiple of `world * batch`, so that a batch has one geometry.
+        sampler: draws them; its `path_repeat` is 1 or a multiple of `world * batch`, so that a batch has one geometry.
         resolution: side of a cell in pixels.
         start, stop: global indices; without stop it never ends. With several ranks a whole number of steps.
         batch: samples a rank takes of each step; the `batch_size` of the DataLoader.
@@ -56,7 +56,7 @@ class GridTasks(IterableDataset[GridSample]):
         self.rank = _process("get_rank", "RANK", 0) if rank is None else rank
         self.world = _process("get_world_size", "WORLD_SIZE", 1) if world is None else world
         self.stride = self.world * batch
-        self._check(sampler.group)
+        self._check(sampler.path_repeat)
         self.source = TaskSource(sampler, resolution, cache_bytes, known, cells)
         self.source.prepare(get_worker_info() is not None)
         self._next, self._pending, self._own = start, False, False
@@ -100,16 +100,16 @@ class GridTasks(IterableDataset[GridSample]):
                 self._next = sample.block.next + (workers - 1) * self.stride if last else sample.index + 1
                 yield sample
 
-    def _check(self, group: int) -> None:
+    def _check(self, repeat: int) -> None:
         if self.batch < 1 or self.prefetch < 0 or self.threads < 1 or not 0 <= self.rank < self.world:
             raise ValueError(
                 f"batch {self.batch}, prefetch {self.prefetch}, threads {self.threads}, rank {self.rank} of "
                 f"{self.world}; allowed: batch and threads from 1, prefetch from 0, rank below world"
             )
-        if group > 1 and (group % self.stride or self.start % group):
+        if repeat > 1 and (repeat % self.stride or self.start % repeat):
             raise ValueError(
-                f"start {self.start}, world * batch {self.stride} and the sampler's group {group}: a batch would mix "
-                f"geometries; allowed: group a multiple of world * batch, start a multiple of group"
+                f"start {self.start}, world * batch {self.stride}, the sampler's path_repeat {repeat}: a batch would "
+                f"mix geometries; allowed: path_repeat a multiple of world * batch, start a multiple of path_repeat"
             )
         if self.stop is not None and self.world > 1 and (self.stop - self.start) % self.stride:
             raise ValueError(f"stop {self.stop}: ranks would end apart; allowed: start + a multiple of {self.stride}")

@@ -1,4 +1,4 @@
-"""The kinds of node a graph can hold: name, group, codec and the phrases that name them in an instruction."""
+"""The kinds of node a graph can hold: name, family, codec and the phrases that name them in an instruction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Compute = Callable[[Mapping[str, Node], int], Pixels]
 
-Group = Literal["image", "condition", "style", "edit", "text", "degradation"]
+Family = Literal["image", "condition", "style", "edit", "text", "degradation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class Kind:
 
     Attributes:
         name: the word used in code, columns, folders and paths, snake case.
-        group: one of `image, condition, style, edit, text, degradation`.
+        family: one of `image, condition, style, edit, text, degradation`.
         codec: how it is stored (a name for `graphbuild.images.codecs.codec_of`); None for a computed kind.
         description: one line for people.
         phrases: noun phrases that stand for this picture inside an instruction, such as
@@ -40,7 +40,7 @@ class Kind:
     """
 
     name: str
-    group: Group
+    family: Family
     codec: str | None
     description: str
     phrases: tuple[str, ...] = ()
@@ -55,20 +55,20 @@ class Kind:
         return self.computed is not None
 
 
-def _stored(name: str, group: Group, codec: str, description: str) -> Kind:
-    return Kind(name=name, group=group, codec=codec, description=description, phrases=PHRASES.get(name, ()))
+def _stored(name: str, family: Family, codec: str, description: str) -> Kind:
+    return Kind(name=name, family=family, codec=codec, description=description, phrases=PHRASES.get(name, ()))
 
 
 def _cut_out(name: str, compute: Compute, description: str) -> Kind:
     return Kind(
-        name=name, group="condition", codec=None, description=description, phrases=PHRASES.get(name, ()),
+        name=name, family="condition", codec=None, description=description, phrases=PHRASES.get(name, ()),
         computed=compute, parents=("image", "foreground_mask"),
     )  # fmt: skip
 
 
 def _degradation(name: str, description: str, *, version: int = 1) -> Kind:
     return Kind(
-        name=name, group="degradation", codec=None, description=description, phrases=PHRASES.get(name, ()),
+        name=name, family="degradation", codec=None, description=description, phrases=PHRASES.get(name, ()),
         computed=partial(computed.degraded, name), parents=("image",), version=version, seeded=True,
     )  # fmt: skip
 

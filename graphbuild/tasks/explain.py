@@ -71,7 +71,7 @@ def sample(sampler: PathSampler, index: int) -> Document:
         "snapshot": sampler.graph.digest,
         "paths": sampler.listed.name,
         "seed": sampler.seed,
-        "group": sampler.group,
+        "path_repeat": sampler.path_repeat,
         "switches": sampler.drawing.switches,
         "path": walk.path.name,
         "type": walk.path.type,

@@ -50,7 +50,7 @@ Tasks = Iterator[GridTask]
 
 
 def open_sampler(
-    graph: Graph, paths: str | None, *, seed: int = 0, group: int = 1, on_missing: str = "error",
+    graph: Graph, paths: str | None, *, seed: int = 0, path_repeat: int = 1, on_missing: str = "error",
     config: SamplerConfig = _CONFIG,
 ) -> PathSampler:  # fmt: skip
     """A sampler of the paths asked for, or of all in `graph200k` that the graph serves.
@@ -60,7 +60,9 @@ def open_sampler(
         ValueError: no such list, or a value that is not allowed.
     """
     missing: Any = "drop" if paths is None and on_missing == "error" else on_missing
-    return PathSampler(graph, paths or "graph200k", seed=seed, group=group, on_missing=missing, config=config)
+    return PathSampler(
+        graph, paths or "graph200k", seed=seed, path_repeat=path_repeat, on_missing=missing, config=config
+    )
 
 
 def write_tasks(
@@ -159,7 +161,7 @@ def _settings(task: GridTask) -> tuple[object, ...]:
     """Task and settings: what a picture depends on."""
     drawing, walk = task.drawing, task.walk
     switches = {**drawing.switches, **vars(task.cell_config)}
-    drawn = (drawing.seed, drawing.group, drawing.graph.digest, drawing.paths.digest, task.resolution)
+    drawn = (drawing.seed, drawing.path_repeat, drawing.graph.digest, drawing.paths.digest, task.resolution)
     return walk.index, walk.path.name, *drawn, canonical_json(switches)
 
 
@@ -171,7 +173,7 @@ def _drawn(walks: Path) -> dict[tuple[object, ...], str]:
     except (OSError, ValueError):
         return {}
     keys = [
-        (d.index, d.path, d.seed, d.group, d.snapshot, d.paths_digest, d.resolution, canonical_json(d.switches))
+        (d.index, d.path, d.seed, d.path_repeat, d.snapshot, d.paths_digest, d.resolution, canonical_json(d.switches))
         for d in found
     ]
     return dict(zip(keys, lines, strict=True))

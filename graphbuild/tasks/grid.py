@@ -84,7 +84,7 @@ class GridTask:
     def _is_degraded(self, column: int) -> bool:
         """Whether a degradation is computed for this column, and not stored."""
         kind = self.kinds[column]
-        return kind.group == "degradation" and kind.is_computed and kind.name not in self.drawing.graph.head
+        return kind.family == "degradation" and kind.is_computed and kind.name not in self.drawing.graph.head
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class GridTask:
         return WalkDocument(
             index=walk.index,
             seed=drawing.seed,
-            group=drawing.group,
+            path_repeat=drawing.path_repeat,
             snapshot=drawing.graph.digest,
             paths=drawing.paths.name,
             paths_digest=drawing.paths.digest,

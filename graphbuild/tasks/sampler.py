@@ -38,7 +38,8 @@ class PathSampler:
         graph: pinned at the snapshot it was opened at.
         paths: a shipped list (`graph200k`), a YAML file, or a `PathSet`.
         seed: another seed gives other walks.
-        group: this many consecutive walks share path and number of rows, so that a batch has one geometry.
+        path_repeat: consecutive walks that share a path and a number of rows; with the global batch size, or a multiple
+            of it, every batch has one geometry.
         on_missing: `error` refuses a path the graph cannot serve; `drop` leaves it out, its type keeps its weight.
         config: every other switch.
 
@@ -56,14 +57,15 @@ class PathSampler:
         paths: str | os.PathLike[str] | PathSet = "graph200k",
         *,
         seed: int = 0,
-        group: int = 1,
+        path_repeat: int = 1,
         on_missing: OnMissing = "error",
         config: SamplerConfig = _DEFAULTS,
     ) -> None:
-        seed, group = _integer("seed", seed), _integer("group", group, range(1, _LAST))
+        seed = _integer("seed", seed)
+        path_repeat = _integer("path_repeat", path_repeat, range(1, _LAST))
         if on_missing not in (allowed := get_args(OnMissing)):
             raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
-        self.graph, self.seed, self.group, self.config = graph, seed, group, config
+        self.graph, self.seed, self.path_repeat, self.config = graph, seed, path_repeat, config
         self.listed = paths if isinstance(paths, PathSet) else load(paths)
         own = [kind for path in self.listed.paths for kind in path.own]
         for kind in (kind for task in self.config.held_out for kind in (*task.given, *task.holes)):
@@ -74,9 +76,9 @@ class PathSampler:
         self._served = [self.stock.served(path) for path in self.listed.paths]
         self.paths = self._drawable(on_missing)
         self._tables = Tables(self.listed.paths, self.probabilities(), self._served, self.config)
-        grouped = {"group": group} if group != 1 else {}
-        self._key = hash64(canonical_json([{"paths": self.listed.name, **grouped, **self.config.changed()}, seed]))
-        self.drawing = Drawing(graph, self.listed, seed, group, config, self._key)
+        repeated = {"group": path_repeat} if path_repeat != 1 else {}  # named as in the first release: keys stay
+        self._key = hash64(canonical_json([{"paths": self.listed.name, **repeated, **self.config.changed()}, seed]))
+        self.drawing = Drawing(graph, self.listed, seed, path_repeat, config, self._key)
 
     def walk(
         self,
@@ -121,7 +123,7 @@ class PathSampler:
 
     def frozen(self, n: int, start: int = 0) -> Frozen:
         """The first `n` walks as a fixed evaluation set, independent of later releases."""
-        drawn = {"paths": self.listed.name, "seed": self.seed, "group": self.group, **self.drawing.switches}
+        drawn = {"paths": self.listed.name, "seed": self.seed, "path_repeat": self.path_repeat, **self.drawing.switches}
         return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in self.walks(start, n)])
 
     def task(self, walk: int | Walk, resolution: int = 384, *, cells: CellConfig = _CELLS) -> GridTask:
@@ -188,7 +190,7 @@ class PathSampler:
         self, index: Bits, path: int | None = None, items: Sequence[int] | None = None, variant: int | None = None
     ) -> Walks:
         tables, most = self._tables, max(len(self.config.rows), len(items or ()))
-        shared = unit(draw_bits(self._key, "geometry", index // np.uint64(self.group), _GEOMETRY))
+        shared = unit(draw_bits(self._key, "geometry", index // np.uint64(self.path_repeat), _GEOMETRY))
         own = draw_bits(self._key, "items", index, labels(most, tables.width))
         at = tables.paths(shared[:, 0]) if path is None else np.full(len(index), path)
         if items is None:

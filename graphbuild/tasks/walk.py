@@ -122,7 +122,7 @@ class Frozen(NamedTuple):
     """A fixed set of walks for evaluation, independent of what later releases draw.
 
     Attributes:
-        header: snapshot, list, seed, group and switches they were drawn with.
+        header: snapshot, list, seed, path_repeat and switches they were drawn with.
         records: one a walk, ids only.
     """
 
@@ -173,7 +173,7 @@ class Drawing:
     graph: NodeReader
     paths: PathSet
     seed: int
-    group: int
+    path_repeat: int
     config: SamplerConfig
     key: int
 

@@ -47,7 +47,7 @@ class Presence:
         self._gaps, self._rng = gaps, np.random.default_rng(0)
 
     def presence(self, kind: str) -> NDArray[np.bool_]:
-        shape = (self.num_items, 3 if KINDS[kind].group in ("style", "edit") else 1)
+        shape = (self.num_items, 3 if KINDS[kind].family in ("style", "edit") else 1)
         return self._rng.random(shape, np.float32) >= self._gaps if self._gaps else np.ones(shape, bool)
 
     def commits(self, kind: str) -> list[Any]:

@@ -81,7 +81,7 @@ def test_every_shipped_pipeline_loads(photos: Path) -> None:
 def test_shipped_pipelines_make_what_they_promise() -> None:
     """The twelve conditions with captions, and every stored kind: none is forgotten when a kind is added."""
     made = {name: {k.name for a in load_annotators(name) for k in makes_of(a).values()} for name in SHIPPED}
-    stored = {name: kind.group for name, kind in KINDS.items() if not kind.is_computed}
+    stored = {name: kind.family for name, kind in KINDS.items() if not kind.is_computed}
     assert made["conditions"] == {"caption", *(name for name, group in stored.items() if group == "condition")}
     assert made["subjects200k"] == set(stored) - {"image", "reference"}
 

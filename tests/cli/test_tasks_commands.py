@@ -86,7 +86,7 @@ def test_a_graph_that_serves_nothing_still_gets_its_table(graph: Path) -> None:
 def test_switches_of_sample_are_recorded(graph: Path) -> None:
     """What is asked for on the command line is what is drawn, and is written down."""
     switches = (
-        "--group",
+        "--path-repeat",
         2,
         "--mask",
         "paper",
@@ -102,7 +102,7 @@ def test_switches_of_sample_are_recorded(graph: Path) -> None:
     cli("sample", graph, "--format", "jsonl", "--count", 6, *switches)
     walks = [json.loads(line) for line in Path("grids/walks.jsonl").read_text().splitlines()]
     config = SamplerConfig(mask="paper", layout="random", weights="coverage")
-    sampler = PathSampler(Graph.open(graph), group=2, on_missing="drop", config=config)
+    sampler = PathSampler(Graph.open(graph), path_repeat=2, on_missing="drop", config=config)
     for walk in walks:
         drawn = sampler.walk(walk["index"])
         assert (walk["path"], tuple(walk["rows"]), tuple(walk["holes"])) == (drawn.path.name, drawn.rows, drawn.holes)
@@ -110,7 +110,7 @@ def test_switches_of_sample_are_recorded(graph: Path) -> None:
             walk["switches"].items()
             >= {"mask": "paper", "layout": "random", "cell_fit": "aspect", "row_sizes": "own"}.items()
         )
-        assert walk["group"] == 2
+        assert walk["path_repeat"] == 2
     assert os.listdir("grids") == ["walks.jsonl"]
 
 
@@ -182,7 +182,7 @@ def test_other_formats_are_one_file(graph: Path, form: str, name: str) -> None:
         (("--mask", "none"), ["mask", "code, paper"]),
         (("--cell-fit", "round"), ["cell_fit", "aspect"]),
         (("--layout", "own"), ["layout", "pipeline, random"]),
-        (("--group", "0"), ["--group"]),
+        (("--path-repeat", "0"), ["--path-repeat"]),
     ],
 )
 def test_wrong_switches_are_refused(graph: Path, option: tuple[str, str], parts: list[str]) -> None:

@@ -52,7 +52,7 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sampler(folder: Path) -> PathSampler:
-    return PathSampler(Graph.open(folder), PATHS, seed=3, group=BATCH)
+    return PathSampler(Graph.open(folder), PATHS, seed=3, path_repeat=BATCH)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_what_cannot_be_shared_out_is_refused(sampler: PathSampler) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         next(iter(DataLoader(tasks(sampler), batch_size=2, collate_fn=collate)))
     single = PathSampler(sampler.graph, PATHS, seed=3)
-    with pytest.raises(ValueError, match="group"):
+    with pytest.raises(ValueError, match="path_repeat"):
         list(loader(tasks(single)))
 
 
@@ -270,7 +270,7 @@ def test_pictures_that_are_cells_already(fit: Any, tmp_path: Path) -> None:
         photo.save(tmp_path / "photos" / f"{number}.jpg", quality=90, subsampling=number % 3)
     out = tmp_path / "g"
     complete(build(tmp_path / "photos", out, ["canny", Styles()], shard_size=4))
-    drawn = PathSampler(Graph.open(out), PATHS, seed=3, group=BATCH)
+    drawn = PathSampler(Graph.open(out), PATHS, seed=3, path_repeat=BATCH)
     switches = CellConfig(cell_fit=fit)
     for sample in tasks(drawn, resolution=32, cells=switches):
         task = drawn.task(drawn.walk(sample.index), 32, cells=switches)
@@ -361,7 +361,7 @@ def _broken(folder: Path, tmp_path: Path, kind: str) -> PathSampler:
         with open(graph.fs.path(graph.offsets(kind).parts[spot.part]), "r+b") as file:
             file.seek(spot.offset)
             file.write(b"\0" * 8)
-    return PathSampler(Graph.open(out), PATHS, seed=3, group=BATCH)
+    return PathSampler(Graph.open(out), PATHS, seed=3, path_repeat=BATCH)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -470,7 +470,7 @@ def _resident(samples: list[GridSample]) -> tuple[int, int]:
 @pytest.mark.slow
 def test_memory_of_a_worker_does_not_grow(sampler: PathSampler) -> None:
     """Guards against tables, walks or pictures that a worker keeps."""
-    small = PathSampler(sampler.graph, PathSet(name="one", paths=PATHS.paths[:1]), group=BATCH)
+    small = PathSampler(sampler.graph, PathSet(name="one", paths=PATHS.paths[:1]), path_repeat=BATCH)
     dataset = GridTasks(small, resolution=8, batch=BATCH, stop=20_000, rank=0, world=1)
     held: dict[int, int] = dict(DataLoader(dataset, batch_size=BATCH, num_workers=1, collate_fn=_resident))
     early = max(rss for index, rss in held.items() if 4_000 < index < 5_000)

@@ -30,7 +30,7 @@ KEYS = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 
 def _text(name: str) -> Kind:
-    return Kind(name=name, group="text", codec="text", description="a test")
+    return Kind(name=name, family="text", codec="text", description="a test")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ def test_every_path_is_drawn_to_the_last_pixel(graph: Graph) -> None:
 @pytest.mark.ray
 def test_annotations_have_the_size_of_their_picture(graph: Graph, annotators: list[Annotator]) -> None:
     kinds = [kind for annotator in annotators for kind in makes_of(annotator).values()]
-    conditions = [kind.name for kind in kinds if kind.group == "condition"]
+    conditions = [kind.name for kind in kinds if kind.family == "condition"]
     for item in range(PAIRS):
         size = graph.read(item, "image").array().shape
         assert {kind: graph.read(item, kind).array().shape for kind in conditions} == dict.fromkeys(conditions, size)

@@ -127,7 +127,7 @@ def test_a_kind_of_ours_is_not_declared_otherwise(photos: Path, tmp_path: Path) 
     """Guards against `canny` stored as JPEG because a class declares it so, while everything else reads our kind."""
     from graphbuild.kinds.registry import Kind
 
-    kind = Kind(name="hed", group="condition", codec="png", description="something else")
+    kind = Kind(name="hed", family="condition", codec="png", description="something else")
     own = dataclass(frozen=True, kw_only=True)(type("Odd", (Canny,), {"makes": (kind,), "__module__": __name__}))
     with pytest.raises(ValueError, match=r"Odd declares the kind 'hed' otherwise than graphbuild\.KINDS"):
         build(photos, tmp_path / "g", [own()], limit=3)

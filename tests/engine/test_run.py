@@ -338,7 +338,7 @@ def test_a_kind_is_a_word_and_not_a_path(name: str, photos: Path, tmp_path: Path
     """Guards against path traversal through the name of a plug-in's kind."""
 
     class Escaping(Random):
-        makes = (Kind(name=name, group="condition", codec="png1", description="nothing"),)  # type: ignore[assignment]
+        makes = (Kind(name=name, family="condition", codec="png1", description="nothing"),)  # type: ignore[assignment]
 
         def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
             return [Derived({name: np.zeros((4, 4), np.uint8)}) for _ in batch]

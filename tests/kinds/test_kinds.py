@@ -28,11 +28,11 @@ DEGRADATIONS = """
     saturate_strengthen saturate_weaken gray color_distortion inpainting rotate_90 rotate_180 rotate_270 barrel
     pincushion elastic rain frost
 """
-PICTURES = [kind for kind in KINDS.values() if kind.group != "text"]
+PICTURES = [kind for kind in KINDS.values() if kind.family != "text"]
 
 
 def named(group: str) -> list[str]:
-    return [kind.name for kind in KINDS.values() if kind.group == group]
+    return [kind.name for kind in KINDS.values() if kind.family == group]
 
 
 def test_stored_kinds_have_the_codecs_of_the_design() -> None:

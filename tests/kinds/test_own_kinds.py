@@ -25,11 +25,11 @@ from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete
 
 SALIENCY = Kind(
-    name="saliency", group="condition", codec="jpeg_gray", description="what draws the eye, bright",
+    name="saliency", family="condition", codec="jpeg_gray", description="what draws the eye, bright",
     phrases=("a saliency map", "a map of what draws the eye"),
 )  # fmt: skip
 REGIONS = Kind(
-    name="regions", group="condition", codec="labels", description="halves of a picture", phrases=("a map of halves",)
+    name="regions", family="condition", codec="labels", description="halves of a picture", phrases=("a map of halves",)
 )
 LIST = """
 kinds:
@@ -43,7 +43,7 @@ paths:
 """
 
 
-HAZE = Kind(name="haze", group="degradation", codec="png", description="a veil of white", phrases=("a photo in haze",))
+HAZE = Kind(name="haze", family="degradation", codec="png", description="a veil of white", phrases=("a photo in haze",))
 
 
 @dataclass(frozen=True, kw_only=True)

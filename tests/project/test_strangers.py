@@ -54,7 +54,7 @@ class Stripes(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Negative(gb.Condition):
-    makes: ClassVar = (gb.Kind(name="negative", group="condition", codec="stranger_rgb", description="inverted"),)
+    makes: ClassVar = (gb.Kind(name="negative", family="condition", codec="stranger_rgb", description="inverted"),)
 
     def annotate(self, batch, model):
         return [gb.Derived({"negative": 255 - request.inputs["image"].array()}) for request in batch]

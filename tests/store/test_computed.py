@@ -14,7 +14,7 @@ from graphbuild.kinds.registry import KINDS
 from graphbuild.store.graph import Graph
 from tests.support.annotators import TwoKinds, build, complete
 
-DEGRADATIONS = sorted(kind.name for kind in KINDS.values() if kind.group == "degradation")
+DEGRADATIONS = sorted(kind.name for kind in KINDS.values() if kind.family == "degradation")
 
 
 @pytest.fixture(scope="module")

@@ -42,9 +42,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     )
 
 
-def sampler(graph: Graph, *paths: TaskPath, seed: int = 0, group: int = 1, **switches: Any) -> PathSampler:
+def sampler(graph: Graph, *paths: TaskPath, seed: int = 0, path_repeat: int = 1, **switches: Any) -> PathSampler:
     listed = PathSet(name="some", paths=paths) if paths else PATHS
-    return PathSampler(graph, listed, seed=seed, group=group, config=SamplerConfig(**switches))
+    return PathSampler(graph, listed, seed=seed, path_repeat=path_repeat, config=SamplerConfig(**switches))
 
 
 # ---- many walks at once ----------------------------------------------------------------------------------------
@@ -52,9 +52,9 @@ def sampler(graph: Graph, *paths: TaskPath, seed: int = 0, group: int = 1, **swi
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1 << 50), st.integers(0, 20), st.integers(0, 5), st.sampled_from([1, 2, 8]))
-def test_walks_are_the_walks(graph: Graph, start: int, n: int, seed: int, group: int) -> None:
+def test_walks_are_the_walks(graph: Graph, start: int, n: int, seed: int, path_repeat: int) -> None:
     """`walks(start, n)` is `walk` for each, by any access; a resumed run may use either."""
-    drawn = sampler(graph, seed=seed, group=group)
+    drawn = sampler(graph, seed=seed, path_repeat=path_repeat)
     many = drawn.walks(start, n)
     assert len(many) == n and list(many) == [drawn.walk(start + number) for number in range(n)]
     assert [many[number] for number in range(n)] == list(many) and list(many[1:3]) == list(many)[1:3]
@@ -74,12 +74,12 @@ def test_workers_by_index_draw_the_same_walks(graph: Graph, workers: int, start:
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(0, 10_000))
-def test_a_group_shares_path_and_rows_and_no_more(graph: Graph, group: int, number: int) -> None:
-    """TaskPath and number of rows depend on i // group alone; items do on i."""
-    walks = sampler(graph, group=group).walks(number * group, group)
-    single = sampler(graph, group=group).walk(number * group)
+def test_repeats_share_path_and_rows_and_no_more(graph: Graph, repeat: int, number: int) -> None:
+    """Path and number of rows depend on i // path_repeat alone; items do on i."""
+    walks = sampler(graph, path_repeat=repeat).walks(number * repeat, repeat)
+    single = sampler(graph, path_repeat=repeat).walk(number * repeat)
     assert {(walk.path.name, len(walk.rows)) for walk in walks} == {(single.path.name, len(single.rows))}
-    assert len({walk.seeds for walk in walks}) == group
+    assert len({walk.seeds for walk in walks}) == repeat
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------
@@ -150,14 +150,14 @@ def test_weights_can_follow_what_a_graph_has(graph: Graph) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group": 0}, "group: 0; allowed: 1 to"),
-        ({"group": 2.5}, r"group: 2\.5; allowed: an integer"),
+        ({"path_repeat": 0}, "path_repeat: 0; allowed: 1 to"),
+        ({"path_repeat": 2.5}, r"path_repeat: 2\.5; allowed: an integer"),
         ({"seed": "a"}, "seed: 'a'; allowed: an integer"),
     ],
     ids=str,
 )
 def test_numbers_that_are_none_are_refused(graph: Graph, options: dict[str, Any], message: str) -> None:
-    """Guards against a group of 0, with which every walk of a training run has one path."""
+    """Guards against a `path_repeat` of 0, with which every walk of a training run has one path."""
     with pytest.raises(ValueError, match=message):
         PathSampler(graph, PATHS, **options)
 
@@ -178,8 +178,8 @@ def test_indices_are_those_that_can_be_stored(graph: Graph) -> None:
 
 def test_numbers_of_numpy_are_numbers(graph: Graph) -> None:
     """Guards against arguments that only look like integers to Python."""
-    drawn = PathSampler(graph, PATHS, seed=np.int64(3), group=np.int64(2))  # type: ignore[arg-type]
-    plain = PathSampler(graph, PATHS, seed=3, group=2)
+    drawn = PathSampler(graph, PATHS, seed=np.int64(3), path_repeat=np.int64(2))  # type: ignore[arg-type]
+    plain = PathSampler(graph, PATHS, seed=3, path_repeat=2)
     pins: dict[str, Any] = {"items": np.array([1, 2]), "hole": np.int64(0)}
     assert drawn.walk(7, **pins) == plain.walk(7, items=[1, 2], hole=0)
 

@@ -213,7 +213,7 @@ def test_an_unknown_format_is_refused(sampler: PathSampler, tmp_path: Path) -> N
 
 def test_all_paths_that_are_served_or_those_asked_for(sampler: PathSampler) -> None:
     """Without a list what is missing is left out; a list that was named is an error if it is not served."""
-    opened = open_sampler(sampler.graph, None, seed=3, group=2, config=SamplerConfig(mask="paper"))
-    assert (opened.seed, opened.group, opened.config.mask) == (3, 2, "paper") and 0 < len(opened.paths) < 134
+    opened = open_sampler(sampler.graph, None, seed=3, path_repeat=2, config=SamplerConfig(mask="paper"))
+    assert (opened.seed, opened.path_repeat, opened.config.mask) == (3, 2, "paper") and 0 < len(opened.paths) < 134
     with pytest.raises(GraphError):
         open_sampler(sampler.graph, "graph200k")

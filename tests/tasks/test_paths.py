@@ -158,6 +158,14 @@ def test_a_list_of_ones_own(tmp_path: pathlib.Path) -> None:
     assert paths.probabilities().tolist() == [0.0625, 0.1875, 0.1875, 0.5625]
 
 
+def test_a_list_written_with_group_is_the_same_list(tmp_path: pathlib.Path) -> None:
+    """Lists and checkpoints from before `family` had its name: the digest is compared when a training run resumes."""
+    text = declared("own: {codec: png1, phrases: [a map], group: style}")
+    old, new = load(write(tmp_path, text)), load(write(tmp_path, text.replace("group", "family")))
+    assert old == new and old.paths[0].own[0].family == "style"
+    assert old.digest == "8433f0a55b17"
+
+
 def test_type_and_weight_have_defaults(tmp_path: pathlib.Path) -> None:
     paths = load(write(tmp_path, "paths: [{name: a, cells: [canny, image]}, {name: b, cells: [image], weight: 3}]"))
     assert [path.type for path in paths.paths] == ["custom", "custom"]
@@ -236,9 +244,9 @@ BAD = {
         declared("canny: {codec: png1, phrases: [a]}", "canny"),
         r"kinds: 'canny' is in graphbuild.KINDS; allowed: other names",
     ),
-    "own kind, group": (
-        declared("own: {codec: png1, phrases: [a], group: pictures}"),
-        r"kinds: own: group: 'pictures'; allowed: image, con",
+    "own kind, family": (
+        declared("own: {codec: png1, phrases: [a], family: pictures}"),
+        r"kinds: own: family: 'pictures'; allowed: image, con",
     ),
     "own kind, codec": (
         declared("own: {codec: pgn, phrases: [a]}"),
@@ -246,7 +254,7 @@ BAD = {
     ),
     "own kind, no codec": (
         declared("own: {phrases: [a]}"),
-        r"kinds: own: 'codec' is missing; allowed: codec, phrases, group",
+        r"kinds: own: 'codec' is missing; allowed: codec, phrases, family",
     ),
     "own kind, no phrases": (
         declared("own: {codec: png1}"),

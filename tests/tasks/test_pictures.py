@@ -20,7 +20,11 @@ from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete
 
 SALIENCY = Kind(
-    name="saliency", group="condition", codec="jpeg_gray", description="what draws the eye", phrases=("a saliency map",)
+    name="saliency",
+    family="condition",
+    codec="jpeg_gray",
+    description="what draws the eye",
+    phrases=("a saliency map",),
 )
 
 

@@ -140,13 +140,13 @@ def test_rows_columns_and_holes_are_valid(graph: Graph) -> None:
             assert walk.holes == walk.targets
 
 
-def test_a_group_shares_its_geometry(graph: Graph) -> None:
+def test_repeats_of_a_path_share_its_geometry(graph: Graph) -> None:
     """A batch of mixed grid sizes could not be stacked; its items still have to differ."""
-    drawn = walks(graph, group=8)
-    groups = [drawn[start : start + 8] for start in range(0, 200, 8)]
-    assert all(len({(walk.path.name, len(walk.rows)) for walk in group}) == 1 for group in groups)
-    assert len({(group[0].path.name, len(group[0].rows)) for group in groups}) > 5
-    assert all(len({walk.rows for walk in group}) > 1 for group in groups)
+    drawn = walks(graph, path_repeat=8)
+    repeats = [drawn[start : start + 8] for start in range(0, 200, 8)]
+    assert all(len({(walk.path.name, len(walk.rows)) for walk in repeat}) == 1 for repeat in repeats)
+    assert len({(repeat[0].path.name, len(repeat[0].rows)) for repeat in repeats}) > 5
+    assert all(len({walk.rows for walk in repeat}) > 1 for repeat in repeats)
 
 
 def test_few_items_mean_few_rows(photos: Path, tmp_path: Path) -> None:

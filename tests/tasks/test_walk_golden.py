@@ -32,7 +32,7 @@ PATHS = PathSet(
 SAMPLERS: dict[str, dict[str, Any]] = {
     "default": {},
     "seed 7": {"seed": 7},
-    "group 4": {"group": 4},
+    "group 4": {"path_repeat": 4},
     "paper": {"config": SamplerConfig(mask="paper", rows=(1, 1, 1, 1))},
     "train": {"config": SamplerConfig(split="train", validation=0.3)},
     "held out": {"config": SamplerConfig(held_out=(HeldOut(given=("image",), holes=("canny",)),))},

@@ -51,7 +51,7 @@ class Photographs(Annotator):
 
     makes: ClassVar[tuple[str, ...]] = tuple(
         name for name, kind in KINDS.items()
-        if not kind.is_computed and kind.group not in ("style", "edit") and name != "image"
+        if not kind.is_computed and kind.family not in ("style", "edit") and name != "image"
     )  # fmt: skip
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:

@@ -108,9 +108,9 @@ def each(request: pytest.FixtureRequest, fill: FluxFill, dev: FluxDev, monkeypat
 both_of_dev = pytest.mark.parametrize("each", ["visualcloze_dev", "onediffusion"], indirect=True)
 
 
-def sampler_of(graph: Graph, group: int = 1) -> PathSampler:
+def sampler_of(graph: Graph, path_repeat: int = 1) -> PathSampler:
     """A sampler that leaves no words out, as at inference."""
-    return PathSampler(graph, PATHS, config=SamplerConfig(keep=KEEP_ALL), seed=1, group=group)
+    return PathSampler(graph, PATHS, config=SamplerConfig(keep=KEEP_ALL), seed=1, path_repeat=path_repeat)
 
 
 def grid(sampler: PathSampler, *indices: int, resolution: int = 32, cells: CellConfig = SQUARES) -> GridBatch:
@@ -346,7 +346,7 @@ def losses(base: Any, batch: LatentBatch) -> torch.Tensor:
 
 def test_a_batch_is_its_samples(graph: Graph, each: Any) -> None:
     """Draws and losses do not depend on how samples are batched."""
-    sampler = sampler_of(graph, group=4)
+    sampler = sampler_of(graph, path_repeat=4)
     together = each.encode(grid(sampler, 4, 5, 6, 7), SEED)
     alone = [each.encode(grid(sampler, index), SEED) for index in (4, 5, 6, 7)]
     other = each.encode(grid(sampler, 4, 5, 6, 7), SEED + 1)
@@ -397,7 +397,7 @@ def test_lora_targets_and_files(graph: Graph, models: Path, tmp_path: Path) -> N
 def test_what_cannot_be_encoded_is_said(graph: Graph, fill: FluxFill) -> None:
     with pytest.raises(ValueError, match="resolution: cells of 40 x 40 pixels; allowed: multiples of 16"):
         fill.encode(grid(sampler_of(graph), 0, resolution=40), SEED)
-    sampler = sampler_of(graph, group=8)
+    sampler = sampler_of(graph, path_repeat=8)
     sizes = [grid(sampler, index, resolution=64, cells=SHARED).sizes for index in range(8)]
     others = [at for at, found in enumerate(sizes) if not torch.equal(found, sizes[0])]
     with pytest.raises(ValueError, match="allowed: micro_batch 1, or cell_fit crop_square"):

@@ -55,7 +55,7 @@ def _one_thread() -> Iterator[None]:
 def sampler(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PathSampler:
     out = tmp_path_factory.mktemp("sdxl") / "g"
     complete(build(photos, out, ["canny"], shard_size=18))
-    return PathSampler(Graph.open(out), PATHS, config=SamplerConfig(rows=(0, 1)), seed=3, group=2)
+    return PathSampler(Graph.open(out), PATHS, config=SamplerConfig(rows=(0, 1)), seed=3, path_repeat=2)
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,8 @@ def test_it_is_the_same_number_twice_and_for_every_batch(ground: Ground, trainer
     assert_close(together.by_level, alone.by_level, terms=FORWARD, mutant=other.by_level)
 
 
-def grouped(trainer: Trainer, group: int) -> PathSampler:
-    return trainer._sampler("validation", group=group)
+def grouped(trainer: Trainer, repeat: int) -> PathSampler:
+    return trainer._sampler("validation", path_repeat=repeat)
 
 
 def test_it_is_by_noise_level_and_by_task_type(trainer: Trainer) -> None:

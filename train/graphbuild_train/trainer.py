@@ -81,7 +81,7 @@ class Trainer:
         self.passes = self._shared_out()
         self.restored = checkpoint.latest(out)
         self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
-        self.sampler = self._sampler(config.sampler.split, group=config.batch)
+        self.sampler = self._sampler(config.sampler.split, path_repeat=config.batch)
         if self.restored and (different := _differences(self.restored.config, self._document())):
             raise GraphError(f"{out} was trained with {different}; continue with that, or choose another --out")
         with self.accelerator.main_process_first():
@@ -130,9 +130,9 @@ class Trainer:
             )
         return config.batch // together
 
-    def _sampler(self, split: Split | None, group: int) -> PathSampler:
+    def _sampler(self, split: Split | None, path_repeat: int) -> PathSampler:
         switches = replace(self.config.sampler, split=split)
-        options: dict[str, Any] = {"seed": self.config.seed, "group": group, "config": switches}
+        options: dict[str, Any] = {"seed": self.config.seed, "path_repeat": path_repeat, "config": switches}
         return PathSampler(self.graph, self.config.paths, on_missing="drop", **options)
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -329,7 +329,7 @@ class Trainer:
     def spared(self) -> PathSampler | None:
         """Sampler over the held-out items; over all items if none are held out."""
         try:
-            return self._sampler("validation" if self.config.sampler.split == "train" else None, group=1)
+            return self._sampler("validation" if self.config.sampler.split == "train" else None, path_repeat=1)
         except GraphError as error:
             self.journal.note(f"no validation: {error}")
             return None

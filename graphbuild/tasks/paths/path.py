@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.codecs import codec_of
-from graphbuild.kinds.registry import KINDS, Group, Kind, kind_of, parents_of
+from graphbuild.kinds.registry import KINDS, Family, Kind, kind_of, parents_of
 
 DEFAULT_TYPE = "custom"
 
@@ -36,8 +36,8 @@ class Content:
         Raises:
             ValueError: `source` is no text kind, or `of` no picture's role.
         """
-        if kind_of(self.source, own).group != "text":
-            texts = [kind.name for kind in (*KINDS.values(), *own) if kind.group == "text"]
+        if kind_of(self.source, own).family != "text":
+            texts = [kind.name for kind in (*KINDS.values(), *own) if kind.family == "text"]
             raise ValueError(f"content: from: {self.source!r} is not a text; allowed: {', '.join(texts)}")
         _check_role(self.of, own)
 
@@ -147,6 +147,8 @@ class PathSet:
     def digest(self) -> str:
         """Digest of the list's content, independent of its name and location: 12 hex digits."""
         said = asdict(self) | {"name": ""}
+        for kind in (kind for path in said["paths"] for kind in path["own"]):
+            kind["group"] = kind.pop("family")  # its name when the first digests were made
         if not self.kind_where:
             del said["kind_where"]  # as lists were before they could have conditions
         return digest_of(said)[:12]
@@ -195,20 +197,20 @@ def check_where(where: Mapping[str, Any]) -> None:
 def _check_own(kind: Kind) -> None:
     if kind.name in KINDS:
         raise ValueError(f"kinds: {kind.name!r} is in graphbuild.KINDS; allowed: other names")
-    if kind.group not in (groups := get_args(Group)):
-        raise ValueError(f"kinds: {kind.name}: group: {kind.group!r}; allowed: {', '.join(groups)}")
+    if kind.family not in (families := get_args(Family)):
+        raise ValueError(f"kinds: {kind.name}: family: {kind.family!r}; allowed: {', '.join(families)}")
     try:
         codec_of(str(kind.codec))
     except ValueError as error:
         raise ValueError(f"kinds: {kind.name}: {error}") from error
-    if kind.group != "text" and not all(isinstance(phrase, str) and phrase.strip() for phrase in kind.phrases or [""]):
+    if kind.family != "text" and not all(isinstance(phrase, str) and phrase.strip() for phrase in kind.phrases or [""]):
         raise ValueError(f"kinds: {kind.name}: phrases: {kind.phrases!r}; allowed: noun phrases, at least one")
 
 
 def _check_role(role: object, own: Sequence[Kind]) -> None:
     if not isinstance(role, str) or role.count(":") > 1 or role.endswith(":"):
         raise ValueError(f"cell {role!r}; allowed: a kind, or kind:name")
-    if kind_of(role_kind(role), own).group == "text":
+    if kind_of(role_kind(role), own).family == "text":
         raise ValueError(f"cell {role!r} is a text; allowed: kinds that are pictures (a text goes into `content`)")
 
 

@@ -16,7 +16,7 @@ from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath
 _FILE_KEYS = ("paths", "types", "content", "kinds")
 _PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content")
 _CONTENT_KEYS = ("from", "of")
-_KIND_KEYS = ("codec", "phrases", "group", "description", "where")
+_KIND_KEYS = ("codec", "phrases", "family", "description", "where")
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -63,7 +63,7 @@ def _kinds(value: object) -> tuple[tuple[Kind, ...], dict[str, dict[str, Any]]]:
     own, conditions = [], {}
     for name, entry in _mapping("kinds", value, None).items():
         label = f"kinds: {name}"
-        fields = _mapping(label, entry, _KIND_KEYS)
+        fields = _mapping(label, _with_family(entry), _KIND_KEYS)
         if "where" in fields:
             conditions[name] = _mapping(f"{label}: where", fields.pop("where"), None)
         if fields or name not in conditions:
@@ -73,8 +73,15 @@ def _kinds(value: object) -> tuple[tuple[Kind, ...], dict[str, dict[str, Any]]]:
     return tuple(own), conditions
 
 
+def _with_family(entry: object) -> object:
+    """`family` was `group` in earlier task lists."""
+    if isinstance(entry, dict) and "group" in entry and "family" not in entry:
+        return {"family" if key == "group" else key: value for key, value in entry.items()}
+    return entry
+
+
 def _kind(label: str, name: str, entry: dict[str, Any]) -> Kind:
-    fields = {"group": "condition", "description": "", **_mapping(label, entry, _KIND_KEYS, needed=("codec",))}
+    fields = {"family": "condition", "description": "", **_mapping(label, entry, _KIND_KEYS, needed=("codec",))}
     phrases = fields.pop("phrases", [])
     if not isinstance(phrases, list):
         raise ValueError(f"{label}: phrases: {phrases!r}; allowed: a list of noun phrases")
