@@ -27,6 +27,11 @@ class MissingWeights(GraphError):
     """A checkpoint is not on this machine; the message names the command that gets it."""
 
 
+class Unreachable(OSError):
+    """A store that does not answer, or not to these credentials: this says nothing of the graph in it. The message
+    names the URL, what the store said, and the fix."""
+
+
 def counted(number: int, noun: str) -> str:
     """`1 file`, `2 files`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -100,7 +100,7 @@ def plan(
     from graphbuild.cli.options import assemble
     from graphbuild.engine.estimate import estimate
     from graphbuild.engine.plan import make_plan
-    from graphbuild.store.files import files_at
+    from graphbuild.store.locations import files_at
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
@@ -213,8 +213,8 @@ def verify(
       graphbuild verify photos-graph --repair
     """
     from graphbuild.cli import text
-    from graphbuild.store.files import files_at
     from graphbuild.store.heads import newest_commits
+    from graphbuild.store.locations import files_at
     from graphbuild.store.repair import repair
     from graphbuild.store.verify import verify as check
 

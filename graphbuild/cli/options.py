@@ -15,8 +15,8 @@ from graphbuild.pipeline import load_annotators, load_pipeline, pipeline_names
 from graphbuild.sources import SOURCES
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 
 
 def assemble(

@@ -11,7 +11,7 @@ import typer
 from graphbuild.cli.application import app
 from graphbuild.cli.console import refusing
 from graphbuild.contracts import ARROW_SCHEMAS, JSON_DOCUMENTS
-from graphbuild.store.files import local_path
+from graphbuild.store.locations import local_path
 
 
 @app.command()

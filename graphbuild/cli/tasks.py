@@ -106,8 +106,8 @@ def sample(
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
     """
-    from graphbuild.store.files import local_path
     from graphbuild.store.graph import Graph
+    from graphbuild.store.locations import local_path
     from graphbuild.store.pins import keep_snapshot
     from graphbuild.tasks import export as taskfiles
     from graphbuild.tasks.config import CellConfig

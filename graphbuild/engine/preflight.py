@@ -64,6 +64,8 @@ def refuse_inside(source: Source, out: str) -> None:
     Raises:
         GraphError: `out` lies in a folder of the source.
     """
+    if "://" in out:
+        return
     given = (getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True))
     for folder in (place for place in given if isinstance(place, str | os.PathLike) and os.path.isdir(place)):
         if Path(out).resolve().is_relative_to(Path(folder).resolve()):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -102,20 +103,23 @@ def _clock(seconds: float | None) -> str:
 def write_event(files: Files, run_id: str, job: Job, reports: Sequence[UnitReport]) -> None:
     """One line per finished unit in `runs/<run_id>/events.jsonl`, and one per failed row with its traceback in
     `failures.jsonl`: times and tracebacks stay out of the parts."""
-    for report in reports:
-        event = {
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "unit": str(report.unit),
-            "revision": report.revision,
-            "status": report.status,
-            "seconds": round(report.seconds, 3),
-            "computed": report.computed,
-            "error": report.error,
-        }
-        files.append(f"runs/{run_id}/events.jsonl", canonical_json(event))
-        for failure in report.failures:
-            line = {"unit": str(report.unit), **failure._asdict()}
-            files.append(f"runs/{run_id}/failures.jsonl", json.dumps(line))  # ASCII: keys may be no UTF-8
+    files.append(f"runs/{run_id}/events.jsonl", [canonical_json(_event(report)) for report in reports])
+    failures = [{"unit": str(report.unit), **row._asdict()} for report in reports for row in report.failures]
+    if failures:
+        lines = [json.dumps(row) for row in failures]  # ASCII: keys may be no UTF-8
+        files.append(f"runs/{run_id}/failures.jsonl", lines)
+
+
+def _event(report: UnitReport) -> dict[str, Any]:
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "unit": str(report.unit),
+        "revision": report.revision,
+        "status": report.status,
+        "seconds": round(report.seconds, 3),
+        "computed": report.computed,
+        "error": report.error,
+    }
 
 
 def by_annotator(reports: Sequence[UnitReport]) -> dict[str, AnnotatorReport]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -29,9 +29,10 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
 from graphbuild.sources.base import Source
 from graphbuild.store.card import write_card
-from graphbuild.store.files import AlreadyPublished, Files, files_at
+from graphbuild.store.files import AlreadyPublished, Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import Head, change_head, read_document
+from graphbuild.store.locations import files_at
 from graphbuild.store.status import status_of
 from graphbuild.store.workspace import Workspace
 
@@ -126,7 +127,8 @@ class _Run:
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
-            self.workspace.beat()
+            with suppress(OSError):  # the next beat may come through: a run is dead after ten that do not
+                self.workspace.beat()
 
     def prepare(self, plan: Plan) -> None:
         """Publish what must be there before the first unit: graph.json, lineage documents, first heads."""

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from graphbuild.contracts import SPOOL, Outcome, Unit
 from graphbuild.engine.rows import Key
-from graphbuild.hashing import canonical_json, digest_of
+from graphbuild.errors import Unreachable
+from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.store.files import Files, file_checksum
 from graphbuild.store.parts import edges_name, outcomes
 from graphbuild.store.workspace import Workspace
@@ -72,10 +73,10 @@ class Spool:
 
     def _load_file(self, name: str, expected: str) -> list[Outcome]:
         try:
-            if self.files.checksum(name)[:16] != expected:
-                return []
-            table = pa.ipc.open_file(self.files.map(name)).read_all()
-            return outcomes(table) if table.schema.equals(SPOOL) else []
+            data = self.files.map(name)
+            return _rows(data) if checksum(memoryview(data))[:16] == expected else []
+        except Unreachable:
+            raise
         except (OSError, pa.ArrowException):
             return []
 
@@ -88,7 +89,7 @@ class Spool:
             self.flush()
 
     def flush(self) -> None:
-        """Write the waiting rows; from then on their bytes live in the file, not in memory."""
+        """Write the waiting rows; from then on their bytes are pages of that file, not memory."""
         if self._waiting:
             self._write(self._waiting)
         self._waiting, self._bytes, self._flushed_at = [], 0, time.monotonic()
@@ -97,12 +98,13 @@ class Spool:
         temp = self.workspace.temp()
         with pa.OSFile(temp, "wb") as sink, pa.ipc.new_file(sink, SPOOL) as writer:
             writer.write_table(spool_table(rows))
+        written = _rows(pa.memory_map(temp).read_buffer())
         self._mark()
         digest = file_checksum(temp)[:16]
         name = f"{self.folder}/{self.workspace.name.partition('+')[0]}-{self._count:05d}-{digest}.arrow"
         self.files.publish_file(temp, name)
         self._count += 1
-        for row, kept in zip(rows, self._load_file(name, digest), strict=True):
+        for row, kept in zip(rows, written, strict=True):
             row.data = kept.data
 
     def _mark(self) -> None:
@@ -128,6 +130,11 @@ class Spool:
 
     def close(self) -> None:
         _remove(self.files, self.folder)
+
+
+def _rows(data: pa.Buffer) -> list[Outcome]:
+    table = pa.ipc.open_file(data).read_all()
+    return outcomes(table) if table.schema.equals(SPOOL) else []
 
 
 def spool_table(rows: list[Outcome]) -> pa.Table:

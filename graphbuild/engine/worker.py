@@ -16,7 +16,7 @@ from graphbuild.engine.rows import told
 from graphbuild.engine.unit import Annotating, AnnotatorBroken, Nodes
 from graphbuild.errors import GraphError
 from graphbuild.models.device import device_memory, use_threads
-from graphbuild.store.files import files_at
+from graphbuild.store.locations import files_at
 from graphbuild.store.workspace import Workspace
 
 Progress = Callable[[str, int, int, int], None]

@@ -1,4 +1,5 @@
-"""Files of a graph, and the one way to add to it: no-clobber publishing. Only `LocalFiles` assumes POSIX."""
+"""Files of a graph, and the one way to add to it: no-clobber publishing. Only `LocalFiles` assumes POSIX: `Files` asks
+for no rename, no times of files and no folders."""
 
 from __future__ import annotations
 
@@ -6,15 +7,15 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
 import shutil
 import stat
 import time
+import uuid
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Protocol
-from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
@@ -25,9 +26,13 @@ OPEN_FILES = 256
 MOST_BYTES = 4 << 30
 """Of a file that is read whole."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_BLOCK = 1 << 22
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+
+
+Span = tuple[str, int, int]
+"""Name, offset and length in bytes."""
 
 
 class AlreadyPublished(GraphError):
@@ -49,14 +54,22 @@ class Held(Protocol):
 
 class Files(Protocol):
     """The files of one graph. Names are relative, with `/`; everything published is final. What is read may be
-    somebody else's: no name leads out of the graph, and only regular files are opened (else a GraphError)."""
+    somebody else's: no name leads out of the graph, and only regular files are opened (else a GraphError).
+
+    A folder is what the names in it have in common: it need not be made before a file is published in it. An OSError
+    says nothing of what a file holds.
+    """
 
     @property
     def url(self) -> str:
         """Where the graph is: opens it again, here or in another process."""
 
+    @property
+    def forks(self) -> bool:
+        """Whether a process that is forked from this one can go on reading."""
+
     def path(self, name: str) -> str:
-        """What other readers open. A name that leads out of the graph is refused with a GraphError."""
+        """What other readers open, a path or a URL. A name that leads out of the graph is refused with a GraphError."""
 
     def writable(self) -> bool:
         """Whether files can be added."""
@@ -65,9 +78,6 @@ class Files(Protocol):
 
     def size(self, name: str) -> int:
         """In bytes."""
-
-    def age(self, name: str) -> float | None:
-        """Seconds since a file or folder was made or touched; None if it is gone."""
 
     def names(self, folder: str) -> list[str]:
         """Sorted entry names directly inside `folder`; empty when it does not exist."""
@@ -81,11 +91,11 @@ class Files(Protocol):
     def pread(self, name: str, offset: int, nbytes: int) -> bytes:
         """`nbytes` from `offset`; meant for many reads at random. A place beyond the end is a GraphError."""
 
-    def map(self, name: str) -> pa.Buffer:
-        """A whole file as a buffer, of which only what is touched is read."""
+    def will_read(self, spans: Sequence[Span]) -> None:
+        """Tell of coming `pread`s, so that they can be answered together."""
 
-    def open(self, name: str) -> BinaryIO:
-        """A file to seek and read in."""
+    def map(self, name: str) -> pa.Buffer:
+        """A whole file as a buffer that takes no memory of the process for long: pages of a file on this machine."""
 
     def checksum(self, name: str) -> str:
         """xxh3_128 of a whole file."""
@@ -103,11 +113,23 @@ class Files(Protocol):
     def replace(self, name: str, data: bytes, scratch: Scratch) -> None:
         """Atomically overwrite; only for what is not part of the format (the dataset card, reports)."""
 
-    def append(self, name: str, line: str) -> None:
-        """Add one line to an event file of a run."""
+    def append(self, name: str, lines: Sequence[str]) -> None:
+        """Add lines to an event file that no other process writes."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file or a folder; one that is already gone is fine."""
+
+    # ---- for the workspaces of runs ----------------------------------------------------------------------------
 
     def make_folder(self, name: str) -> None:
-        """A folder that must not exist yet."""
+        """A folder that must not exist yet.
+
+        Raises:
+            GraphError: two runs could overwrite each other's files here; the message says why.
+        """
+
+    def temp(self, folder: str) -> str:
+        """A path on this machine for a new file that will be published, in this folder if that is on this machine."""
 
     def lock(self, name: str) -> Held | None:
         """Hold a file, which is made if need be; None if another holds it.
@@ -117,37 +139,10 @@ class Files(Protocol):
         """
 
     def touch(self, name: str) -> None:
-        """Make an existing file or folder new again, for `age`."""
+        """Make an existing folder new again, for `age`."""
 
-    def remove(self, name: str) -> None:
-        """Delete a file or a folder; one that is already gone is fine."""
-
-
-def files_at(url: str | os.PathLike[str]) -> Files:
-    """The files of the graph at a location: a path, or a `file://` URL.
-
-    Raises:
-        GraphError: a URL of another scheme.
-    """
-    return LocalFiles(local_path(url))
-
-
-def local_path(url: str | os.PathLike[str]) -> Path:
-    """The path that a location given by a user stands for: itself, or what follows `file://`.
-
-    Raises:
-        GraphError: a URL of another scheme, also where `pathlib` has made `s3:/bucket` of `s3://bucket`.
-    """
-    text = os.fspath(url)
-    found = _SCHEME.match(text)
-    if found is None:
-        return Path(text)
-    if found[1].lower() != "file":
-        raise GraphError(
-            f"{text}: {found[1]}:// is not supported, this release reads and writes local and shared file systems "
-            "only; give a path, such as that of a folder where the bucket is mounted"
-        )
-    return Path(unquote("/" + text[found.end() :].lstrip("/")))
+    def age(self, name: str) -> float | None:
+        """Seconds since a folder was made or touched, by the clock of the file system; None if it is gone."""
 
 
 class _OpenFile:
@@ -166,6 +161,8 @@ class _OpenFile:
 
 class LocalFiles:
     """`Files` in a folder on a local or shared file system."""
+
+    forks = True
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
@@ -230,13 +227,13 @@ class LocalFiles:
             return []
 
     def read(self, name: str, most: int = MOST_BYTES) -> bytes:
-        with self.open(name) as file:
+        with self._file(name) as file:
             if (nbytes := os.fstat(file.fileno()).st_size) > most:
                 raise GraphError(f"{self.path(name)}: {nbytes} bytes, of which at most {most} are read")
             return file.read()
 
     def tail(self, name: str, nbytes: int) -> bytes:
-        with self.open(name) as file:
+        with self._file(name) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - nbytes))
             return file.read()
 
@@ -251,11 +248,14 @@ class LocalFiles:
             raise GraphError(f"{self.path(name)}: has {handle.size} bytes, not {nbytes} from {offset} on")
         return os.pread(handle.fd, nbytes, offset)
 
+    def will_read(self, spans: Sequence[Span]) -> None:
+        """The file system reads ahead by itself."""
+
     def map(self, name: str) -> pa.Buffer:
         os.close(self._opened(name))
         return pa.memory_map(self.path(name)).read_buffer()
 
-    def open(self, name: str) -> BinaryIO:
+    def _file(self, name: str) -> BinaryIO:
         return os.fdopen(self._opened(name), "rb")
 
     def _opened(self, name: str) -> int:
@@ -266,8 +266,8 @@ class LocalFiles:
         return fd
 
     def checksum(self, name: str) -> str:
-        with self.open(name) as file:
-            return _checksum_of(file)
+        with self._file(name) as file:
+            return checksum_of(iter(lambda: file.read(_BLOCK), b""))
 
     def publish(self, name: str, data: bytes, scratch: Scratch) -> bool:
         temp = scratch.temp()
@@ -296,13 +296,16 @@ class LocalFiles:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(temp, target)
 
-    def append(self, name: str, line: str) -> None:
+    def append(self, name: str, lines: Sequence[str]) -> None:
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
         with open(self.path(name), "a") as file:
-            file.write(line + "\n")
+            file.writelines(f"{line}\n" for line in lines)
 
     def make_folder(self, name: str) -> None:
         os.makedirs(self.path(name))
+
+    def temp(self, folder: str) -> str:
+        return self.path(f"{folder}/{uuid.uuid4().hex}")
 
     def lock(self, name: str) -> Held | None:
         file = _OpenFile(os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
@@ -328,12 +331,13 @@ class LocalFiles:
 def file_checksum(path: str) -> str:
     """xxh3_128 of a file, 32 hex digits."""
     with open(path, "rb") as file:
-        return _checksum_of(file)
+        return checksum_of(iter(lambda: file.read(_BLOCK), b""))
 
 
-def _checksum_of(file: BinaryIO) -> str:
+def checksum_of(blocks: Iterable[bytes]) -> str:
+    """The same of bytes that come one block after the other."""
     digest = xxhash.xxh3_128()
-    while block := file.read(1 << 22):
+    for block in blocks:
         digest.update(block)
     return digest.hexdigest()
 

@@ -26,7 +26,7 @@ from graphbuild.lookup import suggestion
 from graphbuild.store.commits import Commit, newest_spine, read_commit
 from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows
 from graphbuild.store.exclusions import read_exclusions
-from graphbuild.store.files import Files, files_at
+from graphbuild.store.files import Files
 from graphbuild.store.heads import (
     HEAD,
     Head,
@@ -40,6 +40,7 @@ from graphbuild.store.heads import (
     snapshot_digest,
     with_items,
 )
+from graphbuild.store.locations import files_at
 from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
 from graphbuild.store.parts import read_table, unreadable
 from graphbuild.store.sql import connect

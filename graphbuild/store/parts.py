@@ -26,7 +26,7 @@ from graphbuild.contracts import (
     Shard,
     Unit,
 )
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, Unreachable
 from graphbuild.hashing import canonical_json, checksum
 from graphbuild.store.files import MOST_BYTES, Files, file_checksum
 from graphbuild.store.page_offsets import value_offsets
@@ -304,9 +304,9 @@ def read_table(files: Files, name: str, columns: Sequence[str] | None = None) ->
         raise unreadable(files, name, error) from error
 
 
-def unreadable(files: Files, name: str, error: Exception) -> GraphError:
+def unreadable(files: Files, name: str, error: Exception) -> GraphError | Unreachable:
     """What to tell of a file that could not be read."""
-    if isinstance(error, GraphError):
+    if isinstance(error, GraphError | Unreachable):
         return error
     why = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
     return GraphError(f"{files.path(name)}: {why}; see graphbuild verify")

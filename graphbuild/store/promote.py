@@ -8,9 +8,9 @@ import secrets
 from graphbuild.contracts import Live
 from graphbuild.errors import GraphError, counted
 from graphbuild.store.card import write_card
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import Head, change_head, lineages, read_lineage
+from graphbuild.store.locations import files_at
 from graphbuild.store.workspace import Workspace
 
 

@@ -15,9 +15,10 @@ from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, version_of
 from graphbuild.store.card import CardCheck, read_card, write_card
 from graphbuild.store.commits import read_commit
-from graphbuild.store.files import Files, files_at
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import HEAD, committed, foreign_names, head_numbers, head_of, read_snapshot, snapshots
+from graphbuild.store.locations import files_at
 from graphbuild.store.parts import edges_folder
 from graphbuild.store.pins import PIN_FILE, write_use
 from graphbuild.store.verify import verify

@@ -16,7 +16,7 @@ from graphbuild.hashing import checksum, version_of
 from graphbuild.store.card import card_text, read_card
 from graphbuild.store.commits import Commit
 from graphbuild.store.exclusions import EXCLUSIONS
-from graphbuild.store.files import Files, files_at
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import (
     Head,
@@ -32,6 +32,7 @@ from graphbuild.store.heads import (
     read_snapshot,
     snapshots,
 )
+from graphbuild.store.locations import files_at
 from graphbuild.store.parts import commit_name, items_name, read_items_shard, read_table
 from graphbuild.store.pins import Use, read_use, used
 from graphbuild.store.verify_unit import Level, Problem, UnitFiles, UnitVerdict, check_unit, naming

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from graphbuild.contracts import NODES, PartRef
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, Unreachable
 from graphbuild.hashing import version_of
 from graphbuild.store.commits import Commit, read_commit
 from graphbuild.store.edges import EdgeRows
@@ -116,15 +116,19 @@ class _Unit:
                 self.found.nodes += 1
                 try:
                     read_node(self.files, rows, row)
+                except Unreachable:
+                    raise
                 except (GraphError, OSError) as error:
                     self.say(part, f"row {row}, item {rows.value(row, 'item_ix')}: {error}")
 
 
 @contextmanager
 def naming(files: Files, name: str, problems: list[Problem]) -> Iterator[None]:
-    """What cannot be read is a problem of the file it is in."""
+    """What cannot be read is a problem of the file it is in, unless the store does not answer."""
     try:
         yield
+    except Unreachable:
+        raise
     except (ValueError, OSError) as error:
         problems.append(Problem(name, str(error).removeprefix(f"{files.url}/{name}: ")))
 

@@ -43,8 +43,8 @@ class Workspace:
         raise GraphError(f"{files.path('_tmp')}: what is made there is removed at once; what is cleaning it?")
 
     def temp(self) -> str:
-        """A fresh path in the workspace. The folder is never recreated: if it is gone, this run was declared dead."""
-        return self.files.path(f"_tmp/{self.name}/{uuid.uuid4().hex}")
+        """A path on this machine for a file to publish. If its folder is gone, this run was declared dead."""
+        return self.files.temp(f"_tmp/{self.name}")
 
     def beat(self) -> None:
         """Tell other machines that this run is alive."""

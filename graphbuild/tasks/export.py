@@ -17,8 +17,8 @@ from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
 from graphbuild.lookup import find
-from graphbuild.store.files import local_path
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import local_path
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.sampler import PathSampler

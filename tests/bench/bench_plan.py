@@ -49,8 +49,9 @@ from graphbuild.engine.records import Producer
 from graphbuild.engine.versions import bind, source_producer
 from graphbuild.sources.base import Entry, Source, SourceItem
 from graphbuild.store.commits import read_commit
-from graphbuild.store.files import Files, LocalFiles, Scratch, files_at
+from graphbuild.store.files import Files, LocalFiles, Scratch
 from graphbuild.store.heads import change_head
+from graphbuild.store.locations import files_at
 from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, write_edges, write_items
 from graphbuild.store.workspace import Workspace
 

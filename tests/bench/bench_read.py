@@ -34,9 +34,10 @@ from graphbuild.engine.records import Producer
 from graphbuild.engine.versions import source_producer
 from graphbuild.hashing import checksum
 from graphbuild.sources.base import Entry, Source, SourceItem
-from graphbuild.store.files import Files, files_at
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import change_head
+from graphbuild.store.locations import files_at
 from graphbuild.store.parts import write_items
 from graphbuild.store.workspace import Workspace
 

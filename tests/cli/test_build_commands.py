@@ -20,9 +20,9 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.cli import app
 from graphbuild.engine.executors import ray as ray_pool
 from graphbuild.engine.plan import make_plan
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import read_head
+from graphbuild.store.locations import files_at
 from graphbuild.store.promote import promote
 from graphbuild.store.status import failed_rows
 from graphbuild.store.workspace import Workspace

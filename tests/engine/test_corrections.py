@@ -21,8 +21,8 @@ from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, locatio
 from graphbuild.sources.captions import MAX_TEXT
 from graphbuild.sources.folder import Folder
 from graphbuild.store.conditions import matching
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.verify import verify
 from tests.support.annotators import build, complete, leftovers, tree
 

@@ -18,8 +18,8 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.images.decode import decode_image
 from graphbuild.kinds.registry import KINDS
 from graphbuild.sources import resolve as resolve_source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import complete, published, tree

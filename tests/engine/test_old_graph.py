@@ -19,8 +19,8 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.engine.versions import bind, source_producer
 from graphbuild.hashing import version_of
 from graphbuild.sources import resolve as resolve_source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete, tree

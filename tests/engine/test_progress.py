@@ -17,8 +17,8 @@ from graphbuild.engine.estimate import estimate
 from graphbuild.engine.plan import make_plan
 from graphbuild.engine.progress import Progress
 from graphbuild.sources import resolve as source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from tests.support.annotators import build, complete, start
 from tests.support.sources import InMemory
 

@@ -24,8 +24,8 @@ from graphbuild.engine.new_items import ChangedItems
 from graphbuild.engine.plan import make_plan
 from graphbuild.errors import MissingNode
 from graphbuild.sources import resolve as source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from tests.support.annotators import (
     Child,
     Ordered,

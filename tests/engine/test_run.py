@@ -20,8 +20,8 @@ from graphbuild.engine.records import Job
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources import resolve as source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from tests.support.annotators import (
     WRONG,
     BatchOrdered,

@@ -20,9 +20,9 @@ from graphbuild.engine.preflight import fetch_missing
 from graphbuild.errors import MissingWeights
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.sources import resolve as resolve_source
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import read_lineage
+from graphbuild.store.locations import files_at
 from tests.support.annotators import (
     Answers,
     Hungry,

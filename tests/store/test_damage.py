@@ -15,8 +15,8 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.store.card import renew_card
 from graphbuild.store.exclusions import chosen, exclude
-from graphbuild.store.files import files_at
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.store.promote import promote
 from graphbuild.store.verify import verify
@@ -36,7 +36,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         graph = write_graph(folder / name, [{"caption": f"{name} {item}"} for item in range(items)], kinds)
         keep_snapshot(graph)
         (folder / name / f"snapshots/{graph.digest}.json").unlink()
-        graph.fs.append("runs/1/report.json", json.dumps({"snapshot": graph.digest}))
+        graph.fs.append("runs/1/report.json", [json.dumps({"snapshot": graph.digest})])
         exclude(graph.fs, chosen(graph.items(), [1]), f"of {name}")
         exclude(graph.fs, chosen(graph.items(), [2]), f"also of {name}")
         renew_card(folder / name)

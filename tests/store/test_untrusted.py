@@ -17,8 +17,9 @@ import pytest
 from graphbuild.annotators.canny import Canny
 from graphbuild.engine.plan import make_plan
 from graphbuild.errors import GraphError
-from graphbuild.store.files import LocalFiles, files_at
+from graphbuild.store.files import LocalFiles
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.verify import verify
 from graphbuild.store.workspace import Workspace
 from tests.support.annotators import build, complete, tree

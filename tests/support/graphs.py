@@ -21,9 +21,10 @@ from graphbuild.contracts import (
 from graphbuild.engine.commit import publish_unit
 from graphbuild.hashing import checksum, version_of
 from graphbuild.kinds.registry import kind_of
-from graphbuild.store.files import Files, files_at
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import change_head
+from graphbuild.store.locations import files_at
 from graphbuild.store.parts import write_items
 from graphbuild.store.workspace import Workspace
 

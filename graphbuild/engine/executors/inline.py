@@ -23,8 +23,7 @@ def run_inline(
     """
     worker = make_worker()
     while job := schedule.next_job():
-        for work in job.units:
-            worker.files.append(_marker(worker.workspace.name), str(work.unit))
+        worker.files.append(_marker(worker.workspace.name), [str(work.unit) for work in job.units])
         reports = worker.run(job, progress)
         worker.files.remove(_marker(worker.workspace.name))
         schedule.finish(job, reports)

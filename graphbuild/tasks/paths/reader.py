@@ -9,7 +9,7 @@ from typing import Any
 
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.lookup import suggestion
-from graphbuild.store.files import local_path
+from graphbuild.store.locations import local_path
 from graphbuild.strict_yaml import mapping, reading
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
 
