@@ -21,7 +21,7 @@ from graphbuild.contracts import (
     ProducerName,
     Version,
 )
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, Unreachable
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.store.files import AlreadyPublished, Files
 from graphbuild.store.parts import commit_name, edges_folder, read_table, told, unreadable
@@ -280,6 +280,8 @@ def _listed(files: Files, folder: str) -> list[str] | None:
     """None for a link or a file in place of a folder."""
     try:
         return files.names(folder)
+    except Unreachable:
+        raise
     except (GraphError, OSError):
         return None
 
