@@ -36,8 +36,8 @@ class StylePicker(Annotator):
     variants: Variants = parameter(3, output=False)
 
     def missing(self) -> list[str]:
-        endings = " ".join(sorted(suffixes()))
-        line = f"folder: {self.folder!r} has no pictures ({endings}); name a folder of style pictures"
+        what = f"{self.folder!r} has no pictures ({' '.join(sorted(suffixes()))})" if self.folder else "not given"
+        line = f"folder: {what}; name a folder of style pictures in a pipeline: {{use: style_picker, folder: styles}}"
         return super().missing() + ([] if self._files() else [line])
 
     def identity(self) -> str:

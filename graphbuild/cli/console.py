@@ -55,6 +55,13 @@ SeedOption = Annotated[int, typer.Option(help="Random seed.")]
 RepeatOption = Annotated[
     int, typer.Option(min=1, help="Consecutive tasks that share a path and row count: your batch size.")
 ]
+SplitOption = Annotated[str | None, typer.Option(help="A side of the leakage split: train, validation.")]
+WhereOption = Annotated[str | None, typer.Option(help="Conditions on items, YAML: '{split: train}'.")]
+HeldOutOption = Annotated[
+    list[str] | None, typer.Option(help="A task never drawn, YAML: '{given: depth, holes: image}'.")
+]
+RowsOption = Annotated[str | None, typer.Option(help="Relative chances of 1, 2, ... rows: 0.3,0.4,0.3.")]
+KeepOption = Annotated[str | None, typer.Option(help="Chances that words stay, YAML: '{task: 1, content: 1, all: 1}'.")]
 MaskOption = Annotated[str | None, typer.Option(help="Which cells are hidden: code (default) or paper.")]
 WeightsOption = Annotated[
     str | None,

@@ -13,16 +13,21 @@ from graphbuild.cli.console import (
     ERR,
     UNDONE,
     GraphArgument,
+    HeldOutOption,
     JsonOption,
+    KeepOption,
     LayoutOption,
     MaskOption,
     MissingOption,
     PathsOption,
     RepeatOption,
+    RowsOption,
     SamplerOption,
     SeedOption,
     SnapshotOption,
+    SplitOption,
     WeightsOption,
+    WhereOption,
     refusing,
     say,
     stop,
@@ -74,16 +79,11 @@ def sample(
     seed: SeedOption = 0,
     index: Annotated[int, typer.Option(min=0, help="The first task.")] = 0,
     path_repeat: RepeatOption = 1,
-    split: Annotated[str | None, typer.Option(help="A side of the leakage split: train, validation.")] = None,
-    where: Annotated[str | None, typer.Option(help="Conditions on items, YAML: '{split: train}'.")] = None,
-    held_out: Annotated[
-        list[str] | None, typer.Option(help="A task never drawn, YAML: '{given: depth, holes: image}'.")
-    ] = None,
-    rows: Annotated[str | None, typer.Option(help="Relative chances of 1, 2, ... rows: 0.3,0.4,0.3.")] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(help="Chances that words stay, YAML: '{task: 1, content: 1, all: 1}'."),
-    ] = None,
+    split: SplitOption = None,
+    where: WhereOption = None,
+    held_out: HeldOutOption = None,
+    rows: RowsOption = None,
+    keep: KeepOption = None,
     mask: MaskOption = None,
     weights: WeightsOption = None,
     layout: LayoutOption = None,
@@ -121,9 +121,8 @@ def sample(
         }  # fmt: skip
         cells, opened = CellConfig(**chosen), Graph.open(graph, snapshot=snapshot)
         config = _config(
-            sampler, split=split, where=_yaml("--where", where), rows=_yaml("--rows", rows and f"[{rows}]"),
-            held_out=[_yaml("--held-out", task) for task in held_out or ()] or None, keep=_yaml("--keep", keep),
-            mask=mask, layout=layout, weights=weights,
+            sampler, split=split, where=where, held_out=held_out, rows=rows, keep=keep, mask=mask, layout=layout,
+            weights=weights,
         )  # fmt: skip
         drawer = taskfiles.open_sampler(
             opened, paths, seed=seed, path_repeat=path_repeat, on_missing=on_missing, config=config
@@ -150,6 +149,11 @@ def explain(
     on_missing: MissingOption = "error",
     seed: SeedOption = 0,
     path_repeat: RepeatOption = 1,
+    split: SplitOption = None,
+    where: WhereOption = None,
+    held_out: HeldOutOption = None,
+    rows: RowsOption = None,
+    keep: KeepOption = None,
     mask: MaskOption = None,
     weights: WeightsOption = None,
     layout: LayoutOption = None,
@@ -173,7 +177,10 @@ def explain(
     with refusing():
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
-            config = _config(sampler, mask=mask, layout=layout, weights=weights)
+            config = _config(
+                sampler, split=split, where=where, held_out=held_out, rows=rows, keep=keep, mask=mask, layout=layout,
+                weights=weights,
+            )  # fmt: skip
             drawer = open_sampler(
                 opened, paths, seed=seed, path_repeat=path_repeat, on_missing=on_missing, config=config
             )
@@ -186,7 +193,7 @@ def explain(
 
 
 def _config(file: str | None, **options: Any) -> SamplerConfig:
-    """The switches of a file, over which the options that were given go.
+    """The switches of a file, over which the options that were given go; texts of some options are YAML.
 
     Raises:
         ValueError: a key or a value is not allowed.
@@ -194,6 +201,11 @@ def _config(file: str | None, **options: Any) -> SamplerConfig:
     from graphbuild.strict_yaml import build, mapping, reading
     from graphbuild.tasks.config import SamplerConfig
 
+    if rows := options.get("rows"):
+        options["rows"] = _yaml("--rows", f"[{rows}]")
+    if held_out := options.get("held_out"):
+        options["held_out"] = [_yaml("--held-out", task) for task in held_out]
+    options |= {name: _yaml(f"--{name}", options[name]) for name in ("where", "keep") if options.get(name) is not None}
     said = {}
     if file is not None:
         with reading(file) as document:
@@ -202,10 +214,10 @@ def _config(file: str | None, **options: Any) -> SamplerConfig:
     return build(SamplerConfig, {**said, **{name: value for name, value in options.items() if value is not None}})
 
 
-def _yaml(option: str, text: str | None) -> Any:
+def _yaml(option: str, text: str) -> Any:
     from graphbuild.strict_yaml import parse_yaml
 
     try:
-        return None if text is None else parse_yaml(text)
+        return parse_yaml(text)
     except ValueError as error:
         raise GraphError(f"{option} {text!r}: {error}") from error

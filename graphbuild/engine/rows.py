@@ -199,7 +199,7 @@ def failure_of(error: BaseException) -> tuple[str, str]:
 def told(error: BaseException) -> str:
     """An exception's class and message, even if its `__str__` raises."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     except Exception as another:
         return f"{type(error).__name__}, whose message raises {type(another).__name__}"
 

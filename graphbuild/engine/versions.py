@@ -147,7 +147,7 @@ def _bind_one(
         annotator=name_of(annotator),
         code_version=annotator.code_version,
         params=params_of(annotator),
-        model=pinned.identity(),
+        model=_identity(pinned),
         codec={kind.name: annotator.codec(kind) for kind in made},
         schema_version=SCHEMA_VERSION,
         parents={kind: live.version for kind, live in sorted(parents.items())},
@@ -166,6 +166,14 @@ def _bind_one(
         variants=dict.fromkeys((kind.name for kind in made), counts.pop() if counts else variants_of(annotator)),
         parents=parents,
     )
+
+
+def _identity(annotator: Annotator) -> str | None:
+    try:
+        return annotator.identity()
+    except MissingWeights as error:
+        refuse_missing([f"{name_of(annotator)}: {error}"])
+        raise
 
 
 def _made_by(producer: Producer) -> dict[str, tuple[Live, int]]:

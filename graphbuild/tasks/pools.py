@@ -90,6 +90,27 @@ class Stock:
             has["allowed"] = int(self._allowed(path).sum())
         return has
 
+    def lacks(self, path: TaskPath) -> list[str]:
+        """Why a path is not served, in a few words each; nothing if items have all that it needs."""
+        if not self._in_use.any():
+            return [f"no item is left by {' and '.join(self._asked())}"]
+        counts = self.counts(path)
+        absent = [f"no {kind}" for kind, count in counts.items() if not count and kind != "allowed"]
+        if absent:
+            return absent
+        if not counts.get("allowed", 1):
+            kinds = [f"the conditions of {kind}" for kind in self.kind_where if kind in path.nodes]
+            own = [f"where {canonical_json(path.where)}"] if path.where else []
+            return [f"no item is left by {' and '.join([*self._asked(), *own, *kinds])}"]
+        return [] if self.served(path).pool.size else ["no item has its kinds in variants that belong together"]
+
+    def _asked(self) -> list[str]:
+        """What leaves items out of every path."""
+        config = self.config
+        asked = {f"where {canonical_json(config.where)}": config.where, f"split {config.split}": config.split,
+                 "exclude": self.graph.excluded}  # fmt: skip
+        return [name for name, given in asked.items() if given]
+
     @cached_property
     def bridging(self) -> int:
         """Items that join leakage groups of two sides and are not drawn for that."""
@@ -109,16 +130,24 @@ class Stock:
         found = sorted((other, role, table) for other, role, table in made if table is not None)
         return found[0][1:] if found else None
 
-    def _allowed(self, path: TaskPath) -> Flags:
-        """Items that meet the conditions of path and configuration, are on the configured side and not excluded."""
+    @cached_property
+    def _in_use(self) -> Flags:
+        """Items that meet the conditions of the configuration, are on its side and not excluded."""
         allowed = np.ones(self.nodes.num_items, bool)
         allowed[list(self.graph.excluded_items)] = False
-        for where in filter(None, (path.where, self.config.where)):
-            allowed &= self._meeting(where)
-        for where in self._of_kinds(path):
-            allowed &= self._meeting(where, known=False)
+        if self.config.where:
+            allowed &= self._meeting(self.config.where)
         if self._sides is not None:
             allowed &= self._sides == _SIDES[str(self.config.split)]
+        return allowed
+
+    def _allowed(self, path: TaskPath) -> Flags:
+        """Of these, the items that meet the conditions of a path and of its kinds."""
+        allowed = self._in_use.copy()
+        if path.where:
+            allowed &= self._meeting(path.where)
+        for where in self._of_kinds(path):
+            allowed &= self._meeting(where, known=False)
         return allowed
 
     def _of_kinds(self, path: TaskPath) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, counted
 from graphbuild.hashing import canonical_json
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.store.graph import Graph
@@ -28,6 +28,7 @@ _DEFAULTS = SamplerConfig()
 _CELLS = CellConfig()
 _GEOMETRY = label_hashes(["path", "rows"])
 _LAST = (1 << 63) - 1  # indices are stored as int64
+_MOST_REASONS = 4
 _BLOCK = 1 << 14  # walks drawn at once: their tables stay in a processor's cache
 
 
@@ -163,16 +164,26 @@ class PathSampler:
         lacking = [path for path in wanted if not fitting[path.name]]
         drawable = tuple(path for path in wanted if fitting[path.name] and masks(path, self.config))
         if not drawable or (lacking and on_missing == "error"):
-            coverage = self.coverage()
-            shown = "; ".join(f"{path.name}: {coverage[path.name]}" for path in lacking[:3])
-            kinds = "".join(f", where of kind {kind}" for kind in self.listed.kind_where)
             raise GraphError(
                 f"{self.graph.url} serves {len(drawable)} of the {len(self.listed.paths)} paths of "
-                f"{self.listed.name!r}. Items that have: {shown or 'all'}. Run the missing annotators, ask less of "
-                f"items (where, split, rows{kinds}), or leave such paths out (on_missing drop); a path whose targets "
-                "are held out is never served"
+                f"{self.listed.name!r}: {self._lacks(lacking)}. Run the missing annotators, ask less of items (where, "
+                "split, rows, kinds), or leave such paths out (on_missing drop)"
             )
         return drawable
+
+    def _lacks(self, lacking: Sequence[TaskPath]) -> str:
+        """The commonest reasons why paths are not served, with the number of paths that each keeps away."""
+        few, kept_away = f"too few items for rows {list(self.config.rows)}", dict[str, list[str]]()
+        for path in lacking:
+            for reason in self.stock.lacks(path) or [few]:
+                kept_away.setdefault(reason, []).append(path.name)
+        commonest = sorted(kept_away.items(), key=lambda found: -len(found[1]))
+        told = [
+            f"{reason} ({counted(len(names), 'path')}: {names[0]}{', ...' if names[1:] else ''})"
+            for reason, names in commonest[:_MOST_REASONS]
+        ]
+        told += [counted(len(commonest) - len(told), "more reason")] if len(commonest) > len(told) else []
+        return "; ".join(told) or "their targets are held out"
 
     def _fits(self, served: Served) -> bool:
         """Whether there are items enough for a number of rows that has a chance."""

@@ -152,8 +152,9 @@ def test_no_styles_is_said_before_work_starts(folder: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     picker = StylePicker(folder=folder)
     (line,) = picker.missing()
-    assert line.startswith(f"folder: '{folder}' has no pictures")
-    with pytest.raises(MissingWeights, match="has no pictures"):
+    said = f"folder: {f'{folder!r} has no pictures (' if folder else 'not given; name a folder of style pictures in a'}"
+    assert line.startswith(said) and line.endswith("{use: style_picker, folder: styles}")
+    with pytest.raises(MissingWeights, match="name a folder"):
         picker.identity()
 
 

@@ -70,6 +70,8 @@ def refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Re
         # weights that are not here
         (f"{RUN} --annotators hed", ("hed: lllyasviel/Annotators (0.03 GB, apache-2.0): graphbuild models fetch "
          "lllyasviel/Annotators")),
+        (f"{RUN} --annotators style_picker", ("style_picker: folder: not given; name a folder of style pictures in a "
+         "pipeline: {{use: style_picker, folder: styles}}")),
         # a wrong range
         (f"{RUN} --annotators canny --limit 0", "Invalid value for '--limit': Input should be greater than or equal t"),
         # a module of one's own

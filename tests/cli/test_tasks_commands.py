@@ -74,7 +74,7 @@ def test_a_graph_that_serves_nothing_still_gets_its_table(graph: Path) -> None:
     """Exit 1, the counts, and the reason."""
     Path("own.yaml").write_text("paths: [{name: a, cells: [hed, image]}]\n")
     result = cli("tasks", graph, "--paths", "own.yaml", code=1)
-    assert result.stdout.splitlines()[-1] == "0 of 1 paths can be served" and "'hed': 0" in result.stderr
+    assert result.stdout.splitlines()[-1] == "0 of 1 paths can be served" and "no hed (1 path: a)" in result.stderr
     rows = json.loads(cli("tasks", graph, "--paths", "own.yaml", "--json", code=1).stdout)
     assert [(row["items"], row["probability"]) for row in rows] == [(0, 0.0)]
     cli("tasks", "--paths", "nonsense", code=2)
@@ -132,6 +132,8 @@ def test_sample_takes_the_whole_sampler_configuration(graph: Path) -> None:
     assert [(walk["path"], tuple(walk["rows"])) for walk in walks] == [
         (walk.path.name, walk.rows) for walk in sampler.walks(0, 40)
     ]
+    why = json.loads(cli("explain", graph, "--sample", 7, "--sampler", "own.yaml", *options, "--json").stdout)
+    assert [row["item_ix"] for row in why["rows"]] == walks[7]["rows"] and {"where", "keep"} <= set(why["switches"])
     assert all("turns" not in walk["instruction"] and len(walk["rows"]) <= 2 for walk in walks)
     assert all(walk["instruction_full"].startswith(walk["instruction"]) and walk["instruction_full"] for walk in walks)
     cli("sample", graph, "--format", "jsonl", "--count", 40, "--sampler", "own.yaml", "--split", "validation")

@@ -17,7 +17,7 @@ from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parame
 from graphbuild.annotators.canny import Canny
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import ROWS
+from graphbuild.tasks.config import ROWS, HeldOut, SamplerConfig
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import Styles, build, complete, write_photos
@@ -211,13 +211,29 @@ def test_only_variants_that_exist_are_drawn(photos: Path, tmp_path: Path) -> Non
 # ---- what can be served ----------------------------------------------------------------------------------------
 
 
-def test_an_unservable_path_is_refused_with_counts(graph: Graph) -> None:
+def test_an_unservable_path_is_refused_with_what_it_lacks(graph: Graph) -> None:
     """The message must say which kind is missing, or the user has to search the graph by hand."""
     with pytest.raises(GraphError, match="serves 1 of the 2 paths") as caught:
         PathSampler(graph, PathSet(name="two", paths=(SKETCH, HED)))
     message = str(caught.value)
-    assert "'canny': 9" in message and "'hed': 0" in message and "'image': 9" in message and "'all': 0" in message
-    assert "on_missing" in message and "sketch:" not in message
+    assert "'two': no hed (1 path: soft). Run the missing annotators" in message
+    assert "on_missing" in message and "sketch" not in message
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (SamplerConfig(where={"key": "nobody"}), 'no item is left by where {"key":"nobody"} (134 paths: canny-'),
+        (SamplerConfig(rows=(0.0,) * 12 + (1.0,)), "too few items for rows [0.0, "),
+        (SamplerConfig(held_out=(HeldOut(given=("canny",), holes=("image",)),)), "no reference (58 paths: "),
+    ],
+)  # fmt: skip
+def test_the_commonest_reasons_are_told(graph: Graph, config: SamplerConfig, said: str) -> None:
+    """Guards against the counts of all paths, from which nobody sees that one condition left nothing."""
+    with pytest.raises(GraphError) as caught:
+        PathSampler(graph, "graph200k", config=config)
+    message = str(caught.value)
+    assert said in message and "{'" not in message and len(message) < 700
 
 
 def test_nothing_servable_is_refused_even_with_drop(graph: Graph) -> None:

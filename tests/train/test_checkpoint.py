@@ -72,6 +72,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     """Guards against a field that is not written, and against pickles among the files."""
     written = at(500)
     path = save(tmp_path, written)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {path.stat().st_mode & 0o666}  # the umask's
     assert path == tmp_path / "checkpoints" / "step-00000500"
     found = read(path)
     assert (found.step, found.next, found.seed, found.config, found.snapshot) == (

@@ -27,6 +27,9 @@ def test_every_recipe_loads_and_what_it_names_exists(name: str) -> None:
     """Guards against a recipe that is first read on somebody's GPU."""
     config = recipe(name)
     listed = load(config.paths)
+    pairs = any("reference" in path.nodes for path in listed.paths)
+    rated = {"quality_assessment.objectConsistency": {">=": 3}}
+    assert listed.kind_where == ({"reference": rated} if pairs else {})  # no list trains on poor pairs
     assert config.base in BASES and objective_of(config.objective, config.shift)
     assert all(masks(path, config.sampler) for path in listed.paths)
     assert recipe_file(name).read_text().startswith("# ")

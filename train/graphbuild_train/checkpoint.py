@@ -187,6 +187,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     for part in [part for part in _PARTS if tensors[part]]:
         file = folder / f"{part}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors[part].items()}, file)
+        file.chmod(folder.stat().st_mode & 0o666)  # the umask's; safetensors makes files that only their owner can read
         _sync(file)
         files[file.name] = _digest(file)
     said = {name: value for name, value in vars(checkpoint).items() if name not in _PARTS}

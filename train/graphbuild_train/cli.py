@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -157,12 +158,14 @@ def run(
     """  # fmt: skip
     with refusing(None if dry_run else out):
         config = config_of(recipe, steps, model, sets)
-        from graphbuild_train import preflight
+        from graphbuild_train import checkpoint, preflight
         from graphbuild_train import trainer as loop
 
         if dry_run:
-            trainer = loop.Trainer(config, graph, out, console=ERR)
-            trainer.journal.say(preflight.lines(trainer.setup))
+            with TemporaryDirectory() as scratch:  # for the tiny model
+                resumed = out if checkpoint.steps(out) else Path(scratch)
+                trainer = loop.Trainer(config, graph, resumed, console=ERR)
+                trainer.journal.say(preflight.lines(trainer.setup))
         else:
             typer.echo(loop.train(config, graph, out, console=ERR))
 
