@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import threading
@@ -90,13 +91,16 @@ def run(
     with run.workspace_open():
         run.prepare(first)
         for note in first.notes:
-            run.console.print(note, highlight=False, markup=False)
+            run.say(note)
         plan = first
         for _ in range(REPLANS):
             if not plan.units or not run.execute(plan).replan:
                 break
             plan = make_plan(files, source, chosen, retry=retry, **options)
         return run.finish(first, source)
+
+
+_RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 
 
 class _Run:
@@ -115,6 +119,7 @@ class _Run:
         if dead:  # what ended that run may end this one
             self.flush_s = min(self.flush_s, CAREFUL_FLUSH_SECONDS)
         self.workspace = Workspace.create(self.files, self.run_id)
+        self._say_others()
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
         beat.start()
@@ -172,9 +177,9 @@ class _Run:
     def _say_errors(self) -> None:
         """Print new errors at once, not at the end of a long run."""
         for error in self.schedule.errors[self._said :]:
-            self.console.print(error, highlight=False, markup=False)
+            self.say(error)
             if self.files.exists(name := f"runs/{self.run_id}/failures.jsonl"):
-                self.console.print(f"tracebacks: {self.files.path(name)}", highlight=False, markup=False)
+                self.say(f"tracebacks: {self.files.path(name)}")
         self._said = len(self.schedule.errors)
 
     def finish(self, plan: Plan, source: Source | None) -> RunReport:
@@ -193,18 +198,30 @@ class _Run:
 
     def _promote(self, plan: Plan) -> None:
         """Replaced kinds and their rebuilt descendants go live together, in one head. A `promote` during the run, which
-        is the later request, wins."""
+        is the later request, wins; of two runs, the one that ends last."""
+        makes, before = plan.makes(), Head()
 
         def promoted(head: Head) -> Head:
-            self.went_live = {} if plan.overruled_by(head) else plan.replaces()
+            nonlocal before
+            before, self.went_live = head, {} if plan.overruled_by(head) else plan.replaces()
             return {**head, **self.went_live}
 
-        if plan.replaces():
-            head = change_head(self.files, self.workspace, promoted)
-            for kind, live in plan.overruled_by(head).items():
-                again = f"graphbuild promote {self.files.url} {plan.replaces()[kind].version}"
-                line = f"{kind}: {live.annotator} {live.version} was promoted during this run and stays; or: {again}"
-                self.console.print(line, highlight=False, markup=False)
+        after = change_head(self.files, self.workspace, promoted)
+        for kind in (kind for kind in makes if before[kind] not in (makes[kind], plan.head.get(kind))):
+            other = f"{kind}: {before[kind].annotator} {before[kind].version} went live during this run and"
+            stays, version = ("stays", makes[kind]) if after[kind] == before[kind] else ("is replaced", before[kind])
+            self.say(f"{other} {stays}; the other way: graphbuild promote {self.files.url} {version.version}")
+        if self.went_live:
+            self._say_others()
+
+    def _say_others(self) -> None:
+        """Name runs that are at work on the same graph: of versions of one kind, the last run's goes live."""
+        others = [name.partition("+")[0] for name in self.files.names("_tmp") if name != self.workspace.name]
+        if runs := [name for name in others if _RUN_ID.fullmatch(name)]:
+            self.say(f"also at work on this graph: {', '.join(runs)}; of versions of a kind, the last run's goes live")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False)
 
     def report(self, plan: Plan, graph: Graph, source: Source | None) -> RunReport:
         seconds = time.perf_counter() - self._clock

@@ -99,9 +99,33 @@ def test_a_promote_during_a_run_is_the_last_that_was_asked(
     monkeypatch.setattr("graphbuild.engine.run.write_event", lambda *event: promote(out, versions[0].version))
     report = complete(build(photos, out, [Canny(low=60.0)], limit=4, console=said))
     assert report.went_live == {} and Graph.open(out).live("canny") == versions[0]
-    (told,) = [line for line in said.export_text().splitlines() if "promoted during this run" in line]
+    (told,) = [line for line in said.export_text().splitlines() if "went live during this run and stays" in line]
     promote(out, told.split()[-1])
     assert Graph.open(out).live("canny") not in versions
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_of_two_runs_at_once_both_are_told(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    """Guards against two versions of a kind of which one goes live in silence, whoever asked for the other."""
+    out = tmp_path / "g"
+    said = {low: Console(record=True, file=io.StringIO(), width=400) for low in (50.0, 60.0)}
+    complete(build(photos, out, ["lsd" if new else "canny"], limit=4))
+
+    def another(*event: object) -> None:
+        monkeypatch.undo()
+        complete(build(photos, out, [Canny(low=60.0)], limit=4, console=said[60.0]))
+
+    monkeypatch.setattr("graphbuild.engine.run.write_event", another)
+    complete(build(photos, out, [Canny(low=50.0)], limit=4, console=said[50.0]))
+    first, second = (console.export_text() for console in said.values())
+    assert second.count("also at work on this graph: 20") == 2  # as it starts, and as its version goes live
+    (told,) = [line for line in first.splitlines() if "went live during this run" in line]
+    assert ("is replaced" in told) != new
+    live = Graph.open(out).live("canny")
+    promote(out, told.split()[-1])
+    assert Graph.open(out).live("canny") != live
 
 
 def test_a_version_that_was_never_live_goes_live(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
