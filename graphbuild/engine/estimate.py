@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from graphbuild.contracts import RunReport
+from graphbuild.contracts import AnnotatorReport, RunReport
 from graphbuild.engine.plan import Plan
 from graphbuild.store.commits import read_commit
 from graphbuild.store.files import Files
@@ -38,7 +38,7 @@ def estimate(plan: Plan, files: Files) -> Estimate | None:
     for report in reports:
         for name, did in report.annotators.items():
             seconds[name] += did.seconds
-            computed[name] += did.ok + did.skipped + did.failed - did.reused
+            computed[name] += _computed(did)
     known = {name: rows for name, rows in plan.rows().items() if computed[name] > 0}
     if not known:
         return None
@@ -51,6 +51,21 @@ def estimate(plan: Plan, files: Files) -> Estimate | None:
         nbytes=round(sum(rows * _bytes_a_row(files, newest, name) for name, rows in known.items())),
         unknown=tuple(name for name in plan.rows() if name not in known),
     )
+
+
+def pace_of(files: Files) -> dict[str, float]:
+    """Annotator -> seconds of its own work for each row, in the newest runs of the graph."""
+    seconds: dict[str, float] = defaultdict(float)
+    computed: Counter[str] = Counter()
+    for report in _reports(files):
+        for name, did in report.annotators.items():
+            seconds[name] += did.annotate_seconds
+            computed[name] += _computed(did)
+    return {name: seconds[name] / rows for name, rows in computed.items() if rows > 0}
+
+
+def _computed(did: AnnotatorReport) -> int:
+    return did.ok + did.skipped + did.failed - did.reused
 
 
 def _reports(files: Files) -> Iterator[RunReport]:

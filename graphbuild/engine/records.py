@@ -36,7 +36,11 @@ class Producer:
 @dataclass(frozen=True, kw_only=True)
 class AnnotateUnit:
     """One unit of an annotator. `deaths` counts workers that died on it: after the first, rows run alone. `after` comes
-    before it besides its parents: the source, for an annotator that looks at facts of items."""
+    before it besides its parents: the source, for an annotator that looks at facts of items.
+
+    A long unit is divided: each `part` makes the rows of these items (`item_ix`) and leaves them in the spool; then the
+    unit itself, which `gathers` them, commits.
+    """
 
     annotator: Annotator
     producer: Producer
@@ -45,6 +49,8 @@ class AnnotateUnit:
     retry: bool = False
     deaths: int = 0
     after: tuple[Live, ...] = ()
+    part: range | None = None
+    gathers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +104,8 @@ class Failure(NamedTuple):
 
 @dataclass(kw_only=True)
 class UnitReport:
-    """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; `final` says that
-    trying again would not help, `broken` that the annotator itself is at fault."""
+    """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; of a part of one: `saved`.
+    `final` says that trying again would not help, `broken` that the annotator itself is at fault."""
 
     unit: Unit
     revision: int

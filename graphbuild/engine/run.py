@@ -19,6 +19,7 @@ from rich.console import Console
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import Live, RunReport
+from graphbuild.engine.estimate import pace_of
 from graphbuild.engine.executors.inline import remove_dead_runs, run_inline
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
@@ -151,7 +152,8 @@ class _Run:
         change_head(self.files, self.workspace, lambda head: {**plan.makes(), **head})
 
     def execute(self, plan: Plan) -> Schedule:
-        self.schedule = schedule = Schedule(plan, self.killed)
+        pace = None if self.executor == "inline" else pace_of(self.files)  # one process gains nothing from parts
+        self.schedule = schedule = Schedule(plan, self.killed, pace)
         self._said = 0
         progress = Progress(self.console, plan.rows())
         worker_args = (self.files.url, self.workspace.name, self.flush_s)

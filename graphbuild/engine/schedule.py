@@ -1,9 +1,11 @@
-"""Scheduling: a unit waits for its parents, a failed unit is retried, a broken annotator is stopped."""
+"""Scheduling: a unit waits for its parents, a long unit is divided, a failed unit is retried, a broken annotator is
+stopped."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -15,6 +17,10 @@ from graphbuild.engine.unit import BROKEN_ROWS
 
 UNIT_TRIES = 3
 MAX_DEATHS = 20
+PART_SECONDS = 600.0
+"""A unit of which an annotator is expected to take longer is divided into parts of about this length."""
+FIRST_ROWS = 64
+"""Rows in a part while nothing is known of an annotator with a network."""
 
 SHARED = "cpu"
 
@@ -22,6 +28,14 @@ UnitKey = tuple[str, str, int]
 Version = tuple[str, str]
 
 _ONE = Resources()
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The parts of a unit that are not made yet, and the totals of those that are."""
+
+    left: set[range]
+    made: UnitReport
 
 
 @dataclass(slots=True)
@@ -41,9 +55,11 @@ class Schedule:
 
     Args:
         killed: units that the process of an earlier run died on: their rows run alone.
+        pace: annotator -> seconds for each row in earlier runs; this run's own are known better, once there are some.
+            None: units are not divided.
     """
 
-    def __init__(self, plan: Plan, killed: Collection[str] = ()) -> None:
+    def __init__(self, plan: Plan, killed: Collection[str] = (), pace: Mapping[str, float] | None = None) -> None:
         self.reports: list[UnitReport] = []
         self.errors: list[str] = []
         self.replan = False
@@ -52,9 +68,11 @@ class Schedule:
         self._open: set[UnitKey] = set()
         self._open_of: Counter[Version] = Counter()
         self._lost: set[UnitKey] = set()
-        self._tries: Counter[UnitKey] = Counter()
+        self._tries: Counter[tuple[UnitKey, range | None]] = Counter()
         self._stopped: set[Version] = set()
         self._done: dict[Version, UnitReport] = {}
+        self._pace = pace
+        self._parts: dict[UnitKey, _Parts] = {}
         jobs = make_jobs(plan, killed)
         self._before, self._after = count(-1, -1), count(len(jobs))
         for job in jobs:
@@ -75,14 +93,15 @@ class Schedule:
         )
 
     def next_job(self, pool: str | None = None) -> Job | None:
-        """The first job whose parents are committed, for one pool or any; None if nothing can start now."""
+        """The first job whose parents are committed, for one pool or any; None if nothing can start now. Of a unit that
+        would take long it is the first part, and its other parts come next."""
         name = min(self._ready, key=lambda name: self._ready[name][0][0], default="") if pool is None else pool
         if name not in self._ready:
             return None
         _, job = heappop(self._ready[name])
         if not self._ready[name]:
             del self._ready[name]
-        return job
+        return self._divided(job)
 
     def put_back(self, job: Job) -> None:
         """Take a job back that found no worker: it stays the first of its pool."""
@@ -135,7 +154,15 @@ class Schedule:
             self._lose(work)
 
     def _is_lost(self, work: AnyUnit) -> bool:
-        return version_of(work) in self._stopped or any(key in self._lost for key in parent_keys(work))
+        lost = any(key in self._lost for key in (unit_key(work), *parent_keys(work)))
+        return lost or version_of(work) in self._stopped
+
+    def _restart(self) -> None:
+        """Queue again what is ready, after something was lost that it may belong to."""
+        ready, self._ready = self._ready, {}
+        for jobs in ready.values():
+            for rank, job in jobs:
+                self._start(rank, job)
 
     def _again(self, job: Job, work: AnyUnit) -> None:
         """One unit of a job by itself, after everything that waits."""
@@ -147,6 +174,8 @@ class Schedule:
 
     def _close(self, work: AnyUnit) -> None:
         """A unit has ended, committed or lost: release its children."""
+        if unit_key(work) not in self._open:
+            return
         self._open.discard(unit_key(work))
         self._open_of[version_of(work)] -= 1
         for blocked in self._children.pop(unit_key(work), ()):
@@ -154,22 +183,80 @@ class Schedule:
             if not blocked.parents:
                 self._start(blocked.rank, blocked.job)
 
+    # ---- long units --------------------------------------------------------------------------------------------
+
+    def _divided(self, job: Job) -> Job:
+        """The job, or its first piece if some of its units are long; the other pieces go before all that waits."""
+        parts = {unit_key(work): self._parts_of(work) for work in job.units}
+        if not any(parts.values()):
+            return job
+        whole = tuple(work for work in job.units if not parts[unit_key(work)])
+        pieces = [replace(job, units=whole)] if whole else []
+        for work in job.units:
+            if isinstance(work, AnnotateUnit) and (ranges := parts[unit_key(work)]):
+                pieces += [replace(job, units=(replace(work, part=part),)) for part in ranges]
+                self._parts[unit_key(work)] = _Parts(set(ranges), UnitReport(unit=work.unit, revision=work.revision))
+        for piece in reversed(pieces[1:]):
+            self._start(next(self._before), piece)
+        return pieces[0]
+
+    def _parts_of(self, work: AnyUnit) -> Sequence[range]:
+        """Ranges of `item_ix`, each a number of whole micro-batches; none for a unit that is short, or a part already.
+        A unit that a worker died on stays whole: it knows which row was alone."""
+        if isinstance(work, IngestUnit) or work.part is not None or work.gathers or work.deaths:
+            return ()
+        rows, batch, shard = self._rows_of_part(work), work.annotator.resources.batch_size, work.unit.shard
+        items = rows / sum(work.producer.variants.values())
+        total = shard.stop - shard.start
+        if total <= items:
+            return ()
+        size = math.ceil(total / math.ceil(total / max(1, items)) / batch) * batch
+        return [range(at, min(at + size, shard.stop)) for at in range(shard.start, shard.stop, size)]
+
+    def _rows_of_part(self, work: AnnotateUnit) -> float:
+        done = self._done.get(version_of(work))
+        if self._pace is None:
+            return math.inf
+        pace = done.annotate_seconds / done.computed if done and done.computed else self._pace.get(work.producer.name)
+        if pace is None:
+            asked = work.annotator.resources
+            return FIRST_ROWS if asked.memory_gb or asked.gpus else math.inf
+        return PART_SECONDS / max(pace, 1e-9)
+
     # ---- what became of it -------------------------------------------------------------------------------------
 
     def _settle(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
+        if unit_key(work) not in self._open:
+            return  # a part of a unit that is lost
         if report.status == "failed":
             self._retry_or_fail(job, work, report)
             return
+        if report.status == "saved":
+            self._saved(job, work, report)
+            return
         self.replan |= report.status == "replan"
-        self.reports.append(report)
         self._close(work)
         self._count(work, report)
+        parts = self._parts.pop(unit_key(work), None)
+        self.reports.append(report if parts is None else _sum(report, parts.made))
+
+    def _saved(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
+        """A part is made: after the last one, the unit gathers them."""
+        assert isinstance(work, AnnotateUnit) and work.part is not None
+        parts = self._parts[unit_key(work)]
+        parts.left.discard(work.part)
+        parts.made = _sum(parts.made, report)
+        self._count(work, report)
+        if not parts.left:
+            whole = replace(work, part=None, gathers=True, deaths=0)
+            self._start(next(self._before), replace(job, units=(whole,)))
 
     def _retry_or_fail(self, job: Job, work: AnyUnit, report: UnitReport) -> None:
-        self._tries[unit_key(work)] += 1
+        attempt = (unit_key(work), work.part if isinstance(work, AnnotateUnit) else None)
+        self._tries[attempt] += 1
         if report.broken:
             self._stop(work, report)
-        if report.final or self._tries[unit_key(work)] >= UNIT_TRIES:
+        if report.final or self._tries[attempt] >= UNIT_TRIES:
             self._fail(work, report.error or "")
         else:
             self._again(job, work)
@@ -181,6 +268,7 @@ class Schedule:
         total = self._done.setdefault(version, UnitReport(unit=report.unit, revision=0))
         total.computed += report.computed
         total.computed_failed += report.computed_failed
+        total.annotate_seconds += report.annotate_seconds
         total.counts["ok"] = total.counts.get("ok", 0) + report.counts.get("ok", 0)
         total.failures += report.failures[: MOST_FAILURES - len(total.failures)]
         bad, done = total.computed_failed, not self._open_of[version]
@@ -193,14 +281,19 @@ class Schedule:
             self._stopped.add(version)
             failed = f"{report.computed_failed} of {report.computed} rows failed"
             self.errors.append(f"{version[0]}: {failed}{_for_instance(report.failures)}")
-            ready, self._ready = self._ready, {}
-            for jobs in ready.values():
-                for rank, job in jobs:
-                    self._start(rank, job)
+            self._restart()
 
     def _fail(self, work: AnyUnit, why: str) -> None:
         self.errors.append(why)
         self._lose(work)
+        if self._parts.pop(unit_key(work), None) is not None:
+            self._restart()
+
+
+def _sum(report: UnitReport, part: UnitReport) -> UnitReport:
+    """The report of a unit with the work that a part of it did."""
+    names = ("computed", "computed_failed", "seconds", "annotate_seconds")
+    return replace(report, **{name: getattr(report, name) + getattr(part, name) for name in names})
 
 
 def _for_instance(failures: Sequence[Failure]) -> str:

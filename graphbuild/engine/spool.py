@@ -49,14 +49,22 @@ class Spool:
 
     Args:
         planned: tells what the rows are made from, JSON-ready: keys and parents' hashes, or the files of a source.
+        part: tells apart the workers that make parts of the unit at the same time.
     """
 
-    def __init__(
-        self, files: Files, workspace: Workspace, unit: Unit, revision: int, planned: Sequence[object]
+    def __init__(  # noqa: PLR0917 - what a spool belongs to
+        self,
+        files: Files,
+        workspace: Workspace,
+        unit: Unit,
+        revision: int,
+        planned: Sequence[object],
+        part: str = "",
     ) -> None:
         identity = [unit.model_dump(), revision, planned]
         self.files, self.workspace = files, workspace
         self.folder = f"_staging/{digest_of(identity)}"
+        self._alone, self._deaths = f"{self.folder}/alone{part}.json", f"{self.folder}/deaths{part}.json"
         self._unit = {"commit": edges_name(unit, revision)}
         self._waiting: list[Outcome] = []
         self._bytes = 0
@@ -116,17 +124,20 @@ class Spool:
     def alone(self, key: Key) -> None:
         """Record which row is about to run alone."""
         self._mark()
-        self.files.replace(f"{self.folder}/alone.json", json.dumps(key).encode(), self.workspace)
+        self.files.replace(self._alone, json.dumps(key).encode(), self.workspace)
 
     def condemned(self, died: bool) -> set[Key]:
         """Rows that were alone in flight in CONDEMN_AFTER deaths; `died` says the last attempt ended in one."""
-        alone, counts = f"{self.folder}/alone.json", f"{self.folder}/deaths.json"
-        deaths = Counter(dict(_read(self.files, counts, _DEATHS) or ()))
-        if died and (key := _read(self.files, alone, _KEY)) is not None:
+        if died and (key := _read(self.files, self._alone, _KEY)) is not None:
+            deaths = Counter(dict(_read(self.files, self._deaths, _DEATHS) or ()))
             deaths[key] += 1
-            self.files.replace(counts, json.dumps(list(deaths.items())).encode(), self.workspace)
-            self.files.remove(alone)
-        return {key for key, count in deaths.items() if count >= CONDEMN_AFTER}
+            self.files.replace(self._deaths, json.dumps(list(deaths.items())).encode(), self.workspace)
+            self.files.remove(self._alone)
+        every = [name for name in self.files.names(self.folder) if name.startswith("deaths")]
+        total: Counter[Key] = Counter()
+        for name in every:
+            total.update(dict(_read(self.files, f"{self.folder}/{name}", _DEATHS) or ()))
+        return {key for key, count in total.items() if count >= CONDEMN_AFTER}
 
     def close(self) -> None:
         _remove(self.files, self.folder)

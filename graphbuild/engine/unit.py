@@ -64,29 +64,36 @@ class Annotating:
         self.plan = rows_of(work, files)
         self._todo = self.plan.todo
         self._items = {item.item_ix: item for item in self.plan.items}
+        shard = work.unit.shard
+        self._span = range(shard.start, shard.stop) if work.part is None else work.part
+        self.items = [item for item in self.plan.items if item.item_ix in self._span]
         self.rows: dict[Key, Outcome] = {key: row for key, row in self._todo.items() if row.status != "ok"}
         planned: list[object] = [[row.key, row.parents] for row in self._todo.values()]
         if self._annotator.item_facts and self.plan.items_part != items_name(work.unit.shard):
             planned.append(self.plan.items_part)
-        self.spool = Spool(files, workspace, work.unit, work.revision, planned)
+        part = "" if work.part is None else f"-{work.part.start}"
+        self.spool = Spool(files, workspace, work.unit, work.revision, planned, part)
         self._resume()
 
     def _resume(self) -> None:
-        for row in self.spool.load():
-            # A failure that is not committed may have been mended since.
-            if row.key in self._todo and not row.retriable:
+        # A failure that is not committed may have been mended since; what came out well goes before it.
+        for row in sorted(self.spool.load(), key=lambda row: not row.retriable):
+            if row.key in self._todo and (self.work.gathers or not row.retriable):
                 self.rows[row.key] = row
         for key in self.spool.condemned(self.work.deaths > 0):
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
             condemned = [self._row(row, **DEADLY) for row in rows if row in self._todo]
             self.rows |= {row.key: row for row in condemned}
-            for row in condemned:
+            for row in condemned if self.work.part is None else ():
                 self.report.failed(row, self._items[row.item_ix].key)
 
     @property
     def settled(self) -> int:
-        """Rows that need no computing any more: kept, settled by their parents, or saved by an earlier attempt."""
-        return len(self.plan.kept) + len(self.rows) - self.report.computed
+        """Rows that need no computing any more: kept, settled by their parents, or saved by an earlier attempt. Those
+        that a unit gathers were counted by its parts."""
+        if self.work.gathers:
+            return 0
+        return sum(key[0] in self._span for key in (*self.plan.kept, *self.rows)) - self.report.computed
 
     # ---- annotating ------------------------------------------------------------------------------------------
 
@@ -193,7 +200,11 @@ class Annotating:
     # ---- committing ------------------------------------------------------------------------------------------
 
     def commit(self) -> UnitReport:
-        """Publish the unit, unless no outcome changed."""
+        """Publish the unit, unless no outcome changed; save a part of one."""
+        if self.work.part is not None:
+            self.spool.flush()
+            self.report.status = "saved"
+            return self.report
         rows = sorted([*self.plan.kept.values(), *self.rows.values()], key=lambda row: row.key)
         document = unit_document(self.work.producer, self.work.unit, self.work.revision, self.plan.refs)
         committed = publish_unit(

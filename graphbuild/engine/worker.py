@@ -44,7 +44,7 @@ class Worker:
         running = [_Running(self, work, progress) for work in job.units]
         for run in running:
             run.open()
-        items = next((run.making.plan.items for run in running if run.making is not None), [])
+        items = next((run.making.items for run in running if run.making is not None), [])
         size = max((run.batch_size for run in running), default=1)
         for start in range(0, len(items), size):
             nodes: Nodes = {}
