@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from graphbuild.annotators.base import Resources
 from graphbuild.contracts import RunReport
+from graphbuild.engine.executors.ray import _Driver, _Handle
 from graphbuild.engine.records import AnnotateUnit, Job, UnitReport
 from graphbuild.engine.schedule import FIRST_ROWS, PART_SECONDS, Schedule
 from tests.support.annotators import BatchOrdered, Styles, build, calls, leftovers, tree
@@ -76,6 +78,16 @@ def test_a_stopped_annotator_takes_what_is_ready_and_what_waits() -> None:
     while job := schedule.next_job():
         schedule.finish(job, done(job))
     assert [unit.split()[0] + unit[-1] for unit in schedule.left] == ["a1", "a2", "b1", "b2", "c1", "c2"]
+
+
+def test_no_job_waits_behind_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a unit that was given to an actor with hours of work while another actor idles."""
+    monkeypatch.setattr(_Driver, "_limit", lambda self, job: 1)
+    driver = _Driver.__new__(_Driver)
+    driver.schedule = Schedule(plan_of(CHAIN, 2))
+    busy = _Handle(None, None, math.inf, jobs={"running": take(driver.schedule)})
+    assert driver._job_for("cpu", [busy]) is None
+    assert [named(job) for job in parts(driver.schedule)] == ["source:paper1"]
 
 
 # ---- long units --------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Runs jobs on Ray Core actors, locally or on a cluster. The only module that imports ray.
 
 Pixels never enter the object store: an actor gets a job of a few kilobytes, reads and writes the graph itself, and
-answers with reports. At most two jobs are in flight per actor, so that none waits for the driver.
+answers with reports. An actor has one job at a time: none waits behind a long one while another actor idles.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from graphbuild.errors import GraphError
 from graphbuild.lookup import look_in
 from graphbuild.models.device import device_memory
 
-JOBS_IN_FLIGHT = 2
 POLL_SECONDS = 0.5
 MOST_UNBORN = 5
 """Consecutive workers that may die during start-up before the run is given up."""
@@ -186,18 +185,14 @@ class _Driver:
 
     def _job_for(self, name: str, pool: list[_Handle]) -> Job | None:
         """The next job of a pool if one of its actors, existing or new, has room for it."""
-        usable = [handle for handle in pool if not handle.worn]
-        free = any(not handle.jobs for handle in usable)
-        room = any(len(handle.jobs) < JOBS_IN_FLIGHT for handle in usable)
         job = self.schedule.next_job(name)
-        if job is None:
-            return None
-        if not free and len(pool) < self._limit(job):
+        if job is None or any(not handle.jobs and not handle.worn for handle in pool):
+            return job
+        if len(pool) < self._limit(job):
             pool.append(self._start(job))
-        elif not room:
-            self.schedule.put_back(job)
-            return None
-        return job
+            return job
+        self.schedule.put_back(job)
+        return None
 
     def _limit(self, job: Job) -> int:
         """How many actors of this pool the whole cluster holds."""
