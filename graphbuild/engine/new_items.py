@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from itertools import repeat
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
 from graphbuild.contracts import Shard
 from graphbuild.errors import GraphError
@@ -19,21 +23,14 @@ SHARD_ITEMS = 1024
 MIN_SHARDS = 8
 
 _PART = re.compile(r"shard-(\d{5,})(-r\d{3,}-[0-9a-f]{16})?\.parquet")
+_CHUNK = 1 << 16
+"""Entries looked up at once."""
 
 
 class ChangedItems(GraphError):
     """Files that the graph already holds have other bytes now."""
 
 
-class KnownItem(NamedTuple):
-    """What the graph holds of a key: its newest item."""
-
-    stamp: str
-    sha256: str | None
-    shard: int
-
-
-Known = dict[str, KnownItem]
 Parts = Mapping[int, str]
 """Shard -> its items part."""
 
@@ -61,22 +58,70 @@ def published_shards(files: Files) -> list[ShardItems]:
     return [ShardItems(*read_items_shard(files, f"items/{name}")) for name in by_shard.values()]
 
 
-def known_items(files: Files, parts: Parts) -> Known:
-    """The newest item of each key, from the items parts."""
-    known: Known = {}
-    for shard, name in sorted(parts.items()):
-        table = read_table(files, name, ["key", "stamp", "sha256"])
-        keys, stamps, hashes = (column.to_pylist() for column in table.columns)
-        known.update(zip(keys, map(KnownItem._make, zip(stamps, hashes, repeat(shard), strict=False)), strict=True))
-    return known
+class KnownItems:
+    """The newest item of each key in a graph, 29 bytes an item: hashes stand for keys and stamps."""
+
+    def __init__(self, files: Files, parts: Parts) -> None:
+        columns: list[tuple[NDArray[Any], ...]] = [_known([], [], [], 0)]
+        for shard, name in sorted(parts.items()):
+            keys, stamps, hashes = (c.to_pylist() for c in read_table(files, name, ["key", "stamp", "sha256"]).columns)
+            columns.append(_known(keys, stamps, hashes, shard))
+        every, stamps, readable, shards = (np.concatenate(column) for column in zip(*columns, strict=True))
+        order = np.argsort(every, kind="stable")
+        newest = np.append(every[order][1:] != every[order][:-1], True)[: len(order)]
+        order = order[newest]
+        self._every, self.stamps, self.readable, self.shards = (
+            every[order],
+            stamps[order],
+            readable[order],
+            shards[order],
+        )
+
+    def __len__(self) -> int:
+        return len(self._every)
+
+    def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """The place of each key in `stamps`, `readable` and `shards`; -1 for a key that is not known."""
+        if not len(self):
+            return np.full(len(keys), -1)
+        wanted = _keys(keys)
+        places = np.minimum(np.searchsorted(self._every, wanted), len(self) - 1)
+        return np.where(self._every[places] == wanted, places, -1)
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Keys of known items: those with other bytes now, and those of which only something else changed."""
+def _known(
+    keys: Sequence[str], stamps: Sequence[str | None], hashes: Sequence[str | None], shard: int
+) -> tuple[NDArray[Any], ...]:
+    readable = np.array([value is not None for value in hashes], bool)
+    return _keys(keys), np.array(list(map(_hash, stamps)), np.uint64), readable, np.full(len(keys), shard, np.int32)
 
-    replaced: frozenset[str] = frozenset()
-    revised: frozenset[str] = frozenset()
+
+def _keys(keys: Sequence[str]) -> NDArray[np.bytes_]:
+    return np.array([xxhash.xxh3_128_digest(key.encode("utf-8", "surrogatepass")) for key in keys], "S16")
+
+
+def _hash(text: str | None) -> int:
+    """Never 0, which stands for nothing."""
+    return xxhash.xxh3_64_intdigest((text or "").encode("utf-8", "surrogatepass")) | 1
+
+
+@dataclass
+class Listed:
+    """A listing against the items of a graph.
+
+    Attributes:
+        count: entries of the listing.
+        vanished: known items that are not listed.
+        new: entries of items that the graph does not hold, or holds with other bytes.
+        replaced: keys of known items that have other bytes now.
+        revised: key -> shard of known items of which only something else changed.
+    """
+
+    count: int = 0
+    vanished: int = 0
+    new: list[Entry] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
+    revised: dict[str, int] = field(default_factory=dict)
 
     def notes(self) -> Iterator[str]:
         """A line for people about items whose facts changed."""
@@ -87,32 +132,87 @@ class Changes:
             yield f"{items} another caption, licence, group or the like now: {named}{more}"
 
 
-def with_revised(shards: Sequence[ShardItems], revised: frozenset[str], known: Known) -> list[ShardItems]:
+def compare(files: Files, source: Source, entries: Iterable[Entry], parts: Parts, limit: int | None) -> Listed:
+    """Read a listing once, keeping only what is new. Of known items, only files with another stamp are read.
+
+    Args:
+        limit: entries after so many are counted and not looked at.
+    """
+    known, listed = KnownItems(files, parts), Listed()
+    facts = np.zeros(len(known), np.uint64)
+    touched: list[Entry] = []
+    met = 0
+    for chunk, places in _looked_up(entries, known):
+        met += int(np.count_nonzero(places >= 0))
+        taken = chunk if limit is None else chunk[: max(0, limit - listed.count)]
+        listed.count += len(chunk)
+        for entry, place in zip(taken, places.tolist(), strict=False):
+            if place < 0:
+                listed.new.append(entry)
+                continue
+            if entry.facts is not None:
+                facts[place] = _hash(entry.facts)
+            if known.readable[place] and known.stamps[place] != _hash(entry.stamp):
+                touched.append(entry)
+    listed.vanished = len(known) - met
+    _read_again(files, source, touched, known, parts, facts, listed)
+    _find_revised(files, known, parts, facts, listed)
+    return listed
+
+
+def _looked_up(entries: Iterable[Entry], known: KnownItems) -> Iterator[tuple[list[Entry], NDArray[np.int64]]]:
+    rest = iter(entries)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk, known.find([entry.key for entry in chunk])
+
+
+def _read_again(  # noqa: PLR0917 - a step of `compare`
+    files: Files,
+    source: Source,
+    touched: Sequence[Entry],
+    known: KnownItems,
+    parts: Parts,
+    facts: NDArray[np.uint64],
+    listed: Listed,
+) -> None:
+    """Tell files that have other bytes now from those that were only touched."""
+    if not touched:
+        return
+    places = known.find([entry.key for entry in touched])
+    recorded: dict[str, str] = {}
+    for shard in sorted(set(known.shards[places].tolist())):
+        recorded.update(zip(*read_table(files, parts[shard], ["key", "sha256"]).to_pydict().values(), strict=True))
+    items = source.read([entry.key for entry in touched])
+    for entry, place, item in zip(touched, places.tolist(), items, strict=True):
+        if item.original is None:
+            continue
+        if hashlib.sha256(item.original).hexdigest() == recorded[entry.key]:
+            facts[place] = _hash(facts_digest(columns_of(item)))
+        else:
+            facts[place] = 0
+            listed.replaced.add(entry.key)
+            listed.new.append(entry)
+
+
+def _find_revised(files: Files, known: KnownItems, parts: Parts, facts: NDArray[np.uint64], listed: Listed) -> None:
+    """Compare the facts of the listing with those of the newest items; 0 says nothing of an item."""
+    for shard in np.unique(known.shards[facts != 0]).tolist():
+        rows = read_table(files, parts[shard], ["key", *FACTS]).to_pylist()
+        for row, place in zip(rows, known.find([row["key"] for row in rows]).tolist(), strict=True):
+            newest = place >= 0 and known.shards[place] == shard and facts[place] != 0
+            if newest and facts[place] != _hash(facts_digest(row)):
+                listed.revised[row["key"]] = shard
+
+
+def with_revised(shards: Sequence[ShardItems], revised: Mapping[str, int]) -> list[ShardItems]:
     """The shards, each with those of its items whose facts changed."""
     by_shard: dict[int, set[str]] = {}
-    for key in revised:
-        by_shard.setdefault(known[key].shard, set()).add(key)
+    for key, shard in revised.items():
+        by_shard.setdefault(shard, set()).add(key)
     return [replace(item, revised=frozenset(by_shard.get(item.shard.index, ()))) for item in shards]
 
 
-def compare(files: Files, source: Source, entries: Sequence[Entry], known: Known, parts: Parts) -> Changes:
-    """What changed of known items since they were ingested. Only files with another stamp are read."""
-    listed = [entry for entry in entries if entry.key in known]
-    facts = {entry.key: entry.facts for entry in listed if entry.facts is not None}
-    touched = [e.key for e in listed if known[e.key].stamp != e.stamp and known[e.key].sha256]
-    replaced = set()
-    for item in source.read(touched) if touched else ():
-        if item.original is None:
-            continue
-        if hashlib.sha256(item.original).hexdigest() == known[item.key].sha256:
-            facts[item.key] = facts_digest(columns_of(item))
-        else:
-            replaced.add(item.key)
-    recorded = _recorded_facts(files, known, parts, facts.keys() - replaced)
-    return Changes(frozenset(replaced), frozenset(key for key, digest in recorded.items() if digest != facts[key]))
-
-
-def refuse_replaced(keys: frozenset[str]) -> None:
+def refuse_replaced(keys: set[str]) -> None:
     """Raises:
     ChangedItems: there are some; the message names them.
     """
@@ -124,36 +224,21 @@ def refuse_replaced(keys: frozenset[str]) -> None:
         )
 
 
-def _recorded_facts(files: Files, known: Known, parts: Parts, keys: Set[str]) -> dict[str, str]:
-    """`facts_digest` of the newest items of these keys."""
-    recorded = {}
-    for shard in sorted({known[key].shard for key in keys}):
-        for row in read_table(files, parts[shard], ["key", *FACTS]).to_pylist():
-            if row["key"] in keys and known[row["key"]].shard == shard:
-                recorded[row["key"]] = facts_digest(row)
-    return recorded
-
-
-def new_shards(
-    published: Sequence[ShardItems],
-    entries: Sequence[Entry],
-    changed: frozenset[str],
-    known: Known,
-    size: int,
-) -> list[ShardItems]:
+def new_shards(published: Sequence[ShardItems], listed: Listed, size: int) -> list[ShardItems]:
     """Shards for the new entries, sorted by key after all old ones. Gaps left by a killed run are filled first, so
     that every item gets the place it would have had."""
-    fresh = sorted((e for e in entries if e.key not in known or e.key in changed), key=lambda entry: entry.key)
-    shards = []
+    fresh = sorted(listed.new, key=lambda entry: entry.key)
+    shards, at = [], 0
     for shard in _gaps([item.shard for item in published], size):
-        taken, fresh = fresh[: shard.stop - shard.start], fresh[shard.stop - shard.start :]
+        taken = fresh[at : at + shard.stop - shard.start]
+        at += len(taken)
         if taken:
-            shards.append(_with_entries(shard, taken, changed))
+            shards.append(_with_entries(shard, taken, listed.replaced))
     tail = max((item.shard for item in published), key=lambda shard: shard.index, default=None)
     index, start = (tail.index + 1, tail.stop) if tail else (0, 0)
-    for at in range(0, len(fresh), size):
-        shard = Shard(index=index + at // size, start=start + at, stop=start + at + size)
-        shards.append(_with_entries(shard, fresh[at : at + size], changed))
+    for number, first in enumerate(range(at, len(fresh), size)):
+        shard = Shard(index=index + number, start=start + number * size, stop=start + (number + 1) * size)
+        shards.append(_with_entries(shard, fresh[first : first + size], listed.replaced))
     return shards
 
 
@@ -168,6 +253,6 @@ def _gaps(shards: Sequence[Shard], size: int) -> list[Shard]:
     return gaps
 
 
-def _with_entries(shard: Shard, entries: Sequence[Entry], changed: frozenset[str]) -> ShardItems:
+def _with_entries(shard: Shard, entries: Sequence[Entry], replaced: set[str]) -> ShardItems:
     whole = shard.model_copy(update={"stop": shard.start + len(entries)})
-    return ShardItems(whole, len(entries), tuple(entries), frozenset(e.key for e in entries) & changed)
+    return ShardItems(whole, len(entries), tuple(entries), frozenset(e.key for e in entries if e.key in replaced))

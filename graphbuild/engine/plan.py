@@ -10,30 +10,35 @@ from functools import cached_property
 
 from graphbuild.annotators import recorded
 from graphbuild.annotators.base import Annotator
-from graphbuild.contracts import CommitDocument, GraphDocument, LineageDocument, Live, Shard, SourceDocument, Unit
+from graphbuild.contracts import CommitDocument, GraphDocument, LineageDocument, Live, Shard, Unit
 from graphbuild.engine.new_items import (
-    Changes,
+    Listed,
     ShardItems,
     compare,
-    known_items,
     new_shards,
     published_shards,
     refuse_replaced,
     shard_size_for,
     with_revised,
 )
-from graphbuild.engine.preflight import missing_parts, non_commercial, not_live, refuse_inside, too_large, without_gpu
+from graphbuild.engine.preflight import (
+    document_of,
+    missing_parts,
+    new_document,
+    non_commercial,
+    not_live,
+    too_large,
+    without_gpu,
+)
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, PlannedUnit, Producer
 from graphbuild.engine.rows import items_behind, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
 from graphbuild.errors import GraphError, counted
-from graphbuild.hashing import canonical_json
-from graphbuild.sources.base import Listing, Source, source_params
+from graphbuild.sources.base import Listing, Source
 from graphbuild.store.commits import Commit, items_in, newest_spine, read_commit
 from graphbuild.store.files import Files
 from graphbuild.store.heads import Head, lineages, newest_commits, past_lives, read_document, read_head, read_lineage
 from graphbuild.store.parts import edges_name
-from graphbuild.store.workspace import refuse_foreign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,74 +109,40 @@ def make_plan(
         GraphError, ValueError: wrong usage; the message says what to change.
         MissingWeights: checkpoints, packages or memory that the work needs are not here; the message lists them all.
     """
-    listing = source.listing() if source is not None and new_items else Listing(())
-    entries = list(listing.entries)
-    document = _document(files, source, len(entries), shard_size)
-    head = read_head(files)[1]
-    planner = _Planner(files, head, retry)
+    document = document_of(files, source, shard_size)
+    planner = _Planner(files, read_head(files)[1], retry)
     published = published_shards(files)
-    parts = {item.shard.index: items_in(planner.spine.get(item.shard.index), item.shard) for item in published}
-    known = known_items(files, parts) if source is not None and new_items else {}
-    taken = entries if limit is None else entries[:limit]
-    changes = compare(files, source, taken, known, parts) if source is not None else Changes()
+    listing, listed = Listing(()), Listed()
+    if source is not None and new_items:
+        listing = source.listing()
+        listed = compare(files, source, listing.entries, planner.items_parts(published), limit)
     if not accept_changed:
-        refuse_replaced(changes.replaced)
-    shards = [
-        *with_revised(published, changes.revised, known),
-        *new_shards(published, taken, changes.replaced, known, document.shard_size),
-    ]
-    if source is not None:
-        planner.plan_source(source, shards)
-    else:
-        shards = planner.committed(shards)
-    planner.plan_annotators(annotators, shards)
-    works = (unit.work for unit in planner.units)
-    at_work = list({work.producer.version: work.annotator for work in works if isinstance(work, AnnotateUnit)}.values())
+        refuse_replaced(listed.replaced)
+    document = document or new_document(source, shard_size or shard_size_for(listed.count))
+    shards = [*with_revised(published, listed.revised), *new_shards(published, listed, document.shard_size)]
+    planned = planner.plan(source, annotators, shards)
+    at_work = planner.at_work()
     refuse_missing([*missing_parts(at_work), *(too_large(at_work) if here else ())])
-    at_work_on = {unit.work.producer.live for unit in planner.units}
-    passed = frozenset(past_lives(files) - at_work_on)
+    passed = planner.passed()
+    not_promoted = [producer for producer in planner.producers if producer.live in passed]
     return Plan(
         document=document,
-        head=head,
+        head=planner.head,
         producers=tuple(planner.producers),
         units=tuple(planner.units),
-        wanted=len(planner.producers) * len(shards),
-        num_items=sum(item.num_items for item in shards),
+        wanted=len(planner.producers) * len(planned),
+        num_items=sum(item.num_items for item in planned),
         retriable=planner.retriable,
-        vanished=len(set(known) - {entry.key for entry in entries}) if source is not None else 0,
+        vanished=listed.vanished,
         passed=passed,
         notes=(
             *listing.notes,
-            *changes.notes(),
-            *not_live(files.url, head, [producer for producer in planner.producers if producer.live in passed]),
+            *listed.notes(),
+            *not_live(files.url, planner.head, not_promoted),
             *non_commercial(at_work),
             *(without_gpu(at_work) if here else ()),
         ),
     )
-
-
-def _document(files: Files, source: Source | None, num_items: int, shard_size: int | None) -> GraphDocument:
-    """The graph's own document, or the one a new graph will get."""
-    if not files.exists("graph.json"):
-        if source is None:
-            read_document(files)
-        assert source is not None
-        refuse_inside(source, files.url)
-        refuse_foreign(files)
-        size = shard_size or shard_size_for(num_items)
-        return GraphDocument(source=SourceDocument(name=source.name, params=source_params(source)), shard_size=size)
-    document = read_document(files)
-    if shard_size not in (None, document.shard_size):
-        raise GraphError(
-            f"{files.url}: its shard size is fixed at {document.shard_size} items; leave out --shard-size "
-            f"{shard_size}, or build into another --out"
-        )
-    if source is not None and (source.name, source_params(source)) != (document.source.name, document.source.params):
-        raise GraphError(
-            f"{files.url} was built from source {document.source.name!r} {canonical_json(document.source.params)}, "
-            f"not {source.name!r} {canonical_json(source_params(source))}; give another --out"
-        )
-    return document
 
 
 class _Planner:
@@ -185,9 +156,35 @@ class _Planner:
         self._planned: set[tuple[str, str, int]] = set()
         self._facts_planned: set[int] = set()
 
+    def plan(
+        self, source: Source | None, annotators: Sequence[Annotator], shards: Sequence[ShardItems]
+    ) -> Sequence[ShardItems]:
+        """Plan every unit; returns the shards that can be planned for."""
+        if source is None:
+            shards = self._committed(shards)
+        else:
+            self._plan_source(source, shards)
+        self._plan_annotators(annotators, shards)
+        return shards
+
+    def items_parts(self, shards: Sequence[ShardItems]) -> dict[int, str]:
+        """Shard -> its items part."""
+        return {item.shard.index: items_in(self._spine.get(item.shard.index), item.shard) for item in shards}
+
+    def at_work(self) -> list[Annotator]:
+        """The annotators that have units to run."""
+        works = (unit.work for unit in self.units)
+        return list(
+            {work.producer.version: work.annotator for work in works if isinstance(work, AnnotateUnit)}.values()
+        )
+
+    def passed(self) -> frozenset[Live]:
+        """Versions that were live once, and that this plan has no work for."""
+        return frozenset(past_lives(self.files) - {unit.work.producer.live for unit in self.units})
+
     # ---- sources ---------------------------------------------------------------------------------------------
 
-    def plan_source(self, source: Source, shards: Sequence[ShardItems]) -> None:
+    def _plan_source(self, source: Source, shards: Sequence[ShardItems]) -> None:
         producer = source_producer(source)
         self.producers.append(producer)
         commits = self._unit_commits(producer.name, producer.version)
@@ -219,7 +216,7 @@ class _Planner:
         )
 
     @cached_property
-    def spine(self) -> dict[int, Commit]:
+    def _spine(self) -> dict[int, Commit]:
         """Shard -> the source commit that names its items."""
         found: dict[int, list[Commit]] = {}
         for annotator, version in self._newest:
@@ -228,7 +225,7 @@ class _Planner:
                     found.setdefault(shard, []).append(commit)
         return {shard: newest for shard, commits in found.items() if (newest := newest_spine(commits))}
 
-    def committed(self, shards: Sequence[ShardItems]) -> list[ShardItems]:
+    def _committed(self, shards: Sequence[ShardItems]) -> list[ShardItems]:
         """The shards whose source unit is committed: all that can be planned for without the source."""
         name = "source:" + read_document(self.files).source.name
         versions = [version for annotator, version in self._newest if annotator == name]
@@ -237,7 +234,7 @@ class _Planner:
 
     # ---- annotators ------------------------------------------------------------------------------------------
 
-    def plan_annotators(self, annotators: Sequence[Annotator], shards: Sequence[ShardItems]) -> None:
+    def _plan_annotators(self, annotators: Sequence[Annotator], shards: Sequence[ShardItems]) -> None:
         sources = list(self.producers)
         bound = bind(annotators, sources, self.head, self._variants, self._recorded, self._used)
         while descendants := self._replaced_descendants([producer for producer, _ in bound]):
@@ -306,7 +303,7 @@ class _Planner:
                 return True
         if not work.annotator.item_facts:
             return False
-        return items_in(self.spine.get(shard.index), shard) != items_behind(self.files, commit)
+        return items_in(self._spine.get(shard.index), shard) != items_behind(self.files, commit)
 
     def _rows_digest(self, live: Live, shard: Shard, revision: int) -> str:
         unit = Unit(annotator=live.annotator, version=live.version, shard=shard)

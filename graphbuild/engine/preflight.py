@@ -8,11 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from graphbuild.annotators.base import Annotator, name_of
+from graphbuild.contracts import GraphDocument, SourceDocument
 from graphbuild.engine.records import Producer
 from graphbuild.errors import GraphError
+from graphbuild.hashing import canonical_json
 from graphbuild.models.device import device_memory
-from graphbuild.sources.base import Source
-from graphbuild.store.heads import Head
+from graphbuild.sources.base import Source, source_params
+from graphbuild.store.files import Files
+from graphbuild.store.heads import Head, read_document
+from graphbuild.store.workspace import refuse_foreign
 
 
 def missing_parts(annotators: Sequence[Annotator]) -> Iterator[str]:
@@ -80,3 +84,33 @@ def not_live(graph: str, head: Head, complete: Sequence[Producer]) -> Iterator[s
                 f"{producer.name} {producer.version} is complete but not live for {', '.join(kinds)}; "
                 f"to make it live: graphbuild promote {graph} {producer.version}"
             )
+
+
+def document_of(files: Files, source: Source | None, shard_size: int | None) -> GraphDocument | None:
+    """The graph's own document; None if `source` is to make a new graph.
+
+    Raises:
+        GraphError: a graph cannot be made there, or the one that is there has another source or shard size.
+    """
+    if source is not None and not files.exists("graph.json"):
+        refuse_inside(source, files.url)
+        refuse_foreign(files)
+        return None
+    document = read_document(files)
+    if shard_size not in (None, document.shard_size):
+        raise GraphError(
+            f"{files.url}: its shard size is fixed at {document.shard_size} items; leave out --shard-size "
+            f"{shard_size}, or build into another --out"
+        )
+    if source is not None and (source.name, source_params(source)) != (document.source.name, document.source.params):
+        raise GraphError(
+            f"{files.url} was built from source {document.source.name!r} {canonical_json(document.source.params)}, "
+            f"not {source.name!r} {canonical_json(source_params(source))}; give another --out"
+        )
+    return document
+
+
+def new_document(source: Source | None, shard_size: int) -> GraphDocument:
+    """What `graph.json` of a new graph will say."""
+    assert source is not None
+    return GraphDocument(source=SourceDocument(name=source.name, params=source_params(source)), shard_size=shard_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -36,12 +36,13 @@ class Listing:
     """What a source found.
 
     Attributes:
-        entries: every item, sorted by key.
-        notes: one line for each kind of thing that was seen and is no item: how many, and what to do about it.
+        entries: every item, sorted by key; read once, so that an iterator holds one at a time.
+        notes: one line for each kind of thing that was seen and is no item: how many, and what to do about it. Read
+            after the entries.
     """
 
-    entries: Sequence[Entry]
-    notes: tuple[str, ...] = ()
+    entries: Iterable[Entry]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Folder(Source):
 
     def entries(self) -> Sequence[Entry]:
         """Those of the listing."""
-        return self.listing().entries
+        return tuple(self.listing().entries)
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The files' bytes, whatever is in them; a file that is gone or cannot be read says so."""
