@@ -27,7 +27,7 @@ class Paper(Annotator):
 
 def paper(name: str, needs: Sequence[str] = ("image",), resources: Resources = Resources()) -> Annotator:
     """An annotator `name` that makes a kind of its own, `made_<name>`."""
-    kind = Kind(name=f"made_{name}", group="condition", codec="png1", description="on paper")
+    kind = Kind(name=f"made_{name}", family="condition", codec="png1", description="on paper")
     made: Any = type(name.title(), (Paper,), {"needs": tuple(needs), "makes": (kind,), "__module__": __name__})
     annotator: Annotator = dataclass(frozen=True, kw_only=True)(made)(resources=resources)
     return annotator
