@@ -131,6 +131,11 @@ class CommitDocument(Document):
     counts: dict[str, dict[Status, int]]
     reasons: dict[str, dict[str, int]] = Field(description="kind -> reason -> rows, for rows that are not ok")
     rows_digest: str = Field(description="xxh3_128 of the edge rows, so that the footer alone pins them")
+    erases: NonNegativeInt | None = Field(
+        default=None,
+        exclude_if=lambda number: number is None,
+        description="revision repeated without excluded items, by gc",
+    )
 
     @property
     def retriable_rows(self) -> int:

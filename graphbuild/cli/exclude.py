@@ -27,7 +27,7 @@ def exclude(
 ) -> None:
     """Leave items out of every task and export from now on, in all snapshots; without items, list those left out.
 
-    Their bytes stay in the graph.
+    Their bytes stay in the graph until graphbuild gc --delete.
 
     Examples:
 

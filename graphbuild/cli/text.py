@@ -16,6 +16,7 @@ from graphbuild.tasks.sheet import visible
 
 if TYPE_CHECKING:
     from graphbuild.engine.estimate import Estimate
+    from graphbuild.engine.gc import Collection, Waste
     from graphbuild.engine.plan import Plan
     from graphbuild.store.repair import Repair
     from graphbuild.store.verify import Verdict
@@ -129,6 +130,33 @@ def repair_lines(done: Repair, where: str) -> Iterator[str]:
         yield f"to continue: graphbuild retry {where}"
     elif not (done.restored or done.lost or done.foreign):
         yield f"{where}: sound"
+
+
+def gc_lines(found: Collection, where: str, again: str) -> Iterator[str | Table]:
+    """What goes or went, what cannot be opened afterwards, what stays, and the command that deletes.
+
+    Args:
+        again: the command that was given.
+    """
+    verb = "deleted" if found.deleted else "would be deleted"
+    if found.waste:
+        yield _waste_table(found.waste)
+    for digest, use in found.snapshots.items():
+        yield f"snapshot {digest} (used by: {use}) cannot be opened {'any more' if found.deleted else 'afterwards'}"
+    yield from (f"stays: {version}: {why}" for version, why in found.kept.items())
+    if not found.waste:
+        yield f"{where}: nothing to delete"
+        return
+    yield f"{found.nbytes / 1e6:.1f} MB {verb}" + ("" if found.deleted else f"; to do so: {again} --delete")
+
+
+def _waste_table(waste: Sequence[Waste]) -> Table:
+    table = Table("what", "annotator", "version", "kind", "count", "MB", box=None, pad_edge=False)
+    named = {"version": "replaced version", "excluded": "nodes of excluded items", "leftover": "left over parts"}
+    for line in waste:
+        count, size = str(line.count), f"{line.nbytes / 1e6:.1f}"
+        table.add_row(named[line.what], shown(line.annotator), line.version, shown(line.kind), count, size)
+    return table
 
 
 def report_table(report: RunReport) -> Table:

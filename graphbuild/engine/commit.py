@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from graphbuild.contracts import CommitDocument, Outcome, PartRef, Status, Unit
@@ -47,8 +47,9 @@ def publish_unit(
     places: Places = {}
     for kind in document.variants:
         stored = [row for row in rows if row.kind == kind and row.status == "ok"]
-        kept, rest = _intact_parts(files, stored, previous, places)
-        written, at = write_nodes(files, workspace, document.unit, document.revision, kind, rest)
+        kept, rest = _intact_parts(stored, previous, places)
+        data = _with_data(files, rest, previous)
+        written, at = write_nodes(files, workspace, document.unit, document.revision, kind, data)
         parts += [*kept, *written]
         places |= {(item_ix, kind, variant): place for (item_ix, variant), place in at.items()}
     table = edge_table(rows, places)
@@ -68,9 +69,9 @@ def _compared(row: Outcome) -> tuple[object, ...]:
 
 
 def _intact_parts(
-    files: Files, stored: Sequence[Outcome], previous: EdgeRows | None, places: Places
+    stored: Sequence[Outcome], previous: EdgeRows | None, places: Places
 ) -> tuple[list[PartRef], list[Outcome]]:
-    """The parts of the last revision that stay whole, and the rows that need a new part, with their bytes."""
+    """The parts of the last revision that stay whole, and the rows that need a new part."""
     if previous is None:
         return [], list(stored)
     old = {row.key: _place(previous, row) for row in stored if row.data is None}
@@ -82,11 +83,18 @@ def _intact_parts(
         place = old.get(row.key)
         if place is not None and place.part in names:
             places[row.key] = place
-            continue
-        if place is not None:
-            row.data = files.pread(place.part, place.offset, place.nbytes)
-        rest.append(row)
+        else:
+            rest.append(row)
     return intact, rest
+
+
+def _with_data(files: Files, rows: Sequence[Outcome], previous: EdgeRows | None) -> Iterator[Outcome]:
+    """The rows with their bytes, read when they are wanted: a part may be larger than the memory."""
+    for row in rows:
+        if row.data is None and previous is not None:
+            place = _place(previous, row)
+            row.data = files.pread(place.part, place.offset, place.nbytes)
+        yield row
 
 
 def _place(previous: EdgeRows, row: Outcome) -> Place:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from graphbuild.contracts import Shard
 from graphbuild.errors import GraphError
 from graphbuild.sources.base import FACTS, Entry, Source, columns_of, facts_digest
+from graphbuild.store.exclusions import read_exclusions
 from graphbuild.store.files import Files
 from graphbuild.store.parts import read_items_shard, read_table
 
@@ -195,9 +196,12 @@ def _read_again(  # noqa: PLR0917 - a step of `compare`
 
 
 def _find_revised(files: Files, known: KnownItems, parts: Parts, facts: NDArray[np.uint64], listed: Listed) -> None:
-    """Compare the facts of the listing with those of the newest items; 0 says nothing of an item."""
+    """Compare the facts of the listing with those of the newest items; 0 says nothing of an item. Facts of excluded items
+    stay as they are: their pictures are not read again, as they may be erased."""
+    excluded = read_exclusions(files)[1]
     for shard in np.unique(known.shards[facts != 0]).tolist():
-        rows = read_table(files, parts[shard], ["key", *FACTS]).to_pylist()
+        every = read_table(files, parts[shard], ["key", "item_id", *FACTS]).to_pylist()
+        rows = [row for row in every if row["item_id"] not in excluded]
         for row, place in zip(rows, known.find([row["key"] for row in rows]).tolist(), strict=True):
             newest = place >= 0 and known.shards[place] == shard and facts[place] != 0
             if newest and facts[place] != _hash(facts_digest(row)):

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import pyarrow as pa
@@ -156,12 +156,12 @@ def spool_table(rows: list[Outcome]) -> pa.Table:
     return pa.table(columns, schema=SPOOL)
 
 
-def remove_finished(files: Files) -> None:
-    """Remove staging folders whose unit has been committed since, and those that do not say whose they are; what has
-    no name of ours stays."""
+def remove_finished(files: Files, gone: Callable[[str], bool] = lambda commit: False) -> None:
+    """Remove staging folders whose unit has been committed since, or whose commit is `gone` for good, and those that do
+    not say whose they are; what has no name of ours stays."""
     for folder in filter(_FOLDER.fullmatch, files.names("_staging")):
         unit = _read(files, f"_staging/{folder}/unit.json", TypeAdapter(_Unit))
-        if unit is None or files.exists(unit.commit):
+        if unit is None or files.exists(unit.commit) or gone(unit.commit):
             _remove(files, f"_staging/{folder}")
 
 

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
-from graphbuild.hashing import canonical_json, checksum
+from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.lookup import suggestion
 from graphbuild.store.commits import Commit, newest_spine, read_commit
 from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows
+from graphbuild.store.erased import served
 from graphbuild.store.exclusions import read_exclusions
 from graphbuild.store.files import Files
 from graphbuild.store.heads import (
@@ -81,7 +82,11 @@ class Graph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is costly to find out travels along; descriptors and indexes are opened anew."""
-        known = {name: self.__dict__[name] for name in ("digest", "shards", "excluded_items") if name in self.__dict__}
+        known = {
+            name: self.__dict__[name]
+            for name in ("digest", "shards", "excluded_items", "_lies")
+            if name in self.__dict__
+        }
         return Graph, (self.fs, self.document, self.head, self._newest, self.excluded), known
 
     @classmethod
@@ -97,13 +102,18 @@ class Graph:
             newest = with_items(files, document, newest_commits(files))
             return cls(files, document, read_head(files)[1], newest, excluded)
         pinned = read_snapshot(files, snapshot)
-        graph = cls(files, document, pinned.head, pinned.newest, excluded)
-        if graph.digest != snapshot:
-            raise GraphError(
-                f"{graph.url}: the commits of snapshot {snapshot} were altered since; see graphbuild verify"
-            )
-        graph._newest = with_items(files, document, pinned.newest)
+        graph = cls(files, document, pinned.head, {}, excluded)
+        newest = served(files, snapshot, pinned, graph._commit)
+        graph._newest = with_items(files, document, newest)
+        graph.digest = snapshot
+        if any(name not in pinned.newest.get(producer, ()) for producer, names in newest.items() for name in names):
+            graph._lies = digest_of([snapshot, *newest.values()])  # other parts than before gc
         return graph
+
+    @cached_property
+    def _lies(self) -> str:
+        """Where nodes lie is cached under this name."""
+        return self.digest
 
     @property
     def url(self) -> str:
@@ -277,7 +287,7 @@ class Graph:
             producer = self.producer(kind, version)
             commits = self.unit_commits(producer.annotator, producer.version)
             self._offsets[kind, version] = cached_offsets(
-                self.digest, self.fs, commits, kind=kind, version=producer.version, num_items=self.num_items
+                self._lies, self.fs, commits, kind=kind, version=producer.version, num_items=self.num_items
             )
         return self._offsets[kind, version]
 

@@ -235,8 +235,9 @@ def read_snapshot(files: Files, digest: str) -> Snapshot:
     """
     name = f"snapshots/{digest}.parquet"
     if not files.exists(name):
+        gone = " (gc has removed it)" if files.exists(f"snapshots/{digest}.json") else ""
         raise GraphError(
-            f"{files.url} has no snapshot {digest!r}; published ones: {', '.join(snapshots(files)) or 'none'}"
+            f"{files.url} has no snapshot {digest!r}{gone}; published ones: {', '.join(snapshots(files)) or 'none'}"
         )
     table = read_table(files, name)
     try:
@@ -260,7 +261,8 @@ def foreign_names(files: Files) -> Iterator[str]:
     }
     for folder, pattern in flat.items():
         yield from _others(files, folder, pattern)
-    deep = {"edges": ("annotator=.+", _EDGES_FILE), "nodes": ("kind=.+", _NODES_FILE)}
+    edges = re.compile(rf"{_EDGES_FILE.pattern}|removed\.json")
+    deep = {"edges": ("annotator=.+", edges), "nodes": ("kind=.+", _NODES_FILE)}
     for root, (producers, pattern) in deep.items():
         yield from _others(files, root, re.compile(producers))
         for producer in (name for name in _listed(files, root) or () if re.fullmatch(producers, name)):

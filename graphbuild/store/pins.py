@@ -13,7 +13,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.heads import read_json
 from graphbuild.store.workspace import Workspace
 
-Use = Literal["sample", "training", "kept", "removed"]
+Use = Literal["sample", "training", "kept", "gc", "removed"]
 """What a snapshot was published for, or that `gc` has removed it since."""
 
 PINNED: tuple[Use, ...] = ("training", "kept")

@@ -15,6 +15,7 @@ from graphbuild.contracts import CommitRef, GraphDocument, LineageDocument, Part
 from graphbuild.hashing import checksum, version_of
 from graphbuild.store.card import card_text, read_card
 from graphbuild.store.commits import Commit
+from graphbuild.store.erased import removed_commits
 from graphbuild.store.exclusions import EXCLUSIONS
 from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
@@ -33,7 +34,7 @@ from graphbuild.store.heads import (
     snapshots,
 )
 from graphbuild.store.locations import files_at
-from graphbuild.store.parts import commit_name, items_name, read_items_shard, read_table
+from graphbuild.store.parts import commit_name, edges_folder, items_name, read_items_shard, read_table
 from graphbuild.store.pins import Use, read_use, used
 from graphbuild.store.verify_unit import Level, Problem, UnitFiles, UnitVerdict, check_unit, naming
 
@@ -112,6 +113,7 @@ class _Checking:
         self._heads: list[Head] = []
         self._parts: dict[str, PartRef | None] = {}
         self._reported: set[str] = set()
+        self._gone: dict[str, list[CommitRef]] = {}
 
     def verdict(self) -> Verdict:
         lines = list(dict.fromkeys(f"{problem.name}: {problem.what}" for problem in self.problems))
@@ -249,10 +251,20 @@ class _Checking:
                     found[digest] = read_snapshot(self.files, digest)
         for digest, snapshot in found.items():
             for ref in snapshot.refs:
-                self._ref(ref, f"snapshot {digest}")
+                if ref not in self._removed(ref.annotator, ref.version):
+                    self._ref(ref, f"snapshot {digest}")
             if snapshot.head and snapshot.head not in self._heads:
                 self.say("heads", f"none is that of snapshot {digest}: a head is lost or was altered")
         self._order(found)
+
+    def _removed(self, annotator: str, version: str) -> list[CommitRef]:
+        """What `gc` has removed of a version."""
+        if version not in self._gone:
+            self._gone[version] = []
+            name = f"{edges_folder(annotator, version)}/removed.json"
+            with self.named(name):
+                self._gone[version] = removed_commits(self.files, annotator, version)
+        return self._gone[version]
 
     def _order(self, found: Mapping[str, Snapshot]) -> None:
         """Later snapshots have later heads, unless one was promoted again."""

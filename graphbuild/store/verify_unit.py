@@ -53,9 +53,10 @@ def check_unit(unit: UnitFiles) -> UnitVerdict:
     checking = _Unit(unit.files, unit.level)
     names = [commit_name(unit.annotator, unit.version, unit.shard, number) for number in range(unit.revisions)]
     commits = {name: commit for name in names if (commit := checking.commit(name)) is not None}
+    erasing = max((c.ref.revision for c in commits.values() if c.document.erases is not None), default=0)
     for name, commit in commits.items():
         with checking.named(name):
-            checking.content(commit, newest=name == names[-1])
+            checking.content(commit, newest=name == names[-1], gone=commit.ref.revision < erasing)
     return checking.found
 
 
@@ -78,10 +79,11 @@ class _Unit:
             return commit
         return None
 
-    def content(self, commit: Commit, newest: bool) -> None:
+    def content(self, commit: Commit, newest: bool, gone: bool) -> None:
+        """Check what a commit says; the parts of one that is `gone` had nodes of excluded items."""
         for problem in _contradictions(commit):
             self.say(commit.name, problem)
-        for part in [*commit.document.parts, *([commit.document.items] if commit.document.items else [])]:
+        for part in [*(() if gone else commit.document.parts), *filter(None, [commit.document.items])]:
             self._part(part)
         if self.level == "full":
             self._rows(commit, newest)

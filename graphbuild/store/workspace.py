@@ -15,6 +15,9 @@ _OURS = re.compile(r"[^+]+\+[^+]+\+[^+]+(\+\d+\+[^+]*)?")  # five fields in grap
 STALE_SECONDS = 600.0
 """A run on another machine, or on a file system without locks, whose heartbeat is older than this is dead."""
 
+GC = "gc-"
+"""What the names of workspaces begin with in which `gc` works: no other is made beside one."""
+
 _TRIES = 5
 
 
@@ -35,12 +38,20 @@ class Workspace:
             try:
                 lock = files.lock(f"_tmp/{name}/lock")
             except NotImplementedError:
-                return cls(files, name)
+                return cls(files, name)._unless_collected()
             except FileNotFoundError:
                 continue  # taken for dead before it was locked
             if lock is not None and files.exists(f"_tmp/{name}"):
-                return cls(files, name, lock)
+                return cls(files, name, lock)._unless_collected()
         raise GraphError(f"{files.path('_tmp')}: what is made there is removed at once; what is cleaning it?")
+
+    def _unless_collected(self) -> Workspace:
+        """This workspace, unless `gc` is at work: both look for the other only after they can be seen themselves."""
+        for name in self.files.names("_tmp"):
+            if name.startswith(GC) and name != self.name and not _remove_if_dead(self.files, name):
+                self.close()
+                raise GraphError(f"{self.files.url}: graphbuild gc is at work on this graph; wait until it has ended")
+        return self
 
     def temp(self) -> str:
         """A path on this machine for a file to publish. If its folder is gone, this run was declared dead."""
@@ -59,6 +70,12 @@ class Workspace:
 def remove_dead_workspaces(files: Files) -> list[str]:
     """Remove what killed runs left under `_tmp/`, and say what went; folders that no run made stay."""
     return [name for name in files.names("_tmp") if _OURS.fullmatch(name) and _remove_if_dead(files, name)]
+
+
+def at_work(files: Files) -> list[str]:
+    """Workspaces of living runs, after those of dead ones are removed."""
+    remove_dead_workspaces(files)
+    return [name for name in files.names("_tmp") if _OURS.fullmatch(name)]
 
 
 def refuse_foreign(files: Files) -> None:
