@@ -20,12 +20,16 @@ from graphbuild.errors import GraphError
 from graphbuild.store.card import write_card
 from graphbuild.store.commits import Commit, read_commit
 from graphbuild.store.erased import note_removed, read_by
-from graphbuild.store.files import Files, files_at
+from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import Snapshot, committed, past_lives, read_lineage, read_snapshot, snapshots
+from graphbuild.store.locations import files_at
 from graphbuild.store.parts import edges_folder
 from graphbuild.store.pins import PINNED, read_uses, write_use
 from graphbuild.store.workspace import GC, Workspace, at_work
+
+BEAT_EVERY = 100
+"""Parts that are deleted between two signs of life."""
 
 _PART = re.compile(r"shard-(\d{5,})-r\d{3,}-\d+-[0-9a-f]{16}\.parquet")
 _COMMIT = re.compile(r"edges/annotator=(.+)/version=(.+)/shard-(\d{5,})-r\d{3,}\.parquet")
@@ -260,14 +264,18 @@ class _Collecting:
             self.files.remove(f"snapshots/{digest}.parquet")
         for producer in self.gone:
             self._delete_version(producer, workspace)
+            workspace.beat()
         for unit in self.erasing.units:
             self.erasing.erase(unit, workspace)
+            workspace.beat()
         now = committed(self.files) if self.erasing.units else {}
         for unit in self.erasing.units:
             producer, shard = self._of(unit.newest), unit.shard.index
             self.commits[producer][shard] = self._read(producer, now[producer][shard])
-        for _, _, name in list(self._unnamed()):
+        for number, (_, _, name) in enumerate(list(self._unnamed())):
             self.files.remove(name)
+            if number % BEAT_EVERY == 0:
+                workspace.beat()
             if not self.files.names(folder := name.rpartition("/")[0]):
                 self.files.remove(folder)
         self._tidy(workspace)

@@ -196,8 +196,8 @@ def _read_again(  # noqa: PLR0917 - a step of `compare`
 
 
 def _find_revised(files: Files, known: KnownItems, parts: Parts, facts: NDArray[np.uint64], listed: Listed) -> None:
-    """Compare the facts of the listing with those of the newest items; 0 says nothing of an item. Facts of excluded items
-    stay as they are: their pictures are not read again, as they may be erased."""
+    """Compare the facts of the listing with those of the newest items; 0 says nothing of an item. Facts of excluded
+    items stay as they are: their pictures are not read again, as they may be erased."""
     excluded = read_exclusions(files)[1]
     for shard in np.unique(known.shards[facts != 0]).tolist():
         every = read_table(files, parts[shard], ["key", "item_id", *FACTS]).to_pylist()

@@ -17,8 +17,9 @@ from graphbuild.engine.plan import make_plan
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.sources import resolve
 from graphbuild.store.exclusions import chosen, exclude
-from graphbuild.store.files import LocalFiles, files_at
+from graphbuild.store.files import LocalFiles
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.store.verify import verify
 from graphbuild.store.workspace import Workspace
