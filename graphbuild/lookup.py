@@ -97,6 +97,11 @@ def author_of(cls: type) -> str | None:
     return cls.__module__
 
 
+def names_in(group: str) -> list[str]:
+    """The entry points that installed packages have in a group, sorted."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
 def _from_entry_points(what: str, name: str, known: set[str], group: str) -> str:
     points = {point.name: point.value for point in entry_points(group=group)}
     if name in points:

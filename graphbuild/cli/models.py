@@ -60,6 +60,6 @@ def fetch(
     with refusing():
         wanted = weights.wanted(names or [], pipeline)
         for number, checkpoint in enumerate(wanted, 1):
-            size = f"{checkpoint.gigabytes:g} GB, {checkpoint.licence}"
+            size = f"{checkpoint.gigabytes:g} GB, {checkpoint.licence}" if checkpoint.gigabytes else "size unknown"
             ERR.print(f"{number} of {len(wanted)}: {checkpoint.model} ({size})", markup=False)
             OUT.print(str(weights.fetch(checkpoint)), markup=False)

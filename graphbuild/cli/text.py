@@ -275,10 +275,11 @@ def weights_table(rows: Sequence[Document]) -> Table:
     table = Table("annotator", "makes", "model", "licence", "GB", "memory GB", "here", box=None, pad_edge=False)
     for row in rows:
         name, makes = row["annotator"], ", ".join(row["makes"])
+        without = f"broken: {row['missing'][0]}" if row["missing"] and not makes else "no weights"
         for weights in row["checkpoints"] or [{}]:
             here = {True: "yes", False: "no"}.get(weights.get("cached"), "")
             size, memory = (f"{value:g}" if value else "" for value in (weights.get("gigabytes"), row["memory_gb"]))
-            model = weights.get("model", "no weights")
+            model = weights.get("model", without)
             cells = (name, makes, model, weights.get("licence", ""), size, memory, here)
             table.add_row(*(Text(shown(cell)) for cell in cells))
             name = makes = ""

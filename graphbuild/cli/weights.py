@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graphbuild.annotators import BUILTIN, DEFAULT_FOR, load_class, resolve
+from graphbuild.annotators import BUILTIN, DEFAULT_FOR, GROUP, load_class, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
 from graphbuild.errors import GraphError
+from graphbuild.lookup import names_in
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.pipeline import load_annotators
 
@@ -17,9 +18,10 @@ Row = dict[str, Any]
 
 
 def listing(pipeline: str | None = None) -> list[Row]:
-    """Every annotator, or those of a pipeline: what it makes, and of each checkpoint the model, its licence, its size
-    in GB and whether it is on this machine."""
-    return [_row(annotator) for annotator in _annotators(pipeline)]
+    """Every annotator, also of installed packages, or those of a pipeline: what it makes, and of each checkpoint the
+    model, its licence, its size in GB and whether it is on this machine."""
+    rows = [_row(annotator) for annotator in _annotators(pipeline)]
+    return rows if pipeline is not None else rows + [_installed(name) for name in names_in(GROUP)]
 
 
 def wanted(names: Sequence[str], pipeline: str | None = None) -> list[Checkpoint]:
@@ -66,6 +68,15 @@ def _annotators(pipeline: str | None) -> list[Annotator]:
     if pipeline is not None:
         return list(load_annotators(pipeline))
     return [load_class(name)() for name in BUILTIN]
+
+
+def _installed(name: str) -> Row:
+    """One of a package; a broken package costs its own row."""
+    try:
+        return {**_row(resolve(name)), "annotator": name}
+    except (ValueError, TypeError) as error:
+        return {"annotator": name, "makes": [], "default_for": [], "memory_gb": 0.0, "checkpoints": [],
+                "missing": [str(error)]}  # fmt: skip
 
 
 def _row(annotator: Annotator) -> Row:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -60,7 +61,11 @@ def test_a_message_keeps_its_own_lines() -> None:
 def test_brackets_in_a_table_are_shown(hostile: Path) -> None:
     """Guards against `[red]` in a name that is taken for markup, and vanishes."""
     shown = Console(record=True, file=io.StringIO(), width=100)
-    shown.print(text.weights_table([{"annotator": "a[red]", "makes": ["k"], "checkpoints": [], "memory_gb": 0.0}]))
+    shown.print(
+        text.weights_table(
+            [{"annotator": "a[red]", "makes": ["k"], "checkpoints": [], "memory_gb": 0.0, "missing": []}]
+        )
+    )
     assert "a[red]" in shown.export_text()
 
 
@@ -82,6 +87,22 @@ def test_progress_on_a_terminal(hostile: Path, tmp_path: Path, monkeypatch: pyte
         monkeypatch.undo()
         total = "2/2" if argv[0] == "sample" else "6/6"
         assert total in screen.getvalue() and "0:00:00" in screen.getvalue()
+
+
+def test_downloads_show_the_hubs_bars(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Guards against an hour of silence: bytes, rate and time left are shown by the hub's library."""
+    shown = []
+
+    def download(repository: str, **options: object) -> str:
+        shown.append((repository, are_progress_bars_disabled(), "tqdm_class" in options))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    fetched = CliRunner().invoke(app, ["models", "fetch", "sam2", "a/b"])
+    assert [line.partition(" (")[0] for line in fetched.stderr.splitlines()] == [
+        "1 of 2: facebook/sam2.1-hiera-large", "2 of 2: a/b",
+    ] and "(0.9 GB, apache-2.0)" in fetched.stderr and "(size unknown)" in fetched.stderr  # fmt: skip
+    assert shown == [("facebook/sam2.1-hiera-large", False, False), ("a/b", False, False)]
 
 
 EARLY = """

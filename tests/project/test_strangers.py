@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def halved(lora, file):
 ENTRY_POINTS = """
 [graphbuild.annotators]
 stranger_negative = stranger_things:Negative
+stranger_broken = stranger_gone:Negative
 [graphbuild.sources]
 stranger_stripes = stranger_things:Stripes
 [graphbuild.codecs]
@@ -147,6 +149,9 @@ def test_a_package_of_a_stranger_is_used_by_name_from_picture_to_lora(folder: Pa
     done(cli.app, "run", "--source", "stranger_stripes", "--annotators", "stranger_negative", *OPTIONS)
     assert "nothing to do" in done(cli.app, "run", "--pipeline", "mine.yaml", *OPTIONS)
     assert "no weights" in done(cli.app, "models", "--pipeline", "mine.yaml")
+    rows = {row["annotator"]: row for row in json.loads(done(cli.app, "models", "--json"))}
+    assert rows["stranger_negative"]["makes"] == ["negative"] and rows["canny"]["makes"] == ["canny"]
+    assert "No module named 'stranger_gone'" in rows["stranger_broken"]["missing"][0]
     graph = Graph.open(folder / "graph")
     image, negative = (graph.read(0, kind) for kind in ("image", "negative"))
     assert (negative.format, negative.array().tolist()) == ("zlib", (255 - image.array()).tolist())
