@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from graphbuild.kinds.registry import KINDS, Kind
     from graphbuild.models.checkpoint import Checkpoint
     from graphbuild.sources import resolve as source
-    from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
+    from graphbuild.sources.base import Entry, Given, Source, SourceItem, Unusable, location
+    from graphbuild.sources.testing import SourceCheckError, check_source
     from graphbuild.store.graph import Graph
     from graphbuild.tasks.config import CellConfig, HeldOut, SamplerConfig
     from graphbuild.tasks.grid import GridTask
@@ -43,7 +44,8 @@ _HOMES = {
     "kinds.registry": "KINDS Kind",
     "models.checkpoint": "Checkpoint",
     "sources": "resolve=source",
-    "sources.base": "Entry Source SourceItem Unusable location",
+    "sources.base": "Entry Given Source SourceItem Unusable location",
+    "sources.testing": "SourceCheckError check_source",
     "store.graph": "Graph",
     "tasks.config": "CellConfig HeldOut SamplerConfig",
     "tasks.grid": "GridTask",
@@ -72,6 +74,7 @@ __all__ = [
     "CorruptNode",
     "Derived",
     "Entry",
+    "Given",
     "Graph",
     "GraphError",
     "GridTask",
@@ -89,6 +92,7 @@ __all__ = [
     "SamplerConfig",
     "Skip",
     "Source",
+    "SourceCheckError",
     "SourceItem",
     "TaskPath",
     "Unusable",
@@ -96,6 +100,7 @@ __all__ = [
     "Walk",
     "annotator",
     "check_annotator",
+    "check_source",
     "each",
     "generate",
     "load_paths",

@@ -22,6 +22,7 @@ Status = Literal["ok", "skipped", "failed"]
 
 FINAL_REASONS = frozenset(
     {"undecodable", "damaged", "too_many_scans", "empty_file", "too_large", "unsupported_mode", "bad_geometry"}
+    | {"bad_values"}
 )
 """Failures that the input itself causes: never retried, never counted against an annotator."""
 

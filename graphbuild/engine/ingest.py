@@ -1,13 +1,16 @@
-"""One unit of a source: what it reads becomes items, image nodes and their edges."""
+"""One unit of a source: what it reads becomes items, nodes and their edges."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from graphbuild.contracts import Outcome, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
@@ -16,8 +19,9 @@ from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, spine_
 from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
-from graphbuild.images.codecs import Encoded, Pixels, check_image, codec_of
-from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, phash
+from graphbuild.images.cleaning import fitted
+from graphbuild.images.codecs import Encoded, Pixels, codec_of
+from graphbuild.sources.base import Content, Entry, Given, SourceItem, Unusable, columns_of, phash
 from graphbuild.store.commits import items_in
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
@@ -154,7 +158,7 @@ class Ingesting:
     def _alone(self, left: dict[int, Entry]) -> Iterator[tuple[int, SourceItem | BaseException]]:
         """The items one by one, each named before it is read: the last worker died."""
         for item_ix, entry in left.items():
-            self.spool.alone((item_ix, self.work.source.makes[0], 0))
+            self.spool.alone((item_ix, next(iter(self.work.producer.variants)), 0))
             yield item_ix, self._one(entry)
 
     def _one(self, entry: Entry) -> SourceItem | BaseException:
@@ -184,7 +188,7 @@ class Ingesting:
         """The rows of an item that raised `error`, or that killed its workers."""
         reason, detail = failure_of(error) if error is not None else (DEADLY["reason"], DEADLY["detail"])
         key = self.todo[item_ix].key
-        nodes = dict.fromkeys(self.work.producer.variants, Unusable(reason, detail))
+        nodes = {kind: [Unusable(reason, detail)] * count for kind, count in self.work.producer.variants.items()}
         return self._ingest(item_ix, SourceItem(key=key, uri=key, original=None, nodes=nodes), error)
 
     def _finish(self, rows: list[Outcome]) -> None:
@@ -204,15 +208,16 @@ class Ingesting:
         if known is not None:
             item_id = known["item_id"]
             if known["sha256"] is not None and known["sha256"] != sha256 and sha256 is not None:
-                nodes = dict.fromkeys(nodes, Unusable("changed", "the file is not the one this item was made from"))
+                changed = Unusable("changed", "the file is not the one this item was made from")
+                nodes = {kind: [changed] * count for kind, count in work.producer.variants.items()}
         row = {**_item_row(work, item_ix, item_id, item, sha256), "stamp": self.todo[item_ix].stamp}
-        outcomes = []
-        for kind in work.producer.variants:
-            value, convert = nodes.get(kind, Unusable("missing")), work.source.colours == "srgb"
-            encoded, picture = _encode(work.producer.lineage.codec[kind], value, convert=convert)
-            outcomes.append(_outcome(work, item_ix, item_id, kind, encoded))
-            if kind == work.source.makes[0] and picture is not None:
+        outcomes: list[Outcome] = []
+        for kind, variant, value in _planned(nodes, work.producer.variants):
+            codec, convert = work.producer.lineage.codec[kind], work.source.colours == "srgb"
+            encoded, picture = _encode(codec, value, convert=convert)
+            if not outcomes and picture is not None:
                 row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
+            outcomes.append(_outcome(work, item_ix, item_id, (kind, variant), encoded))
         outcomes[0].item = canonical_json(row)
         for outcome in outcomes:
             if outcome.status == "failed":
@@ -233,14 +238,32 @@ def _kept(previous: EdgeRows | None, retry: bool, revised: set[int]) -> Rows:
     return {row.key: row for row in rows if row.item_ix not in again}
 
 
-def _encode(codec: str, value: bytes | Pixels | Unusable, *, convert: bool) -> tuple[Encoded | Unusable, Pixels | None]:
+def _planned(
+    nodes: Mapping[str, Content | Sequence[Content]], variants: Mapping[str, int]
+) -> Iterator[tuple[str, int, Content]]:
+    """(kind, variant, content) of every planned node, the picture first. More than was planned is dropped."""
+    if unknown := sorted(nodes.keys() - variants.keys()):
+        raise ValueError(f"the source gave {unknown}, which is not among its kinds {sorted(variants)}")
+    picture = next(iter(variants))
+    for kind, count in variants.items():
+        given = nodes.get(kind, Unusable("missing") if kind == picture else None)
+        contents: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
+        for variant in range(count):
+            yield kind, variant, contents[variant] if variant < len(contents) else None
+
+
+def _encode(codec: str, value: Content, *, convert: bool) -> tuple[Encoded | Unusable | None, Pixels | None]:
     """The value ready to store, with its picture: decoding once both checks a file and hashes its looks."""
-    if isinstance(value, Unusable):
+    attrs: Mapping[str, Any] = {}
+    if isinstance(value, Given):
+        attrs, value = value.attrs, value.value
+    if value is None or isinstance(value, Unusable):
         return value, None
     try:
         if isinstance(value, bytes):
-            return check_image(value, grey=True, convert=convert)
-        return codec_of(codec).encode(value), value
+            return fitted(codec, value, attrs, convert=convert)
+        encoded = codec_of(codec).encode(value)
+        return replace(encoded, attrs={**encoded.attrs, **attrs}), value if isinstance(value, np.ndarray) else None
     except UnusableImage as error:
         return Unusable(error.reason, str(error)), None
     except Exception as error:
@@ -249,8 +272,12 @@ def _encode(codec: str, value: bytes | Pixels | Unusable, *, convert: bool) -> t
         return Unusable("undecodable" if reason == "error" and isinstance(value, bytes) else reason, detail), None
 
 
-def _outcome(work: IngestUnit, item_ix: int, item_id: str, kind: str, encoded: Encoded | Unusable) -> Outcome:
-    row = partial(Outcome, item_ix, item_id, kind, 0, seed=seed_of(work.producer.version, item_id, 0))
+def _outcome(
+    work: IngestUnit, item_ix: int, item_id: str, name: tuple[str, int], encoded: Encoded | Unusable | None
+) -> Outcome:
+    row = partial(Outcome, item_ix, item_id, *name, seed=seed_of(work.producer.version, item_id, name[1]))
+    if encoded is None:
+        return row("skipped", reason="not_given")
     if isinstance(encoded, Unusable):
         return row("failed", reason=encoded.reason, detail=scrub(encoded.detail) or None)
     return row(

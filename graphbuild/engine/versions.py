@@ -23,7 +23,7 @@ from graphbuild.contracts import LineageDocument, Live
 from graphbuild.engine.records import Producer
 from graphbuild.errors import GraphError, MissingWeights
 from graphbuild.hashing import version_of
-from graphbuild.kinds.registry import KINDS, kind_of
+from graphbuild.kinds.registry import KINDS, Kind
 from graphbuild.lookup import author_of
 from graphbuild.models.checkpoint import Checkpoint, loaded_from
 from graphbuild.sources.base import Source, source_params
@@ -35,13 +35,20 @@ _WORD = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 
 
 def source_producer(source: Source) -> Producer:
-    """The source as the first annotator, `source:<name>`, without parents."""
+    """The source as the first annotator, `source:<name>`, without parents.
+
+    Raises:
+        GraphError: a kind of it is no word, or declared otherwise than in `KINDS`.
+    """
+    kinds, most = source.kinds(), source.variants()
+    for kind in kinds:
+        _check_kind(kind, f"source {source.name!r}")
     lineage = LineageDocument(
         annotator=f"source:{source.name}",
         code_version=source.code_version,
         params=source_params(source),
         model=None,
-        codec={kind: source.codec(kind_of(kind)) for kind in source.makes},
+        codec={kind.name: source.codec(kind) for kind in kinds},
         schema_version=SCHEMA_VERSION,
         parents={},
         author=author_of(type(source)),
@@ -52,7 +59,7 @@ def source_producer(source: Source) -> Producer:
         use=f"{type(source).__module__}:{type(source).__qualname__}" if lineage.author else source.name,
         config=source_params(source),
         lineage=lineage,
-        variants=dict.fromkeys(source.makes, 1),
+        variants={kind.name: most.get(kind.name, 1) for kind in kinds},
     )
 
 
@@ -189,21 +196,25 @@ def _refuse_two_producers(annotators: Sequence[Annotator]) -> None:
     producers: dict[str, str] = {}
     for annotator in annotators:
         for kind in makes_of(annotator).values():
-            if not _WORD.fullmatch(kind.name):
-                raise GraphError(
-                    f"{name_of(annotator)} makes {kind.name!r}: a kind is a snake_case word, it names a folder"
-                )
-            if KINDS.get(kind.name, kind) != kind:
-                raise GraphError(
-                    f"{use_of(annotator)} declares the kind {kind.name!r} otherwise than graphbuild.KINDS does; "
-                    "write its name alone, or give yours another name"
-                )
+            _check_kind(kind, use_of(annotator))
             if kind.name in producers:
                 raise GraphError(
                     f"both {producers[kind.name]} and {name_of(annotator)} make {kind.name!r}; "
                     "name one of them for this run"
                 )
             producers[kind.name] = name_of(annotator)
+
+
+def _check_kind(kind: Kind, maker: str) -> None:
+    if not _WORD.fullmatch(kind.name):
+        raise GraphError(f"{maker} makes {kind.name!r}: a kind is a snake_case word, it names a folder")
+    if KINDS.get(kind.name, kind) != kind:
+        raise GraphError(
+            f"{maker} declares the kind {kind.name!r} otherwise than graphbuild.KINDS does; write its name alone, or "
+            "give yours another name"
+        )
+    if kind.codec is None:
+        raise GraphError(f"{maker} makes {kind.name!r}, which is computed on read: give {', '.join(kind.parents)}")
 
 
 def _why_stuck(waiting: Sequence[Annotator], known: dict[str, tuple[Live, int]], made: set[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from graphbuild.contracts import encodable
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.codecs import Pixels
-from graphbuild.kinds.registry import Kind
+from graphbuild.kinds.registry import Kind, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,35 @@ class Unusable:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value with facts about it, such as `palette` (RGB colours, 0..255) and `labels` (names) of a label map."""
+
+    value: bytes | Pixels | str | Mapping[str, Any]
+    attrs: Mapping[str, Any]
+
+
+Content = bytes | Pixels | str | Mapping[str, Any] | Given | Unusable | None
+"""What a source gives for one node: the bytes of a file, an array, text or JSON as the codec of the kind stores it
+(arrays are uint8: H x W x 3 RGB, or H x W), or why there is nothing. None: the item has no such node."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceItem:
     """One item as read.
 
     Attributes:
         original: the bytes whose sha256 identifies the item; None if they could not be read.
-        nodes: kind -> encoded image bytes (kept as they are), H x W x 3 RGB uint8 array, or `Unusable`.
+        nodes: kind -> its content, or a list of contents, one for each variant. Files of kinds with the codec `source`
+            are stored as they are; those of other kinds are fitted to their codec, or fail (`bad_values`). A kind that
+            is left out is skipped (`not_given`), but the picture, the first kind, fails (`missing`).
         meta: JSON-ready facts of the source that have no column.
     """
 
     key: str
     uri: str
     original: bytes | None
-    nodes: Mapping[str, bytes | Pixels | Unusable]
+    nodes: Mapping[str, Content | Sequence[Content]]
     licence: str | None = None
     attribution: str | None = None
     split: str | None = None
@@ -102,13 +117,17 @@ def location(default: str | bool | None = None) -> Any:
 class Source(ABC):
     """Subclass, name what it `makes`, and write `entries` and `read`. The fields are the configuration.
 
+    Class variables:
+        makes: kinds given, by name, or as a `Kind` of your own; the picture of the item comes first.
+        code_version: bump it when the same files give other values.
+
     Args:
         colours: `srgb`: readers convert pictures with another ICC profile to sRGB; `stored`: they leave the numbers of
             the file as they are. Stored bytes are the file's in both cases.
     """
 
     name: ClassVar[str]
-    makes: ClassVar[tuple[str, ...]] = ("image",)
+    makes: ClassVar[tuple[str | Kind, ...]] = ("image",)
     code_version: ClassVar[int] = 1
     colours: Literal["srgb", "stored"] = field(default="srgb", metadata={"added": True})
 
@@ -135,6 +154,14 @@ class Source(ABC):
     @abstractmethod
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The items behind `keys`, in that order, exactly one per key; an unreadable one has `Unusable` nodes."""
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of this instance: `makes`, unless its fields say more. The picture of the item comes first."""
+        return tuple(kind_of(kind) for kind in self.makes)
+
+    def variants(self) -> Mapping[str, int]:
+        """Kind -> how many nodes of it an item has at most; 1 for kinds that are left out."""
+        return {}
 
     def codec(self, kind: Kind) -> str:
         """The codec a made kind is stored with; the kind's own unless overridden."""
