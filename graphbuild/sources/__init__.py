@@ -11,9 +11,15 @@ if TYPE_CHECKING:
     from graphbuild.sources.base import Source
 
 SOURCES: Mapping[str, str] = {
+    "coco": "graphbuild.sources.coco:Coco",
     "folder": "graphbuild.sources.folder:Folder",
+    "manifest": "graphbuild.sources.manifest:Manifest",
+    "pairs": "graphbuild.sources.pairs:Pairs",
+    "parquet": "graphbuild.sources.parquet:Parquet",
     "sample": "graphbuild.sources.sample:Sample",
     "subjects200k": "graphbuild.sources.subjects200k:Subjects200K",
+    "video": "graphbuild.sources.video:Video",
+    "webdataset": "graphbuild.sources.webdataset:WebDataset",
 }
 """The sources that come with graphbuild. Others: `pkg.mod:Class`, or the entry point group `graphbuild.sources`."""
 

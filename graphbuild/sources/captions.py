@@ -157,7 +157,7 @@ def _parsed(path: Path, name: str, *_: int) -> Table:
 
 
 def _rows(path: Path, name: str) -> Iterator[tuple[str, Row]]:
-    for line in _parquet_rows(path, name) if path.suffix == ".parquet" else _text_rows(path, name):
+    for line in _parquet_rows(path, name) if path.suffix == ".parquet" else text_rows(path, name):
         yield _row(line, name)
 
 
@@ -173,7 +173,12 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:
         raise CaptionError(f"{name}: {error}") from error
 
 
-def _text_rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:
+def text_rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a `.csv` file, or else of JSON lines; `name` is said of it in messages.
+
+    Raises:
+        CaptionError: it is not such a table.
+    """
     with path.open("rb") as file:
         encoding = _encoding(file.read(4))
         file.seek(0)

@@ -19,8 +19,8 @@ from graphbuild.sources.testing import SourceCheckError, check_source
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete
 
-GARMENT = Kind(name="garment", group="image", codec="source", description="a garment", phrases=("a garment",))
-RAYS = Kind(name="rays", group="condition", codec="json", description="a camera")
+GARMENT = Kind(name="garment", family="image", codec="source", description="a garment", phrases=("a garment",))
+RAYS = Kind(name="rays", family="condition", codec="json", description="a camera")
 
 
 def png(value: int, mode: str = "RGB") -> bytes:
@@ -133,7 +133,7 @@ def test_every_broken_promise_is_named(source: Source, said: str) -> None:
 def test_a_kind_may_not_be_declared_otherwise_than_the_library_does(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Own(Wardrobe):
-        makes: ClassVar[Any] = (Kind(name="image", group="image", codec="png", description="mine"),)
+        makes: ClassVar[Any] = (Kind(name="image", family="image", codec="png", description="mine"),)
 
     with pytest.raises(GraphError, match="declares the kind 'image' otherwise"):
         build(Own(), tmp_path / "g", [])

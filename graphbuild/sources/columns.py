@@ -1,0 +1,213 @@
+"""From a row, a tar sample or matched files to an item: which columns are nodes, and which are facts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphbuild.hashing import canonical_json
+from graphbuild.images.codecs import is_codec
+from graphbuild.kinds.registry import KINDS, Kind, kind_of
+from graphbuild.sources.base import FACTS, Content, Given, Source, SourceItem, Unusable, location
+from graphbuild.strict_yaml import mapping
+
+Row = Mapping[str, Any]
+Open = Callable[[str], bytes | Unusable]
+
+PHOTOS = ("jpeg", "jpeg444", "png")
+"""Codecs of pictures that annotators make: a file that comes with a data set keeps its bytes instead."""
+
+_KEYS = ("of", "codec", "variants", "palette", "labels")
+_SLOT = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One kind and where it is found.
+
+    Attributes:
+        of: a column for each variant, or one whose list has them.
+        variants: how many are planned.
+        attrs: facts of every node: `palette` and `labels` of label maps without them.
+    """
+
+    kind: Kind
+    of: tuple[str, ...]
+    codec: str
+    variants: int
+    attrs: Mapping[str, Any]
+
+    @classmethod
+    def declared(cls, name: str, entry: Any) -> Node:
+        """From the entry of a map: a column, a list of columns, or a mapping with the keys `of`, `codec` and so on.
+
+        Raises:
+            ValueError: an unknown key or codec, or a kind of one's own without a codec.
+        """
+        said: dict[str, Any] = (
+            {"of": entry} if isinstance(entry, str | list | tuple) else mapping(entry, _KEYS, ("of",))
+        )
+        of = [said["of"]] if isinstance(said["of"], str) else list(said["of"])
+        codec = said.get("codec")
+        if name not in KINDS and codec is None:
+            raise ValueError(f"{name} is no kind of graphbuild: say how it is stored, {{of: {of[0]}, codec: source}}")
+        if codec is not None and not is_codec(codec):
+            raise ValueError(f"{name}: codec: {codec!r}; allowed: {', '.join(_codecs())}")
+        kind = kind_of(name) if name in KINDS else Kind(name=name, family=_family(codec), codec=codec, description="")
+        codec = codec or ("source" if kind.codec in PHOTOS else kind.codec)
+        attrs: dict[str, Any] = {key: said[key] for key in ("palette", "labels") if key in said}
+        return cls(kind, tuple(map(str, of)), codec or "source", int(said.get("variants", len(of))), attrs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapped(Source):
+    """A source whose files have columns of any name.
+
+    Args:
+        path: a folder, a file or an address.
+        nodes: kind -> the column it comes from, or a list of columns for its variants, or `{of: column, codec: ...,
+            variants: ..., labels: [...], palette: [[r, g, b], ...]}`. A column of a structure is `outer.inner`. The
+            picture of the item comes first. A kind of your own needs a codec.
+        facts: caption, reference_caption, group, split, licence, attribution, subject or category -> a column, or a
+            text with `{columns}` in it; `meta` -> a list of columns.
+        dataset, revision: the name and version of the data set, recorded with everything that is made from it.
+        licence, attribution: of items whose facts do not say.
+    """
+
+    path: Any = location()
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    attribution: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            for name in ("nodes", "facts"):  # as a graph records them: lists, no tuples
+                object.__setattr__(self, name, json.loads(canonical_json(mapping(getattr(self, name), None))))
+            mapping(self.facts, FACTS)
+            self.declared()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"source {self.name!r}: {error}") from error
+
+    def declared(self) -> tuple[Node, ...]:
+        """The map of nodes, read; the picture first."""
+        order = sorted(self.nodes, key=lambda kind: kind != "image")
+        return tuple(Node.declared(kind, self.nodes[kind]) for kind in order)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(node.kind for node in self.declared())
+
+    def variants(self) -> Mapping[str, int]:
+        return {node.kind.name: node.variants for node in self.declared() if node.variants > 1}
+
+    def codec(self, kind: Kind) -> str:
+        return next(node.codec for node in self.declared() if node.kind.name == kind.name)
+
+    def columns(self) -> set[str]:
+        """Every column that the maps name."""
+        meta = self.facts.get("meta") or []
+        texts = [text for name, text in self.facts.items() if name != "meta"]
+        named = {name for text in texts for name in (_SLOT.findall(text) if "{" in text else [text])}
+        return named | {column for node in self.declared() for column in node.of} | set(meta)
+
+    def item(self, key: str, row: Row, opened: Open) -> SourceItem:
+        """The item of one row; `opened` reads the files that columns name."""
+        nodes = {node.kind.name: _contents(node, row, opened) for node in self.declared()}
+        picture = next(iter(nodes.values()))
+        first = picture[0] if isinstance(picture, list) else picture
+        data = first.value if isinstance(first, Given) else first
+        facts = {name: self._fact(name, row) for name in FACTS if name != "meta"}
+        meta = {column.rpartition(".")[2]: _plain(look_up(row, column)) for column in self.facts.get("meta") or []}
+        return SourceItem(
+            key=key,
+            uri=key,
+            original=data if isinstance(data, bytes) else None if _is_nothing(data) else canonical_json(data).encode(),
+            nodes={kind: Unusable("missing") if kind == next(iter(nodes)) and value is None else value
+                   for kind, value in nodes.items()},
+            meta={name: value for name, value in meta.items() if value is not None},
+            **facts,
+        )  # fmt: skip
+
+    def _fact(self, name: str, row: Row) -> str | None:
+        told = self.facts.get(name)
+        default = getattr(self, name, None)
+        if told is None:
+            return default if isinstance(default, str) else None
+        text = _SLOT.sub(lambda slot: _text(look_up(row, slot[1])), told) if "{" in told else _text(look_up(row, told))
+        return " ".join(text.split()) or (default if isinstance(default, str) else None)
+
+
+def look_up(row: Row, column: str) -> Any:
+    """The value of `outer.inner`; of `png;jpg` the first that is there; None if there is none."""
+    if ";" in column:
+        return next((found for name in column.split(";") if (found := look_up(row, name)) is not None), None)
+    if column in row:
+        return row[column]
+    head, dot, rest = column.partition(".")
+    value = row.get(head) if dot else None
+    if isinstance(value, bytes | str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return [look_up(each, rest) for each in value]
+    return look_up(value, rest) if isinstance(value, Mapping) else None
+
+
+def _contents(node: Node, row: Row, opened: Open) -> Content | list[Content]:
+    if node.variants == 1 and len(node.of) == 1:
+        return _content(node, look_up(row, node.of[0]), opened)
+    values = [look_up(row, column) for column in node.of]
+    if len(node.of) == 1:
+        values = list(values[0]) if isinstance(values[0], list | tuple) else values
+    return [_content(node, value, opened) for value in values[: node.variants]]
+
+
+def _content(node: Node, value: Any, opened: Open) -> Content:
+    """A cell as the content of a node: bytes, a path, `{bytes, path}` of an Image feature, text, or JSON."""
+    is_picture = node.codec not in ("text", "json", "pose", "boxes")
+    if is_picture and isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
+        value = value.get("bytes") or value.get("path")
+    if value is None or (value == "" and is_picture):
+        return None
+    if is_picture and isinstance(value, str):
+        value = opened(value)
+    elif node.codec == "text" and not isinstance(value, bytes):
+        value = _text(value) or None
+    elif isinstance(value, str):
+        value = value.encode()
+    if is_picture and not isinstance(value, bytes | Unusable):
+        return Unusable("bad_values", f"a {type(value).__name__} where a picture is promised")
+    return Given(value, node.attrs) if node.attrs and not _is_nothing(value) else value
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or isinstance(value, Unusable)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    return json.loads(json.dumps(value, default=_text))
+
+
+def _family(codec: str | None) -> Any:
+    return "text" if codec == "text" else "condition"
+
+
+def _codecs() -> Sequence[str]:
+    from graphbuild.images.codecs import CODECS
+
+    return tuple(CODECS)
