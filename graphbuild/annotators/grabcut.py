@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from graphbuild.annotators.base import Condition, Derived, Request, Side
+from graphbuild.annotators.base import Condition, Derived, Request, Side, Skip
 from graphbuild.images.codecs import Pixels
 
 
@@ -18,8 +18,8 @@ class Grabcut(Condition):
     """Foreground mask, white on black, from a centre prior (C. Rother et al., "GrabCut", SIGGRAPH 2004).
 
     The picture is reduced to `resolution`, everything outside a centred rectangle is taken for background, and the
-    segmentation is enlarged again. Always a mask, even an empty or a full one; the score is its share of
-    the picture (0..1).
+    segmentation is enlarged again. The score is the mask's share of the picture (0..1). A picture without foreground is
+    skipped as `no_foreground`.
 
     Args:
         margin: width of the certain background on each side, as a fraction of that side.
@@ -28,15 +28,16 @@ class Grabcut(Condition):
     """
 
     makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
+    code_version: ClassVar[int] = 2
     item_facts: ClassVar[tuple[str, ...]] = ()
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     iterations: Annotated[int, Field(ge=1, le=100)] = 5
     resolution: Side = 256
 
-    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:
         return [self._mask(request.inputs["image"].array(), request.seed) for request in batch]
 
-    def _mask(self, picture: Pixels, seed: int) -> Derived:
+    def _mask(self, picture: Pixels, seed: int) -> Derived | Skip:
         import cv2
 
         height, width = picture.shape[:2]
@@ -45,7 +46,7 @@ class Grabcut(Condition):
         cut = self._cut(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), seed)
         smooth = cv2.resize(cut.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         mask = smooth >= 0.5
-        return Derived({"foreground_mask": mask}, score=float(mask.mean()))
+        return Derived({"foreground_mask": mask}, score=float(mask.mean())) if mask.any() else Skip("no_foreground")
 
     def _cut(self, small: Any, seed: int) -> Any:
         import cv2

@@ -267,9 +267,9 @@ def test_a_node_is_explained(graph: Path) -> None:
     assert json.loads(cli("explain", graph, found["key"], "canny", "--json").stdout) == found
     lines = cli("explain", graph, 6, "canny").stdout
     assert found["edge"]["part"] in lines and "canny" in lines and "parent: " in lines
-    computed = json.loads(cli("explain", graph, 6, "foreground", "--json").stdout)
+    computed = json.loads(cli("explain", graph, 7, "foreground", "--json").stdout)
     assert [parent["kind"] for parent in computed["computed_from"]] == ["image", "foreground_mask"]
-    assert "computed on read" in cli("explain", graph, 6, "foreground").stdout
+    assert "computed on read" in cli("explain", graph, 7, "foreground").stdout
 
 
 @pytest.mark.parametrize(

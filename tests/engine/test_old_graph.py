@@ -26,8 +26,8 @@ from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete, tree
 
 OLD = Path(__file__).parent / "old_graph"
-SINCE = {"sam2": "v3b7171c56021", "open_world": "v29d27555e6b0"}
-"""Versions of annotators that make other pixels since: colours are drawn for each item."""
+SINCE = {"sam2": "v3b7171c56021", "open_world": "v29d27555e6b0", "grabcut": "v0f525a7031d4"}
+"""Versions of annotators that make other nodes since: colours drawn for each item, and no empty masks."""
 FACTS: dict[str, Any] = json.loads((OLD / "facts.json").read_text())
 
 
@@ -45,9 +45,9 @@ def test_an_old_graph_is_sound_and_finished(old: Path) -> None:
     before = tree(old / "graph", ".")
     assert verify(old / "graph", "full").problems == []
     source = resolve_source("folder", path=str(old / "photos"))
-    plan = make_plan(files_at(old / "graph"), source, [resolve(name) for name in ("canny", "lsd", "grabcut")])
+    plan = make_plan(files_at(old / "graph"), source, [resolve(name) for name in ("canny", "lsd")])
     assert plan.units == () and plan.replaces() == {}
-    report = complete(build(old / "photos", old / "graph", ["canny", "lsd", "grabcut"]))
+    report = complete(build(old / "photos", old / "graph", ["canny", "lsd"]))
     assert report.annotators == {} and tree(old / "graph", ".") == before
 
 
@@ -59,13 +59,13 @@ def test_an_old_graph_draws_the_same_walks(old: Path) -> None:
 
 
 def test_an_old_graph_grows(old: Path) -> None:
-    """Guards against new units that cannot be bound to the commits of before."""
+    """Guards against new units that cannot be bound to the commits of before; `grabcut` has a new version since."""
     before = tree(old / "graph", "items", "nodes", "edges", "lineage")
     report = complete(build(old / "photos", old / "graph", ["canny", "lsd", "grabcut", "source_caption"]))
-    assert set(report.annotators) == {"source_caption"}
-    assert Graph.open(old / "graph").kinds() == dict.fromkeys(("image", "canny", "lines", "foreground_mask"), 6) | {
-        "caption": 5
-    }
+    assert set(report.annotators) == {"source_caption", "grabcut"}
+    grown = Graph.open(old / "graph")
+    assert grown.kinds() == dict.fromkeys(("image", "canny", "lines"), 6) | {"caption": 5, "foreground_mask": 2}
+    assert grown.live("foreground_mask").version == FACTS["versions"]["grabcut"]
     assert before.items() <= tree(old / "graph").items() and verify(old / "graph", "full").problems == []
 
 

@@ -106,8 +106,9 @@ def test_all_photos(data_folder: Callable[[str], Path], tmp_path: Path) -> None:
     keys = sorted(path.name for path in folder.glob("*.jpg"))
     assert graph.items().column("key").to_pylist() == keys and graph.num_items == len(keys) == 53
     kinds = graph.kinds()
-    assert (kinds["image"], kinds["canny"], kinds["foreground_mask"]) == (53, 53, 53)
+    assert (kinds["image"], kinds["canny"]) == (53, 53)
     assert _statuses(graph, "lines").total() == 53 and kinds["lines"] >= 50
+    assert _statuses(graph, "foreground_mask").total() == 53 and kinds["foreground_mask"] >= 40
     assert len(graph.shards) >= 8
     for item_ix, key in enumerate(keys):
         image = graph.read(item_ix, "image")

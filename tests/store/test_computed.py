@@ -12,7 +12,7 @@ from graphbuild.errors import GraphError, MissingNode
 from graphbuild.images import degradations
 from graphbuild.kinds.registry import KINDS
 from graphbuild.store.graph import Graph
-from tests.support.annotators import TwoKinds, build, complete
+from tests.support.annotators import Halves, TwoKinds, build, complete
 
 DEGRADATIONS = sorted(kind.name for kind in KINDS.values() if kind.family == "degradation")
 
@@ -33,7 +33,7 @@ def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
         exif[0x0112] = 6
         photo.save(folder / "r_turned.jpg", exif=exif)
         photo.convert("RGBA").save(folder / "s_alpha.png")
-    complete(build(folder, folder.parent / "g", ["grabcut"]))
+    complete(build(folder, folder.parent / "g", [Halves()]))
     return Graph.open(folder.parent / "g")
 
 

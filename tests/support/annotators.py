@@ -188,6 +188,21 @@ class TwoKinds(Annotator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Halves(Annotator):
+    """A foreground mask for every picture: its left half, the larger one."""
+
+    makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        shapes = [request.inputs["image"].array().shape[:2] for request in batch]
+        masks = [np.arange(width) <= width // 2 for _, width in shapes]
+        return [
+            Derived({"foreground_mask": np.tile(mask, (height, 1))})
+            for mask, (height, _) in zip(masks, shapes, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Styles(Annotator):
     """A few variants of one picture: its colours rotated by the seed and scaled by the variant."""
 

@@ -14,7 +14,7 @@ from graphbuild.annotators.base import Annotator, Derived, Each, Request, each, 
 from graphbuild.kinds.registry import Kind
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.sampler import PathSampler
-from tests.support.annotators import build, complete
+from tests.support.annotators import Halves, build, complete
 from tests.support.sources import rated
 
 
@@ -58,7 +58,7 @@ class PhotoEdits(Photos):
 def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     out = tmp_path_factory.mktemp("graph") / "g"
     models: list[Annotator | str] = [Photos(), PhotoReferences(), PhotoStyles(), PhotoEdits()]
-    complete(build(rated(photos, out.parent / "photos", 4), out, ["canny", "lsd", "grabcut", *models]))
+    complete(build(rated(photos, out.parent / "photos", 4), out, ["canny", "lsd", Halves(), *models]))
     return Graph.open(out)
 
 

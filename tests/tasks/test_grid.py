@@ -19,7 +19,7 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.instruction import KEEP_ALL
 from graphbuild.tasks.paths import Content, PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
-from tests.support.annotators import Styles, build, complete
+from tests.support.annotators import Halves, Styles, build, complete
 from tests.support.cells import centre_square
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
         elif number >= 8:
             file.unlink()
     out = folder.parent / "g"
-    complete(build(folder, out, ["canny", "lsd", "grabcut", "source_caption", Styles()]))
+    complete(build(folder, out, ["canny", "lsd", Halves(), "source_caption", Styles()]))
     return Graph.open(out)
 
 

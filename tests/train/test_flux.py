@@ -27,7 +27,7 @@ from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.objective import Noisy, generator, objective_of
-from tests.support.annotators import build, complete
+from tests.support.annotators import Halves, build, complete
 from tests.support.numerics import assert_close, error, rounding
 from tests.support.tiny_models import PixelVae, components, save_flux_dev, save_flux_fill
 from tests.tasks.test_layouts import picture, task_of
@@ -70,7 +70,7 @@ def graph(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
         copy.write_bytes(photo.read_bytes())
         if number % 2:
             copy.with_suffix(".txt").write_text(f"This is {photo.stem}.")
-    complete(build(folder / "photos", folder / "g", ["canny", "grabcut", "source_caption"]))
+    complete(build(folder / "photos", folder / "g", ["canny", Halves(), "source_caption"]))
     return Graph.open(folder / "g")
 
 
