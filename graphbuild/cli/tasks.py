@@ -59,15 +59,15 @@ def tasks(
 
     with refusing():
         if graph is not None:
-            rows, why = explain.served_tasks(Graph.open(graph), paths, _config(sampler, weights=weights))
+            served = explain.served_tasks(Graph.open(graph), paths, _config(sampler, weights=weights))
         elif weights in (None, "listed") and sampler is None:
-            rows, why = explain.tasks(paths), ""
+            served = explain.ServedTasks(explain.tasks(paths), 0, "")
         else:
             option = "--sampler" if sampler else "--weights"
             raise GraphError(f"{option}: without a graph no items are counted; name one: graphbuild tasks GRAPH")
-    say(json.dumps(rows), text.tasks_lines(rows), as_json)
-    if why:
-        raise stop(why, UNDONE)
+    say(json.dumps(served.rows), text.tasks_lines(served.rows, served.bridging), as_json)
+    if served.error:
+        raise stop(served.error, UNDONE)
 
 
 @app.command()

@@ -205,8 +205,8 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]])
 # ---- task lists, walks, nodes --------------------------------------------------------------------------------
 
 
-def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
-    """A table of such documents."""
+def tasks_lines(rows: Sequence[Document], bridging: int) -> Iterator[str]:
+    """A table of the paths of a task list, and how many items a split leaves out."""
     names, types = (max(len(row[key]) for row in rows) for key in ("name", "type"))
     with_items = "items" in rows[0]
     head = f"{'path':{names}}  cells  {'type':{types}}  probability"
@@ -216,6 +216,8 @@ def tasks_lines(rows: Sequence[Document]) -> Iterator[str]:
         yield line + (f"  {row['items']:7}" if with_items else "")
     if with_items:
         yield f"{sum(row['probability'] > 0 for row in rows)} of {len(rows)} paths can be served"
+    if bridging:
+        yield f"{counted(bridging, 'item')} in no task: linked to items of both sides of the split"
 
 
 def sample_lines(document: Document) -> Iterator[str]:

@@ -22,13 +22,13 @@ class GridBatch:
 
     Attributes:
         index: int64 B, the walks; `items`: int64 B x R, their items.
-        decoded: int64 D, which samples have pixels: all of them, but for those that `known` knew.
+        decoded: int64 D, indices of the samples that have pixels: all but those that `known` returned True for.
         cells: uint8 D x R x L x 3 x height x width, RGB 0..255, targets included, black beside cells smaller than the
             largest; channels last in memory, which the samples share.
         sizes: int64 D x R x 2, height and width of the cells of each row.
         holes: bool B x L, columns of the last row that are to be generated.
         kinds: the kind of each shown column.
-        keys, row_keys, cell_keys: what stands for pixels, see `GridSample`; empty for tasks at inference.
+        keys, row_keys, cell_keys: cache keys of the pixels, see `GridSample`; empty for tasks at inference.
         snapshot: digest of the graph's state; `next`: the position to resume at after this batch.
     """
 
@@ -76,7 +76,7 @@ class GridBatch:
 
 
 def collate(samples: Sequence[GridSample]) -> GridBatch:
-    """A batch of samples; decodes those that are wanted and are not decoded yet.
+    """A batch of samples; decodes pixels that are needed and not decoded yet.
 
     Raises:
         ValueError: they differ in rows or columns, or are not one batch of `GridTasks`.

@@ -23,7 +23,7 @@ class PixelBuffer:
     copies nothing. Threads may share it.
 
     Attributes:
-        pixels: samples x rows x columns x height x width x 3 uint8; None until a sample asked for its place.
+        pixels: samples x rows x columns x height x width x 3 uint8; None before the first `place`.
     """
 
     def __init__(self, samples: int) -> None:
@@ -32,7 +32,7 @@ class PixelBuffer:
         self._lock = Lock()
 
     def place(self, at: int, shape: tuple[int, ...]) -> Pixels:
-        """Of `shape`, not initialised: number `at` of the array, or of its own where shapes differ.
+        """An uninitialised array of `shape`: slot `at` of the shared array, or its own where shapes differ.
 
         Raises:
             ValueError: the array would be larger than `MAX_BYTES`.
@@ -44,7 +44,7 @@ class PixelBuffer:
         return self.pixels[at] if self.pixels.shape[1:] == shape else np.empty(shape, np.uint8)
 
     def filled(self, places: Sequence[Pixels]) -> Pixels | None:
-        """The array if these are all its places in order, else None."""
+        """The shared array if these are all its slots in order, else None."""
         whole = [] if self.pixels is None else list(self.pixels)
         same = [place.ctypes.data for place in places] == [place.ctypes.data for place in whole]
         return self.pixels if same else None

@@ -31,16 +31,17 @@ class GridTasks(IterableDataset[GridSample]):
     together the ranks give the same ones for any `world` with the same `world * batch`.
 
     Args:
-        sampler: draws them; its `path_repeat` is 1 or a multiple of `world * batch`, so that a batch has one geometry.
+        sampler: draws the tasks; its `path_repeat` is 1, or a multiple of `world * batch` so that a batch has one
+            geometry.
         resolution: side of a cell in pixels.
         start, stop: global indices; without stop it never ends. With several ranks a whole number of steps.
         batch: samples a rank takes of each step; the `batch_size` of the DataLoader.
-        rank, world: this process among all; by default torch.distributed's, else `RANK` and `WORLD_SIZE`.
+        rank, world: number of this process and of all; default: torch.distributed's, else `RANK`, `WORLD_SIZE`.
         prefetch: samples decoded ahead in each DataLoader worker, and so at most held; 0, or a process that is no
             worker, decodes when pixels are asked for.
-        threads: that decode ahead.
-        cache_bytes: of decoded cells kept in each process.
-        known: is asked of each sample; what it knows is not decoded. Spawned workers need it picklable.
+        threads: decoding threads in each DataLoader worker.
+        cache_bytes: size of the cache of decoded cells in each process.
+        known: called with each sample; where it returns True, nothing is decoded. Spawned workers need it picklable.
         cells: how cells are made.
 
     Raises:
@@ -71,13 +72,13 @@ class GridTasks(IterableDataset[GridSample]):
         return self._tracked(self._samples(self._next, step, workers), workers)
 
     def state_dict(self) -> dict[str, int]:
-        """Its position: all indices of its own before `next` were given out."""
+        """The position: all of its indices below `next` were yielded."""
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration begin at `state["next"]`: in a DataLoader worker that worker's position, elsewhere
-        that of all workers and ranks together, however many there are now. A DataLoader with workers takes it for every
-        iteration, until another state is loaded: it iterates over copies."""
+        """Begin the next iteration at `state["next"]`. In a DataLoader worker that is the worker's own position,
+        elsewhere that of all workers and ranks together, whatever their number. A DataLoader with workers iterates
+        over copies: it begins every iteration there, until another state is loaded."""
         self._next, self._pending, self._own = int(state["next"]), True, get_worker_info() is not None
 
     def _samples(self, first: int, step: int, workers: int) -> Iterator[GridSample]:
@@ -130,11 +131,11 @@ class GridTaskList(Dataset[GridSample]):
         return len(self.indices)
 
     def __getitem__(self, at: int) -> GridSample:
-        """Ids; decoded when its pixels are asked for."""
+        """A sample as ids; it is decoded when its pixels are read."""
         return self._sample(at)
 
     def __getitems__(self, places: Sequence[int]) -> list[GridSample]:
-        """A batch, as a DataLoader asks for it; in a worker decoded by threads."""
+        """A batch, as a DataLoader requests it; a worker decodes it in threads."""
         buffer = PixelBuffer(len(places))
         samples = (self._sample(place, buffer, at) for at, place in enumerate(places))
         return list(loaded(samples, len(places), self.threads))
@@ -147,7 +148,7 @@ class GridTaskList(Dataset[GridSample]):
 
 
 def position(loader_state: Any) -> int:
-    """The `next` to resume at, from the state of a StatefulDataLoader: the least of its workers'.
+    """The `next` to resume at, from the state of a StatefulDataLoader: the minimum over its workers.
 
     Raises:
         ValueError: no `GridTasks` position in it.

@@ -1,5 +1,5 @@
-"""Threads that decode samples ahead, in DataLoader workers: a process that forks must not have any, as a child inherits
-their locks held."""
+"""Threads that decode samples ahead. Only in DataLoader workers: a process that forks must have none, as its children
+inherit their locks held."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from graphbuild.data.sample import GridSample
 
 
 def loaded(samples: Iterable[GridSample], prefetch: int, threads: int) -> Generator[GridSample, None, None]:
-    """The same samples in the same order. In a DataLoader worker at most `prefetch` of them are decoded ahead by
-    threads; elsewhere, or with 0, they are decoded when their pixels are asked for."""
+    """The samples in order. In a DataLoader worker, threads decode at most `prefetch` of them ahead; elsewhere, or with
+    0, they are decoded when their pixels are read."""
     if not prefetch or get_worker_info() is None:
         yield from samples
         return

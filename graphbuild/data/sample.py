@@ -24,7 +24,7 @@ from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walk
 
 Known = Callable[["GridSample"], bool]
-"""Given a sample's keys, whether the consumer already holds what it derives from the pixels, such as latents."""
+"""Whether the consumer already has what it derives from a sample's pixels, such as latents."""
 
 _PAGE = 64  # walks drawn at once
 
@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
 
 class TaskSource:
-    """What all samples of one dataset share. A sample that travels between processes finds it again by its token."""
+    """State shared by the samples of one dataset. A sample sent to another process finds it there by its token."""
 
     def __init__(
         self, sampler: PathSampler, resolution: int, cache_bytes: int, known: Known | None,
@@ -61,7 +61,7 @@ class TaskSource:
         return self._walks(page)[at]
 
     def prepare(self, in_worker: bool) -> None:
-        """Index what the paths read; in a worker also renew what it must not share with the process it came from."""
+        """Index what the paths read; in a worker, also reopen what it must not share with its parent process."""
         if in_worker:
             import cv2
 
@@ -87,12 +87,12 @@ _TRAVELS = ("_pixels", "_painted", "_wanted", "frames", "instruction")
 
 
 class GridSample(GridTask):
-    """Grid task `index` of a dataset: each cell is decoded once, where its batch will lie.
+    """Grid task `index` of a dataset: each cell is decoded once, into the buffer of its batch.
 
     Attributes:
         shape: rows (C + 1) and columns (L).
         block: the batch it belongs to, None outside `GridTasks`.
-        buffer, at: where its pixels will lie.
+        buffer, at: the buffer of its batch, and its slot there.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class GridSample(GridTask):
 
     @property
     def wanted(self) -> bool:
-        """False if the consumer needs no pixels; it is asked once."""
+        """Whether the consumer needs pixels; `known` is called once."""
         if self._wanted is None:
             self._wanted = self.source.known is None or not self.source.known(self)
         return self._wanted
@@ -213,7 +213,7 @@ class GridSample(GridTask):
 
 def joined(samples: Sequence[GridSample]) -> Pixels:
     """The pixels of the samples that are wanted, samples x rows x columns x height x width x 3 uint8, black beside
-    cells smaller than the largest. Decodes what is not decoded yet; copies nothing that lies together already.
+    cells smaller than the largest. Decodes what is not decoded yet; contiguous samples are not copied.
 
     Raises:
         ValueError: padded, they would take more than `graphbuild.data.buffers.MAX_BYTES`.

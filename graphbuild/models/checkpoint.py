@@ -18,8 +18,6 @@ from graphbuild.errors import MissingWeights
 
 TRANSFORMERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 """Files of a transformers checkpoint."""
-DIFFUSERS = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors")
-"""Files of a diffusers pipeline, without the single-file copies beside its folders."""
 
 COPIES = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "onnx/*", "openvino/*", "flax/*")
 """Further copies of the same weights that many repositories hold; never fetched."""

@@ -19,7 +19,7 @@ _DIGEST = re.compile("[0-9a-f]{16}")
 
 Arrays = dict[str, NDArray[Any]]
 Form = tuple[DTypeLike, tuple[int | None, ...]]
-"""dtype and shape of an array; None for a length that may be any."""
+"""dtype and shape of an array; None stands for any length."""
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -32,14 +32,14 @@ def cache_folder() -> Path:
 def cached(
     digest: str, entry: str, forms: Mapping[str, Form], compute: Callable[[], Arrays], *, mapped: bool = True
 ) -> Arrays:
-    """The arrays of an entry of the cache. Those that are absent, damaged or of another form are computed, and kept if
-    the cache can be written.
+    """The arrays of a cache entry. If one is absent, damaged or of another form, they are computed, and saved if the
+    cache is writable.
 
     Args:
         digest: of the snapshot.
         entry: a folder name.
-        forms: what each array must be like.
-        mapped: as read-only memory maps, which processes share; else read into memory.
+        forms: dtype and shape that each array must have.
+        mapped: return read-only memory maps, which processes share, instead of arrays in memory.
     """
     folder = cache_folder() / digest / entry
     if (found := _load(folder, forms, mapped)) is not None:
@@ -52,7 +52,7 @@ def cached(
 def cached_array(
     digest: str, entry: str, dtype: type[Scalar], shape: tuple[int | None, ...], compute: Callable[[], NDArray[Scalar]]
 ) -> NDArray[Scalar]:
-    """The same for an entry of one array, in memory."""
+    """`cached` for an entry of one array, in memory."""
     return cached(digest, entry, {entry: (dtype, shape)}, lambda: {entry: compute()}, mapped=False)[entry]
 
 
@@ -87,11 +87,11 @@ def _save(folder: Path, arrays: Arrays) -> None:
             os.rename(new, folder)
         _forget_old(folder.parent.parent)
     except OSError:
-        return  # a cache that cannot be written is only slower
+        return  # without a cache everything is only slower
 
 
 def _forget_old(folder: Path) -> None:
-    """Keep the entries of the last few snapshots used. The folder may hold what is not ours."""
+    """Keep the entries of the most recently used snapshots; leave files of other programs alone."""
     ours = [entry for entry in folder.iterdir() if _DIGEST.fullmatch(entry.name)]
     for old in sorted(ours, key=lambda entry: entry.stat().st_mtime)[:-KEPT_SNAPSHOTS]:
         shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
+from contextlib import closing
 from typing import Any
 
 import yaml
@@ -52,8 +52,8 @@ class CardCheck(Document):
 
 
 def write_card(graph: Graph, workspace: Workspace) -> None:
-    """Replace the card; nothing is written while the graph is empty or the card is already right. What a card pins of
-    immutable files stays pinned."""
+    """Replace the card, unless the graph is empty or the card is up to date. Checksums of immutable files that the old
+    card pins are kept."""
     if not graph.shards:
         return
     text, (found, check) = card_text(graph), _found(graph.fs)
@@ -73,13 +73,10 @@ def write_card(graph: Graph, workspace: Workspace) -> None:
 
 
 def renew_card(out: str | os.PathLike[str]) -> None:
-    """Write the card of the graph as it is now."""
+    """Update the card to the current state of the graph."""
     graph = Graph.open(out)
-    workspace = Workspace.create(graph.fs, f"card-{secrets.token_hex(3)}")
-    try:
+    with closing(Workspace.create(graph.fs, "card")) as workspace:
         write_card(graph, workspace)
-    finally:
-        workspace.close()
 
 
 def read_card(files: Files) -> tuple[str, CardCheck | None]:

@@ -28,7 +28,7 @@ class Commit:
 
 
 def read_commit(files: Files, name: str) -> Commit:
-    """An edges part by its footer alone, at a cost that does not grow with its rows.
+    """Read the footer of an edges part; the cost does not grow with its rows.
 
     Raises:
         GraphError: not a readable edges part of this format.
@@ -56,7 +56,7 @@ def read_commit(files: Files, name: str) -> Commit:
 
 
 def _contradiction(document: CommitDocument) -> str | None:
-    """What a footer says twice, and differently."""
+    """The first contradiction inside a footer; None if it is consistent."""
     unit, kinds, lineage = document.unit, document.variants.keys(), document.lineage
     if lineage.annotator != unit.annotator or unit.shard.start > unit.shard.stop:
         return f"is of {unit.annotator}, its lineage of {lineage.annotator}; its shard is {unit.shard}"
@@ -83,7 +83,7 @@ def newest_commit(files: Files, unit: Unit) -> Commit | None:
 
 
 def newest_spine(commits: Sequence[Commit]) -> Commit | None:
-    """Of commits of several versions of a source, the one with the items that were corrected last."""
+    """The commit with the most recently corrected items, among those of all versions of a source."""
     return max(commits, key=lambda commit: _correction(items_in(commit, commit.document.unit.shard)), default=None)
 
 

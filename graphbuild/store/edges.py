@@ -1,4 +1,4 @@
-"""Where a node lies and which nodes exist: arrays over edges parts. All of it can be rebuilt from the graph."""
+"""Lookup in edges parts: single rows, which nodes exist, and what they were made from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EdgeRows:
         return Place(cast(str, part), cast(int, offset), cast(int, nbytes))
 
     def why_missing(self, row: int | None, item_ix: int, kind: str, variant: int) -> str:
-        """What became of a node that is not stored, for a message."""
+        """Why a node is not stored, for a message."""
         if row is None:
             variants = self.commit.document.variants.get(kind, 0)
             return f"item {item_ix} has no {kind} variant {variant}; variants planned: {variants}"
@@ -65,7 +65,7 @@ def unit_rows(files: Files, commit: Commit, columns: Sequence[str] | None = None
     """The edge rows of a commit, or some columns of them.
 
     Raises:
-        GraphError: they cannot be read, or are not such as the commit's footer tells of.
+        GraphError: they cannot be read, or contradict the commit's footer.
     """
     table = read_table(files, commit.name, columns)
     if (wrong := _wrong_rows(table, commit.document)) is not None:
@@ -74,7 +74,7 @@ def unit_rows(files: Files, commit: Commit, columns: Sequence[str] | None = None
 
 
 def _wrong_rows(table: pa.Table, document: CommitDocument) -> str | None:
-    """Why rows cannot be looked up by what they say; None if they can."""
+    """The first inconsistency that would break lookups; None if there is none."""
     names, shard = table.column_names, document.unit.shard
     if not table.schema.equals(pa.schema([EDGES.field(name) for name in names if name in EDGES.names])):
         return "another schema than edges of format 1"
@@ -141,15 +141,15 @@ def presence(files: Files, commits: Sequence[Commit], kind: str, num_items: int)
 def cached_presence(
     digest: str, files: Files, commits: Sequence[Commit], kind: str, num_items: int
 ) -> NDArray[np.bool_]:
-    """`presence`, kept in the user's cache folder under the snapshot's digest, so that a rerun reads no edge row."""
+    """`presence`, cached by snapshot digest."""
     return cached_array(
         digest, f"presence-{kind}", np.bool_, (num_items, None), lambda: presence(files, commits, kind, num_items)
     )
 
 
 NodeParents = NDArray[np.int64]
-"""Where nodes come from, one row a (child, parent): the child's item and variant, the parent's item, kind and variant.
-A kind is a position in the sorted names of the parents that the kind's lineage declares."""
+"""Derivation of nodes, int64 N x 5, one row per (child, parent): child item, child variant, parent item, parent kind,
+parent variant. A parent kind is its index in the sorted names of the lineage's `parents`."""
 
 
 def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
@@ -163,13 +163,13 @@ def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodePare
 
 
 def cached_node_parents(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
-    """`node_parents`, kept like presence."""
+    """`node_parents`, cached by snapshot digest."""
     return cached_array(digest, f"parents-{kind}", np.int64, (None, 5), lambda: node_parents(files, commits, kind))
 
 
 def cached_crossings(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NDArray[np.int64]:
-    """Pairs of different items of which one has an `ok` node of this kind made from a node of the other, each once;
-    kept like presence."""
+    """Unordered pairs of different items, int64 N x 2: one has an `ok` node of this kind that was made from a node of
+    the other. Cached by snapshot digest."""
 
     def crossings() -> NDArray[np.int64]:
         rows = cached_node_parents(digest, files, commits, kind)

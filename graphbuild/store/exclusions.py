@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def read_exclusions(files: Files) -> tuple[int, Exclusions]:
     """The newest exclusions and their number; number 0 and an empty map before the first.
 
     Raises:
-        GraphError: the document is damaged: nobody can say which items must not be used.
+        GraphError: the document is damaged.
     """
     if (name := newest_name(files)) is None:
         return 0, {}
@@ -40,7 +40,7 @@ def read_exclusions(files: Files) -> tuple[int, Exclusions]:
 
 
 def newest_name(files: Files) -> str | None:
-    """The document that counts: the one with the highest number."""
+    """The current document, with the highest number."""
     return max(exclusion_names(files), default=None)
 
 
@@ -83,13 +83,10 @@ def exclude(files: Files, ids: Sequence[str], why: str) -> Exclusions:
 
 
 def include(files: Files, ids: Sequence[str]) -> Exclusions:
-    """Undo it; returns those that stay excluded."""
+    """Undo `exclude` for these items; returns what stays excluded."""
     return _change(files, lambda found: {item_id: why for item_id, why in found.items() if item_id not in set(ids)})
 
 
 def _change(files: Files, change: Callable[[Exclusions], Exclusions]) -> Exclusions:
-    workspace = Workspace.create(files, f"exclude-{secrets.token_hex(3)}")
-    try:
+    with closing(Workspace.create(files, "exclude")) as workspace:
         return change_exclusions(files, workspace, change)
-    finally:
-        workspace.close()

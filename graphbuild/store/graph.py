@@ -1,4 +1,4 @@
-"""The graph: opened at a snapshot, read by (item, kind, variant), told apart by heads."""
+"""A graph opened at a snapshot: its kinds, items, edges and nodes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Graph:
         self._shard_names: dict[tuple[str, str], dict[int, str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What is costly to find out travels along; descriptors and indexes are opened anew."""
+        """Pickles what is costly to compute; file descriptors and indexes are reopened."""
         known = {
             name: self.__dict__[name]
             for name in ("digest", "shards", "excluded_items", "_lies")
@@ -195,7 +195,7 @@ class Graph:
         return [part.name for c in self.commits(what) for part in c.document.parts if part.kind == what]
 
     def files(self, what: str) -> list[str]:
-        """Paths of the live committed parts of a kind, of `items` or of `edges`: the truth for plain readers."""
+        """Paths of the live committed parts of a kind, of `items` or of `edges`, for plain Parquet readers."""
         return [self.fs.path(name) for name in self.names_of(what)]
 
     # ---- tables ----------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Graph:
         return self._rows(name)
 
     def offsets(self, kind: str, version: str | None = None) -> Offsets:
-        """Where the nodes of a stored kind lie; from then on `read` of it costs the same wherever they are."""
+        """The index of a stored kind's byte offsets; once it is built, `read` of this kind takes constant time."""
         if (kind, version) not in self._offsets:
             producer = self.producer(kind, version)
             commits = self.unit_commits(producer.annotator, producer.version)
@@ -292,7 +292,7 @@ class Graph:
         return self._offsets[kind, version]
 
     def reopen(self) -> None:
-        """Let go of descriptors and their lock: for a process that was forked while threads were reading."""
+        """Drop file descriptors and their lock, in a process that was forked while threads were reading."""
         self.fs = files_at(self.fs.url)
 
     @cached_property
@@ -340,11 +340,11 @@ class Graph:
 
     @cached_property
     def digest(self) -> str:
-        """What this snapshot is called: a hash of its head and its commits."""
+        """Digest of this snapshot: a hash of its head and commits."""
         return snapshot_digest(self.head, self.snapshot_table)
 
     def publish_snapshot(self, workspace: Workspace) -> str:
-        """Keep this state, so that `Graph.open(url, snapshot=digest)` finds it later."""
+        """Publish this snapshot, so that `Graph.open(url, snapshot=digest)` can open it; returns its digest."""
         text = canonical_json(HEAD.dump_python(self.head, mode="json"))
         sink = pa.BufferOutputStream()
         pq.write_table(self.snapshot_table.replace_schema_metadata({"graphbuild": text}), sink)

@@ -1,4 +1,4 @@
-"""What a graph says of itself: `graph.json`, lineage documents, heads, snapshots and the newest commits."""
+"""Documents of a graph: `graph.json`, lineages, heads and snapshots; and its newest commits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ V = TypeVar("V")
 
 
 def read_json(files: Files, name: str, parse: Callable[[bytes], T]) -> T:
-    """A JSON document by its pydantic parser.
+    """Read a JSON document and validate it with `parse`.
 
     Raises:
         GraphError: missing, larger than `MOST_DOCUMENT_BYTES`, or not what it should be.
@@ -82,7 +82,7 @@ def read_document(files: Files) -> GraphDocument:
 
 
 def read_lineage(files: Files, version: str) -> LineageDocument:
-    """What a version is the hash of."""
+    """The document that a version is the hash of."""
     return read_json(files, f"lineage/{version}.json", LineageDocument.model_validate_json)
 
 
@@ -218,7 +218,7 @@ class Snapshot(NamedTuple):
 
 
 def snapshot_digest(head: Head, commits: pa.Table) -> str:
-    """What a snapshot is called."""
+    """The digest of a snapshot."""
     return digest_of([HEAD.dump_python(head, mode="json"), commits.to_pylist()])
 
 
@@ -231,7 +231,7 @@ def read_snapshot(files: Files, digest: str) -> Snapshot:
     """A published snapshot.
 
     Raises:
-        GraphError: there is none of that digest, or its content is another.
+        GraphError: there is none, or its content does not match its digest.
     """
     name = f"snapshots/{digest}.parquet"
     if not files.exists(name):
@@ -251,7 +251,7 @@ def read_snapshot(files: Files, digest: str) -> Snapshot:
 
 
 def foreign_names(files: Files) -> Iterator[str]:
-    """What lies in the folders of the format and has none of its names; hidden files are nobody's business."""
+    """Files in the folders of the format whose names the format does not have; hidden files are ignored."""
     flat = {
         "heads": _HEAD_FILE,
         "lineage": _LINEAGE_FILE,
@@ -289,7 +289,7 @@ def _listed(files: Files, folder: str) -> list[str] | None:
 
 
 def _named(files: Files, folder: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-    """Our own among the names in a folder."""
+    """The names in a folder that match."""
     return [match for name in files.names(folder) if (match := pattern.fullmatch(name))]
 
 

@@ -23,22 +23,22 @@ NEAR = 3
 """Hamming distance up to which two 64-bit perceptual hashes are the same picture (a recompressed or resized copy)."""
 
 TRAIN, VALIDATION, BRIDGE = 0, 1, 2
-"""Sides of a split; a bridge joins groups that are on two sides, and is on neither."""
+"""Sides of a split. A bridge links groups of both sides, and is on neither."""
 
 Pairs = NDArray[np.int64]
-"""Linked items, one pair a row."""
+"""Linked items, int64 N x 2."""
 
 _BANDS = NEAR + 1
 _BAND_BITS = 64 // _BANDS
 
 
 def item_links(graph: Graph) -> Pairs:
-    """Links that the items table tells of: equal group, equal hash, near-equal picture. Cached by snapshot."""
+    """Links from the items table: equal group, equal sha256, near-equal perceptual hash. Cached by snapshot."""
     return cached_array(graph.digest, "links", np.int64, (None, 2), lambda: links_of(graph.items()))
 
 
 def links_of(items: pa.Table) -> Pairs:
-    """The same, from a table with the columns `item_ix`, `group`, `sha256` and `phash`."""
+    """`item_links` of a table with the columns `item_ix`, `group`, `sha256` and `phash`."""
     item_ix = items.column("item_ix").to_numpy()
     found = [_equal(item_ix, items.column(name)) for name in ("group", "sha256")]
     known = pc.is_valid(items.column("phash")).to_numpy(zero_copy_only=False)
@@ -56,8 +56,8 @@ def components(num_items: int, pairs: Pairs) -> NDArray[np.int64]:
 def sides(num_items: int, pairs: Pairs, items: pa.Table, validation: float) -> NDArray[np.int8]:
     """The side of every item: a hash of the first item of its leakage group decides.
 
-    Items are looked at in the order in which they came, so that later ones never move earlier ones: an item that
-    would join groups of two sides is a `BRIDGE`, and joins nothing.
+    Items are assigned in the order in which they were ingested, so that later ones never move earlier ones: an item
+    that links groups of both sides is a `BRIDGE`, and is on neither.
     """
     groups = components(num_items, pairs)
     first = _first_linked(num_items, pairs)

@@ -1,7 +1,7 @@
-"""Where every node of one kind lies: a record a node, memory-mapped, so that a read at random costs no table.
+"""Byte offsets of all nodes of one kind: a memory-mapped array with one record per node, for random access.
 
-Built once from the edges parts and kept in the user's cache folder under the snapshot's digest. It only finds bytes
-faster: whatever it lacks, or holds wrongly, the edges parts answer.
+Built once from the edges parts and cached by snapshot digest. It only saves time: where a record is missing or wrong,
+the edges part is read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _COLUMNS = ["item_ix", "kind", "variant", "status", "part", "offset", "nbytes", 
 
 
 class Spot(NamedTuple):
-    """One record: where a node lies and how to check it."""
+    """One record: location, format and hash of a node's bytes."""
 
     part: int
     format: int
@@ -60,7 +60,7 @@ class Spot(NamedTuple):
 
 
 class Offsets:
-    """The places of all stored nodes of one (kind, version).
+    """Locations of all stored nodes of one (kind, version).
 
     Args:
         kind: their kind; `version`: the lineage key of their producer; `codec`: how their bytes hold the value.

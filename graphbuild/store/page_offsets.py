@@ -1,4 +1,4 @@
-"""Where the values of a Parquet column lie in its file, so that one can be read without the others."""
+"""Byte offsets of the values of a Parquet column, so that one can be read without the others."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ _NODE_OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node's bytes lie."""
+    """Location of a node's bytes."""
 
     part: str
     offset: int

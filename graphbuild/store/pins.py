@@ -4,7 +4,7 @@ pinned: `gc` leaves what they reach."""
 from __future__ import annotations
 
 import re
-import secrets
+from contextlib import closing
 from typing import Literal
 
 from graphbuild.contracts import Document
@@ -49,15 +49,13 @@ def write_use(files: Files, workspace: Workspace, digest: str, use: Use) -> None
 
 
 def keep_snapshot(graph: Graph, use: Use = "sample") -> OSError | None:
-    """Publish the snapshot that walks refer to; what went wrong, if the graph cannot be written to."""
+    """Publish the snapshot that walks refer to; returns the error if the graph is not writable."""
     try:
-        workspace = Workspace.create(graph.fs, f"sample-{secrets.token_hex(3)}")
+        workspace = Workspace.create(graph.fs, "sample")
     except OSError as error:
         return error
-    try:
+    with closing(workspace):
         digest = graph.publish_snapshot(workspace)
         if read_uses(graph.fs).get(digest) not in (use, *PINNED):
             write_use(graph.fs, workspace, digest, use)
-    finally:
-        workspace.close()
     return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
+from contextlib import closing
 
 from graphbuild.contracts import Live
 from graphbuild.errors import GraphError, counted
-from graphbuild.store.card import write_card
+from graphbuild.store.card import renew_card
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import Head, change_head, lineages, read_lineage
 from graphbuild.store.locations import files_at
@@ -38,10 +38,7 @@ def promote(out: str | os.PathLike[str], version: str) -> Head:
         )
     makes = {kind: Live(annotator=lineage.annotator, version=version) for kind in lineage.codec}
     files = files_at(out)
-    workspace = Workspace.create(files, f"promote-{secrets.token_hex(3)}")
-    try:
+    with closing(Workspace.create(files, "promote")) as workspace:
         head = change_head(files, workspace, lambda head: {**head, **makes})
-        write_card(Graph.open(out), workspace)
-    finally:
-        workspace.close()
+    renew_card(out)
     return head

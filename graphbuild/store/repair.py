@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from graphbuild.contracts import CommitDocument
@@ -60,11 +59,8 @@ def repair(url: str | os.PathLike[str], *, reread: bool = False) -> Repair:
     """
     files = files_at(url)
     damaged = verify(url, "full").damaged
-    workspace = Workspace.create(files, f"repair-{secrets.token_hex(3)}")
-    try:
+    with closing(Workspace.create(files, "repair")) as workspace:
         return _Repairing(files, workspace, reread).all(damaged)
-    finally:
-        workspace.close()
 
 
 class _Repairing:

@@ -32,6 +32,11 @@ class Workspace:
 
     @classmethod
     def create(cls, files: Files, run_id: str) -> Workspace:
+        """A new folder, locked where the file system has locks; its name begins with `run_id`.
+
+        Raises:
+            GraphError: something removes folders under `_tmp/` at once.
+        """
         for _ in range(_TRIES):
             name = f"{run_id}+{_machine()}+{uuid.uuid4().hex[:6]}"
             files.make_folder(f"_tmp/{name}")
@@ -62,6 +67,7 @@ class Workspace:
         self.files.touch(f"_tmp/{self.name}")
 
     def close(self) -> None:
+        """Remove the folder and release the lock."""
         self.files.remove(f"_tmp/{self.name}")
         if self._lock is not None:
             self._lock.close()
@@ -79,7 +85,7 @@ def at_work(files: Files) -> list[str]:
 
 
 def refuse_foreign(files: Files) -> None:
-    """What a graph may be begun in: a folder with nothing but hidden files and workspaces of killed runs.
+    """Refuse to begin a graph in a folder that holds anything but hidden files and workspaces of killed runs.
 
     Raises:
         GraphError: something else is there; the message names it.
@@ -114,7 +120,7 @@ def _remove_if_dead(files: Files, name: str) -> bool:
 
 
 def _machine() -> str:
-    """Told by its kernel, whose locks all its containers share: host names and process tables are their own."""
+    """The boot id of the kernel: containers on one machine share its locks, but not host names or process tables."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

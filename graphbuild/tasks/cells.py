@@ -34,7 +34,7 @@ class Frame:
     Attributes:
         size: of every cell in the row.
         part: the size of a picture -> that of the part in its middle that is shown; None squeezes the whole picture.
-        keeps: whether a picture of the size of a cell is the cell.
+        keeps: whether a picture that already has the size of a cell is used as it is.
         fast: whether pictures larger than a cell may be decoded at a fraction of their size.
     """
 
@@ -76,7 +76,7 @@ class Frame:
             cv2.cvtColor(cell, cv2.COLOR_GRAY2RGB, dst=place)
 
     def _reduced(self, node: Node) -> Pixels | None:
-        """The cell of a JPEG decoded at as few eighths of its size as it takes; None where that is no fraction."""
+        """The cell of a JPEG decoded at the smallest sufficient eighths of its size; None if that is the whole size."""
         whole = node.jpeg_size()
         if whole is None:
             return None

@@ -22,16 +22,16 @@ _NEVER = 2.0  # above every unit draw
 
 @lru_cache(maxsize=64)
 def labels(rows: int, columns: int) -> Bits:
-    """The draws of one walk: its mask, then one item a row, one seed a row, one sort key a column."""
+    """Labels of the draws of one walk: its mask, then an item per row, a seed per row, a sort key per column."""
     names = [*(f"item:{row}" for row in range(rows)), *(f"seed:{row}" for row in range(rows))]
     return label_hashes(["mask", *names, *(f"column:{column}" for column in range(columns))])
 
 
 class Tables:
-    """What is drawn of every listed path; `at` is always the positions of walks' paths in the list.
+    """Lookup arrays for all listed paths. `at` is, for each walk, the index of its path in the list.
 
     Args:
-        chances: of each path that is drawn.
+        chances: probability of each path that is drawn, by name.
 
     Attributes:
         width: cells of the longest path.
@@ -83,7 +83,7 @@ class Tables:
         return np.asarray(self._holes[at, (drawn[:, None] >= self._masks[at]).sum(axis=1)])
 
     def bound(self, at: Ints) -> Iterator[tuple[Ints, int, Bound]]:
-        """Walks whose path has variants to choose, with what is chosen together and its number in the path."""
+        """For each `Bound` of a path: the walks of the path, the number of the `Bound` in it, and the `Bound`."""
         for path in np.unique(at[self._is_bound[at]]).tolist() if self._is_bound[at].any() else ():
             chosen = np.flatnonzero(at == path)
             for number, bound in enumerate(self._served[path].bound):

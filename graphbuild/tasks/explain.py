@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.kinds.registry import kind_of, parents_of
@@ -31,18 +31,32 @@ def tasks(paths: str) -> list[Document]:
     return _rows(listed, dict(zip(names, listed.probabilities().tolist(), strict=True)))
 
 
-def served_tasks(graph: Graph, paths: str, config: SamplerConfig) -> tuple[list[Document], str]:
-    """The same with the number of items that serve each path, and probabilities after dropping the others; then why
-    no path is served, if so."""
+class ServedTasks(NamedTuple):
+    """What a graph can serve of a task list.
+
+    Attributes:
+        rows: documents as of `tasks`, with the number of items that serve each path; probabilities are those after
+            dropping the paths that none serves.
+        bridging: items that no task uses, because they link items of both sides of the split.
+        error: why no path is served; empty if one is.
+    """
+
+    rows: list[Document]
+    bridging: int
+    error: str
+
+
+def served_tasks(graph: Graph, paths: str, config: SamplerConfig) -> ServedTasks:
+    """What a graph can serve of a task list, under the filters of a configuration."""
     listed = load(paths)
     try:
         sampler = PathSampler(graph, listed, on_missing="drop", config=config)
     except GraphError as error:
         stock = Stock(graph, listed, config)
         items = {path.name: stock.served(path).pool.size for path in listed.paths}
-        return _rows(listed, {}, items), str(error)
+        return ServedTasks(_rows(listed, {}, items), stock.bridging, str(error))
     items = {name: counts["all"] for name, counts in sampler.coverage().items()}
-    return _rows(listed, sampler.probabilities(), items), ""
+    return ServedTasks(_rows(listed, sampler.probabilities(), items), sampler.stock.bridging, "")
 
 
 def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int] | None = None) -> list[Document]:
@@ -63,7 +77,7 @@ def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int
 
 
 def sample(sampler: PathSampler, index: int) -> Document:
-    """Grid task `index`: its document, and why it is so. No picture is opened, but for label maps that are named."""
+    """What grid task `index` is made of, and why. Opens only label maps whose names are in the words."""
     walk = sampler.walk(index)
     task = sampler.task(walk)
     return {

@@ -36,9 +36,9 @@ TASKS = pa.schema(
         ("cells", pa.list_(pa.binary())),
     ]
 )
-"""One row a task. `walk` is its document as JSON; `instruction` the words in training, some left out by chance,
-`instruction_full` all of them; `cells` are PNG files row by row, the truth in the holes, which are columns of the last
-row."""
+"""One row per task. `walk` is its document as JSON; `instruction` the words in training, some left out by chance,
+`instruction_full` all of them; `cells` are PNG files, row by row, holes filled with the truth; `holes` are columns of
+the last row."""
 
 _AT_ONCE = 16  # tasks in memory while a Parquet file is written
 _CELLS = CellConfig()

@@ -59,7 +59,7 @@ class GridTask:
         return [[self.node(row, column) for column in range(len(self.kinds))] for row in range(len(self.walk.rows))]
 
     def node(self, row: int, column: int) -> Node:
-        """The node behind one cell; no other is read, but the image where `degrade_at` asks for it.
+        """The node behind one cell. Reads no other node, except the image if `degrade_at` needs it.
 
         Raises:
             MissingNode: it is not stored.
@@ -90,13 +90,13 @@ class GridTask:
 
     @cached_property
     def instruction(self) -> Instruction:
-        """Its parts as the trainer sees them, some left out by the configuration's `keep`; the content is the
+        """The instruction in training, by parts, some left out by the configuration's `keep`; the content is the
         query row's caption, for paths that generate what it describes."""
         return self.words(self.drawing.config.layout, self.drawing.config.keep)
 
     @cached_property
     def instruction_full(self) -> Instruction:
-        """The same with nothing left out."""
+        """`instruction` with nothing left out."""
         return self.words(self.drawing.config.layout, KEEP_ALL)
 
     @cached_property
@@ -141,7 +141,7 @@ class GridTask:
 
     @cached_property
     def _notes(self) -> list[str]:
-        """Of each column, names and colours in the query row; only kinds that can have them are read."""
+        """Names and colours in each column of the query row; only kinds that can have them are read."""
         notes = [""] * len(self.kinds)
         for column, kind in enumerate(self.kinds):
             if kind.codec in LABELLED:

@@ -13,8 +13,8 @@ Cells = frozenset[int]
 
 
 def masks(path: TaskPath, config: SamplerConfig) -> list[tuple[Cells, float]]:
-    """What may be a hole in a path, as cells, and how likely it is; held-out masks are left out and give their chance
-    to the others. Nothing if the path's own targets are held out: then it is not served.
+    """The masks of a path, as sets of cells, with their probabilities. Held-out masks are dropped and the others
+    renormalised. Empty if the path's own targets are held out: then it is not served.
     """
     targets = frozenset(path.targets)
     chances = {targets: 1.0}

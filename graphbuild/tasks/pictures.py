@@ -30,14 +30,14 @@ _WORDS = SamplerConfig(keep=KEEP_ALL)
 
 
 class PictureRows:
-    """Rows of pictures that a grid task is made of, as it is of a graph's nodes.
+    """Rows of pictures to make a grid task from, in place of a graph.
 
     >>> rows = PictureRows([["a-canny.png", "a.jpg"], ["b-canny.png", None]], ["canny", "image"])  # doctest: +SKIP
     >>> rows.task(384).pipeline_kwargs()                                                          # doctest: +SKIP
 
     Args:
-        rows: one picture a kind, the query row last. None, in the query row only, is a picture to be generated; it is
-            black where the truth is shown.
+        rows: one picture per kind, the query row last. None, in the query row only, is a picture to be generated;
+            where the truth is shown it is black.
         kinds: what the columns show, by name or declaration; a kind may come twice.
         caption: what the last picture to be generated shows; empty for none.
 

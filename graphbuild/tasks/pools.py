@@ -28,9 +28,9 @@ class Bound:
     """Cells of a path whose variants are chosen together.
 
     Attributes:
-        cells: (position of a role in the choices, cell that shows it).
-        text: the same, for the text of the path's content: position of the role that was made from it, and the
-            variant behind each of that role's nodes.
+        cells: (index of a role in `choices.roles`, cell that shows it).
+        text: for the text of the path's content: the index of a role that was made from it, and which variant of the
+            text each node of that role was made from (items x variants). None if the text has no variants to follow.
     """
 
     choices: Choices
@@ -57,7 +57,7 @@ class Served:
 
 
 class Stock:
-    """What a graph can serve of a list of paths, with the filters of a configuration."""
+    """The items of a graph that can serve each path of a list, under the filters of a configuration."""
 
     def __init__(self, graph: Graph, paths: PathSet, config: SamplerConfig) -> None:
         self.graph, self.config, self.nodes, self.kind_where = graph, config, Nodes(graph), paths.kind_where
@@ -67,7 +67,7 @@ class Stock:
         self._filters: dict[str, Flags] = {}
 
     def served(self, path: TaskPath) -> Served:
-        """The items that have every node of a path in variants that belong together, and those variants."""
+        """The items that have every node of a path in consistent variants, and how to choose those."""
         able, bound = self._allowed(path), list[Bound]()
         roles = roles_of(path)
         if not all(self.nodes.has(role.kind) for role in roles):
@@ -83,7 +83,7 @@ class Stock:
         return Served(self._pool(able), tuple(bound))
 
     def counts(self, path: TaskPath) -> dict[str, int]:
-        """How many items have each kind of a path, and how many its filters leave."""
+        """Number of items that have each kind of a path, and that pass the filters (`allowed`)."""
         kinds = sorted({role.kind for role in roles_of(path)})
         has = {kind: int(self.nodes.present(kind).any(axis=1).sum()) if self.nodes.has(kind) else 0 for kind in kinds}
         if path.where or self.config.where or self.config.split or self._of_kinds(path) or self.graph.excluded:
@@ -113,7 +113,7 @@ class Stock:
 
     @cached_property
     def bridging(self) -> int:
-        """Items that join leakage groups of two sides and are not drawn for that."""
+        """Number of items that are never drawn because they link leakage groups of both sides of the split."""
         return 0 if self._sides is None else int((self._sides == groups.BRIDGE).sum())
 
     def _bound(self, path: TaskPath, chosen: Choices) -> Bound:
@@ -172,7 +172,7 @@ class Stock:
 
     @cached_property
     def _sides(self) -> Any:
-        """Those of the snapshot, whatever the paths: what one list trains on, another must not validate on."""
+        """The sides at this snapshot, for all kinds: what one list trains on, another must not validate on."""
         if self.config.split is None:
             return None
         return groups.sides(self.nodes.num_items, self._links(self.graph.head), self._items, self.config.validation)
@@ -190,7 +190,7 @@ class Stock:
 
 
 class Pool:
-    """The items that serve a path, side by side with those of their leakage group.
+    """The items that serve a path, those of one leakage group next to each other.
 
     Attributes:
         size: how many items.
@@ -235,7 +235,7 @@ class Pool:
         return rows if self._items is None else self._items[rows]
 
     def checked(self, items: Sequence[int]) -> Items:
-        """A pool of given items.
+        """Given items as an array, checked.
 
         Raises:
             ValueError: one is named twice, or does not serve the path.

@@ -38,10 +38,11 @@ class PathSampler:
     Args:
         graph: pinned at the snapshot it was opened at.
         paths: a shipped list (`graph200k`), a YAML file, or a `PathSet`.
-        seed: another seed gives other walks.
+        seed: seed of all draws.
         path_repeat: consecutive walks that share a path and a number of rows; with the global batch size, or a multiple
             of it, every batch has one geometry.
-        on_missing: `error` refuses a path the graph cannot serve; `drop` leaves it out, its type keeps its weight.
+        on_missing: for a path that the graph cannot serve, `error` raises; `drop` leaves it out, and its type keeps its
+            weight.
         config: every other switch.
 
     Attributes:
@@ -77,7 +78,7 @@ class PathSampler:
         self._served = [self.stock.served(path) for path in self.listed.paths]
         self.paths = self._drawable(on_missing)
         self._tables = Tables(self.listed.paths, self.probabilities(), self._served, self.config)
-        repeated = {"group": path_repeat} if path_repeat != 1 else {}  # named as in the first release: keys stay
+        repeated = {"group": path_repeat} if path_repeat != 1 else {}  # its first name, so that old walks stay
         self._key = hash64(canonical_json([{"paths": self.listed.name, **repeated, **self.config.changed()}, seed]))
         self.drawing = Drawing(graph, self.listed, seed, path_repeat, config, self._key)
 
@@ -98,7 +99,7 @@ class PathSampler:
         Args:
             path: its name in the list, drawn or not.
             items: `item_ix` of each row, the query last.
-            variant: of the kinds with variants that follow no other kind of the path, in every row.
+            variant: in every row, of the kinds whose variant does not follow from another kind of the path.
             hole: shown column, or columns, to be generated.
             columns: the cell of the path for each shown column.
 
@@ -138,17 +139,13 @@ class PathSampler:
         drawn = walk if isinstance(walk, Walk) else self.walk(walk)
         return GridTask(drawn, self.drawing, resolution, cells=cells)
 
-    def variants_of(self, kind: str) -> int:
-        """How many variants the graph plans of a stored kind."""
-        return self.stock.nodes.variants(kind)
-
     def coverage(self) -> dict[str, dict[str, int]]:
-        """TaskPath -> how many items have each of its kinds, and `all` of them in variants that belong together."""
+        """Path name -> number of items that have each of its kinds, and `all` of them in consistent variants."""
         served = zip(self.listed.paths, self._served, strict=True)
         return {path.name: {**self.stock.counts(path), "all": found.pool.size} for path, found in served}
 
     def probabilities(self) -> dict[str, float]:
-        """TaskPath -> its probability among the paths that are drawn; sums to 1."""
+        """Path name -> its probability among the paths that are drawn; sums to 1."""
         weighted = self.paths
         if self.config.weights == "coverage":
             items = {path.name: found.pool.size for path, found in zip(self.listed.paths, self._served, strict=True)}
@@ -186,7 +183,7 @@ class PathSampler:
         return "; ".join(told) or "their targets are held out"
 
     def _fits(self, served: Served) -> bool:
-        """Whether there are items enough for a number of rows that has a chance."""
+        """Whether there are enough items for any number of rows that can be drawn."""
         return sum(self.config.rows[: served.pool.groups]) > 0
 
     def _position(self, name: str) -> int:
@@ -227,7 +224,7 @@ class PathSampler:
 
 
 def _refuse_contradiction(graph: Graph, kind: Kind, listed: str) -> None:
-    """A kind that a task list declares is stored as its annotator declared it."""
+    """Refuse a kind that a task list declares otherwise than its annotator did."""
     commits = graph.commits(kind.name) if kind.name in graph.head else []
     if commits and (stored := commits[0].document.lineage.codec[kind.name]) != kind.codec:
         raise GraphError(

@@ -45,11 +45,12 @@ class Nodes:
         return self._present[kind]
 
     def variants(self, kind: str) -> int:
+        """How many variants of a kind are planned."""
         return int(self.present(kind).shape[1])
 
     def ancestors(self, kind: str) -> dict[str, Variants]:
-        """Kinds with variants that `kind` was made from, directly or not -> which variant of them: items x variants
-        of `kind`; -1 where no edge says.
+        """Kind with variants that `kind` was made from, directly or not -> which variant of it: items x variants of
+        `kind`; -1 if no edge records it.
         """
         if kind not in self._ancestors:
             self._ancestors[kind] = self._bound_to(kind)
@@ -135,13 +136,13 @@ def _computed_parents(path: TaskPath) -> set[str]:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """The ways to choose variants for roles that hang together.
+    """The valid combinations of variants of roles that depend on each other.
 
     Attributes:
-        heads: positions of the roles that follow no other.
-        variants: one a role: (items or 1) x choices; 1 where all items agree.
-        counts: how many choices an item has.
-        order: the choices of each item, those it has first; None if every item has all or none.
+        heads: indices of the roles whose variant follows from no other role.
+        variants: for each role, (items or 1) x choices; 1 if all items agree.
+        counts: number of choices of each item.
+        order: items x choices, the choices that an item has first; None if every item has all of them or none.
     """
 
     roles: tuple[Role, ...]
@@ -156,6 +157,7 @@ class Choices:
         return drawn if self.order is None else self.order[items, drawn].astype(np.int64)
 
     def of(self, role: int, items: Items, choice: NDArray[np.int64]) -> Variants:
+        """The variant of a role in each item under its choice."""
         table = self.variants[role]
         return table[0, choice] if len(table) == 1 else table[items, choice]
 
@@ -183,9 +185,9 @@ class Choices:
 
 
 def components(nodes: Nodes, roles: list[Role]) -> tuple[list[Role], list[tuple[Role, ...]]]:
-    """Roles with nothing to choose, and groups of roles that share a kind with variants, in the path or behind it."""
+    """Roles without a choice, and sets of roles that share a kind with variants, directly or by derivation."""
     kinds = [role.kind for role in roles]
-    plain, groups = [], list[tuple[set[str], list[Role]]]()
+    plain, found = [], list[tuple[set[str], list[Role]]]()
     for role in roles:
         shares = set(nodes.ancestors(role.kind))
         if nodes.variants(role.kind) > 1 or kinds.count(role.kind) > 1:
@@ -194,15 +196,15 @@ def components(nodes: Nodes, roles: list[Role]) -> tuple[list[Role], list[tuple[
             plain.append(role)
             continue
         members = [role]
-        for group in [group for group in groups if group[0] & shares]:
-            groups.remove(group)
-            shares, members = shares | group[0], [*group[1], *members]
-        groups.append((shares, members))
-    return plain, [tuple(members) for _, members in groups]
+        for other in [other for other in found if other[0] & shares]:
+            found.remove(other)
+            shares, members = shares | other[0], [*other[1], *members]
+        found.append((shares, members))
+    return plain, [tuple(members) for _, members in found]
 
 
 def choices(nodes: Nodes, roles: tuple[Role, ...]) -> Choices:
-    """What each item offers to roles that hang together: a role whose kind another was made from follows it.
+    """The choices of each item for dependent roles: a role takes the variant that a role made from its kind recorded.
 
     Raises:
         GraphError: there are more than `MAX_CHOICES`.
@@ -256,7 +258,7 @@ def _combine(
 
 
 def _go_together(nodes: Nodes, one: Role, other: Role, chosen: Mapping[Role, Variants]) -> Flags:
-    """Two roles of one kind differ; others of one name come from the same node of every kind that both come from."""
+    """Two roles of one kind need different variants; others of one name need the same node of every common ancestor."""
     able = np.ones(nodes.num_items, bool)
     if one.kind == other.kind:
         return np.asarray(chosen[one] != chosen[other])

@@ -18,16 +18,16 @@ LAST_BROKEN = (0, 42, 1)
 
 
 def generate(pipe: Any, arguments: Mapping[str, Any], *, generator: Any, **options: Any) -> list[Image.Image]:
-    """Run a `VisualClozePipeline` or `VisualClozeGenerationPipeline` on one task, around its known bugs.
+    """Run a `VisualClozePipeline` or `VisualClozeGenerationPipeline` on one task, and work around its known bugs.
 
     Args:
-        pipe: its layout prompt is mended in place.
+        pipe: its layout prompt is patched in place, see `mend`.
         arguments: `GridTask.pipeline_kwargs()`.
         generator: a `torch.Generator`; the pipeline crashes without.
         options: further arguments of the pipeline, such as `num_inference_steps`.
 
     Returns:
-        one picture a hole, in the order of the columns.
+        one picture per hole, in the order of the columns.
 
     Raises:
         ValueError: no generator.
@@ -40,7 +40,7 @@ def generate(pipe: Any, arguments: Mapping[str, Any], *, generator: Any, **optio
 
 
 def mend(pipe: Any) -> Any:
-    """The same pipeline, whose layout prompt is a sentence again and not a tuple that holds one."""
+    """The pipeline itself, patched so that its layout prompt is a string and not a tuple."""
     if is_broken():
         processor = getattr(pipe, "generation_pipe", pipe).image_processor
         broken = type(processor).get_layout_prompt
@@ -49,7 +49,7 @@ def mend(pipe: Any) -> Any:
 
 
 def is_broken() -> bool:
-    """Whether the installed diffusers is one whose pipeline is known to need mending."""
+    """Whether the installed diffusers is known to have the bugs."""
     return tuple(int(part) for part in re.findall(r"\d+", version("diffusers"))[:3]) <= LAST_BROKEN
 
 

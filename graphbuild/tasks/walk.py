@@ -56,10 +56,10 @@ class Walk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Walks:
-    """Many walks as arrays, one row a walk, padded; `walks[i]` and iteration give each as a `Walk`.
+    """Many walks as padded arrays, one row per walk; `walks[i]` and iteration give each as a `Walk`.
 
     Attributes:
-        paths: what `path` counts in.
+        paths: the paths that `path` indexes.
         count: number of rows of each walk.
         rows, seeds: walks x rows.
         variants: walks x rows x columns.
@@ -108,7 +108,7 @@ class Walks:
 
     @classmethod
     def joined(cls, parts: Sequence[Walks]) -> Walks:
-        """One after the other."""
+        """All walks of `parts`, in order."""
         return cls(parts[0].paths, *map(np.concatenate, zip(*(part._arrays() for part in parts), strict=True)))
 
     def _arrays(self) -> list[NDArray[Any]]:
@@ -123,7 +123,7 @@ class Frozen(NamedTuple):
 
     Attributes:
         header: snapshot, list, seed, path_repeat and switches they were drawn with.
-        records: one a walk, ids only.
+        records: one dict per walk, ids only.
     """
 
     header: dict[str, Any]
@@ -131,7 +131,7 @@ class Frozen(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What this set is called."""
+        """Digest of header and records."""
         return digest_of([self.header, self.records])
 
     def write(self, file: str | os.PathLike[str]) -> None:
@@ -145,9 +145,9 @@ class NodeReader(Protocol):
     """Anything that serves nodes to a grid task: a `Graph`, or `graphbuild.tasks.pictures.PictureRows`.
 
     Attributes:
-        digest: changes whenever a node could.
+        digest: changes whenever a node may have changed.
         excluded: item_id -> why, of items that must not be used.
-        head: stored kinds and who made them; other kinds are computed when they are read.
+        head: stored kinds and their (annotator, version); other kinds are computed when they are read.
     """
 
     @property
@@ -167,7 +167,7 @@ class Drawing:
     Attributes:
         graph: where nodes are read; a `Graph` is pinned at one snapshot.
         paths: the task list.
-        key: of the counter-based generator, a hash of list, group, switches and seed.
+        key: key of the counter-based generator, a hash of list, path_repeat, switches and seed.
     """
 
     graph: NodeReader
@@ -179,7 +179,7 @@ class Drawing:
 
     @property
     def switches(self) -> dict[str, Any]:
-        """The settings off their default, and a digest of what is excluded: with the snapshot they fix every walk."""
+        """Settings off their default, and a digest of the exclusions: with the snapshot they determine every walk."""
         excluded = {"excluded": digest_of(dict(self.graph.excluded))} if self.graph.excluded else {}
         return {**self.config.changed(), **excluded}
 

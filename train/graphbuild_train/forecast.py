@@ -40,6 +40,10 @@ class Work:
     """Text tokens: an attention with that many keys attends to text alone, and keeps little for the backward pass."""
 
 
+UTILISATION = 0.45
+"""Share of a GPU's peak that training reaches, about."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Memory and work of one forward and backward pass. Sizes are in bytes."""
@@ -61,9 +65,9 @@ class Forecast:
         """All of it, bytes."""
         return self.base + self.lora + self.activations
 
-    def seconds(self, peak: float, *, utilisation: float = 0.45) -> float:
-        """Time of the two passes on a device of `peak` TFLOP/s that reaches a share of it."""
-        return (self.flops + self.recomputed) / (peak * 1e12 * utilisation)
+    def seconds(self, peak: float) -> float:
+        """Time of the two passes on a device of `peak` TFLOP/s, of which it reaches `UTILISATION`."""
+        return (self.flops + self.recomputed) / (peak * 1e12 * UTILISATION)
 
     def __str__(self) -> str:
         sizes = {"base": self.base, "LoRA": self.lora, "activations": self.activations}
