@@ -41,6 +41,10 @@ def each(kind: str) -> Each:
     return Each(kind)
 
 
+STALL_SECONDS = 900.0
+"""See `Resources.stall_s`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources(Strict):
     """Resources of one actor of an annotator, and its batch size.
@@ -52,6 +56,8 @@ class Resources(Strict):
         memory_gb: memory of the model and one micro-batch on its device, in GB (10^9 bytes).
         batch_size: requests in one call of `annotate`; halved for good by an actor that runs out of GPU memory.
         recycle: units after which an actor is replaced by a fresh process, for libraries that leak memory; 0: never.
+        stall_s: seconds without a finished row after which an actor is killed, and its row tried alone; a row that
+            stalls again and again fails with the reason `timeout`. Loading a model does not count.
     """
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -59,6 +65,7 @@ class Resources(Strict):
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Annotated[int, Field(ge=1)] = 1
     recycle: Annotated[int, Field(ge=0)] = 0
+    stall_s: Annotated[float, Field(gt=0)] = STALL_SECONDS
 
 
 ITEM_FACTS = ("caption", "reference_caption", "subject", "category", "meta")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from graphbuild.contracts import Outcome, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.records import IngestUnit, UnitReport
 from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, spine_of, unit_document
-from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
+from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, Spool
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import canonical_json, checksum, item_id_of, seed_of
 from graphbuild.images.cleaning import fitted
 from graphbuild.images.codecs import Encoded, Pixels, codec_of
-from graphbuild.sources.base import Content, Entry, Given, SourceItem, Unusable, columns_of, phash
+from graphbuild.sources.base import Content, Entry, Given, Source, SourceItem, Unusable, columns_of, phash
 from graphbuild.store.commits import items_in
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import AlreadyPublished, Files
@@ -34,6 +34,32 @@ Rows = dict[Key, Outcome]
 
 class ReplanNeeded(GraphError):
     """Another run has published different items for this shard: plan again, with those."""
+
+
+class Unseen(GraphError):
+    """Files that were just listed are missing on this machine."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        super().__init__(f"{', '.join(map(ascii, keys[:3]))}{more}: listed, and not found on this node")
+        self.keys = keys
+
+
+def _is_missing(item: SourceItem | BaseException) -> TypeGuard[SourceItem]:
+    """Whether nothing of an item is there."""
+    if not isinstance(item, SourceItem):
+        return False
+    return all(isinstance(node, Unusable) and node.reason == "missing" for node in item.nodes.values())
+
+
+def missing_here(source: Source, keys: Sequence[str]) -> set[str]:
+    """Those of `keys` that are missing on this machine, up to the first that is there."""
+    missing = set()
+    for key, item in zip(keys, source.read(keys), strict=True):
+        if not _is_missing(item):
+            break
+        missing.add(key)
+    return missing
 
 
 class Ingesting:
@@ -74,15 +100,29 @@ class Ingesting:
 
         Raises:
             ValueError: the source itself cannot be read any more.
+            Unseen: some files that another process listed are missing here; what was read is saved.
         """
-        deadly = {item_ix for item_ix, _, _ in self.spool.condemned(self.work.deaths > 0)}
-        for item_ix in deadly & self.todo.keys():
-            self._finish(self._unreadable(item_ix, None))
+        condemned = self.spool.condemned(self.work.deaths > 0, self.work.died_of)
+        deadly = {key[0]: outcome for key, outcome in condemned.items() if key[0] in self.todo}
+        for item_ix, outcome in deadly.items():
+            self._finish(self._failed(item_ix, outcome["reason"], outcome["detail"]))
         left = {item_ix: entry for item_ix, entry in self.todo.items() if item_ix not in deadly}
+        unseen: list[str] = []
         for item_ix, item in self._alone(left) if self.work.deaths else self._items(left):
+            if self._is_unseen(item):
+                unseen.append(left[item_ix].key)
+                continue
             rows = self._settled(item_ix, item)
             self._finish(rows)
             progress(len(rows), sum(row.status == "failed" for row in rows))
+        if unseen:
+            self.spool.flush()
+            raise Unseen(tuple(unseen))
+
+    def _is_unseen(self, item: SourceItem | BaseException) -> bool:
+        """Whether a file is missing here that was listed elsewhere, and may be there still."""
+        gone = self.work.gone
+        return gone is not None and self.work.entries is not None and _is_missing(item) and item.key not in gone
 
     def commit(self) -> None:
         """Publish items, nodes and edges, unless no outcome changed.
@@ -184,9 +224,11 @@ class Ingesting:
         except BaseException as error:
             return self._unreadable(item_ix, error)
 
-    def _unreadable(self, item_ix: int, error: BaseException | None) -> list[Outcome]:
-        """The rows of an item that raised `error`, or that killed its workers."""
-        reason, detail = failure_of(error) if error is not None else (DEADLY["reason"], DEADLY["detail"])
+    def _unreadable(self, item_ix: int, error: BaseException) -> list[Outcome]:
+        """The rows of an item that raised `error`."""
+        return self._failed(item_ix, *failure_of(error), error)
+
+    def _failed(self, item_ix: int, reason: str, detail: str, error: BaseException | None = None) -> list[Outcome]:
         key = self.todo[item_ix].key
         nodes = {kind: [Unusable(reason, detail)] * count for kind, count in self.work.producer.variants.items()}
         return self._ingest(item_ix, SourceItem(key=key, uri=key, original=None, nodes=nodes), error)

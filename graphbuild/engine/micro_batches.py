@@ -26,7 +26,11 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
     """One result per request, in order: what was made, or the exception.
 
     A batch that runs out of GPU memory is halved, and so is every later one on this worker. A batch that fails
-    otherwise is tried again one by one, so that one bad input costs one row. Only KeyboardInterrupt is raised.
+    otherwise is tried again one by one, so that one bad input costs one row.
+
+    Raises:
+        KeyboardInterrupt: as it came.
+        Exception: what `device_lost` knows: this process cannot use its GPU any more.
     """
     results: Results = []
     while rest := batch[len(results) :]:
@@ -36,6 +40,8 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit of a library, too, is the failure of its row
+            if device_lost(error):
+                raise
             too_large = len(part) > 1 and out_of_memory(error)
             if not too_large:
                 alone = [[request] for request in part] if len(part) > 1 else []
@@ -57,6 +63,14 @@ def out_of_memory(error: BaseException) -> bool:
     """True for a MemoryError, and for the error with which torch says that a GPU is full; torch need not be installed
     to tell."""
     return any(cls.__name__ in ("OutOfMemoryError", "MemoryError") for cls in type(error).__mro__)
+
+
+def device_lost(error: BaseException) -> bool:
+    """True for an error of CUDA after which every further call in this process fails, whatever it is given."""
+    if out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return "CUDA error" in text and "CUDA error: out of memory" not in text
 
 
 def _release() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from traceback import format_exception
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from graphbuild.annotators.base import Annotator, Resources
+from graphbuild.annotators.base import STALL_SECONDS, Annotator, Resources
 from graphbuild.contracts import CommitDocument, LineageDocument, Live, Outcome, Shard, Status, Unit
 from graphbuild.sources.base import Entry, Source
 
 MOST_FAILURES = 100
 """At most this many failed rows of a unit are listed in its report."""
+
+
+Death = Literal["killed_worker", "timeout"]
+"""How a worker ended: the reason of a row that is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +39,8 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateUnit:
-    """One unit of an annotator. `deaths` counts workers that died on it: after the first, rows run alone. `after` comes
-    before it besides its parents: the source, for an annotator that looks at facts of items.
+    """One unit of an annotator. `deaths` counts workers that died on it, the last of `died_of`: after the first, rows
+    run alone. `after` comes before it besides its parents: the source, for an annotator that looks at facts of items.
 
     A long unit is divided: each `part` makes the rows of these items (`item_ix`) and leaves them in the spool; then the
     unit itself, which `gathers` them, commits.
@@ -48,6 +52,7 @@ class AnnotateUnit:
     revision: int
     retry: bool = False
     deaths: int = 0
+    died_of: Death = "killed_worker"
     after: tuple[Live, ...] = ()
     part: range | None = None
     gathers: bool = False
@@ -56,7 +61,8 @@ class AnnotateUnit:
 @dataclass(frozen=True, kw_only=True)
 class IngestUnit:
     """One unit of a source. `entries` are the items of the shard in order, or None if its items part is published;
-    `replaces` are keys whose files changed and were accepted as new items, `revised` those whose facts changed."""
+    `replaces` are keys whose files changed and were accepted as new items, `revised` those whose facts changed. `gone`
+    are listed keys whose files are known to be missing; None: this process knows, it has listed them itself."""
 
     source: Source
     producer: Producer
@@ -67,6 +73,8 @@ class IngestUnit:
     revised: frozenset[str] = frozenset()
     retry: bool = False
     deaths: int = 0
+    died_of: Death = "killed_worker"
+    gone: frozenset[str] | None = None
 
 
 AnyUnit = AnnotateUnit | IngestUnit
@@ -83,12 +91,19 @@ class PlannedUnit:
 
 @dataclass(frozen=True)
 class Job:
-    """Units of one shard for one worker of `pool`, which needs `resources`."""
+    """Units of one shard for one worker of `pool`, which needs `resources`; `avoid` names nodes that it failed on."""
 
     pool: str
     shard: Shard
     units: tuple[AnyUnit, ...]
     resources: Resources = Resources()
+    avoid: frozenset[str] = frozenset()
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds without a finished row after which its worker is taken for stuck."""
+        return max(work.annotator.resources.stall_s if isinstance(work, AnnotateUnit) else STALL_SECONDS
+                   for work in self.units)  # fmt: skip
 
 
 class Failure(NamedTuple):
@@ -105,7 +120,8 @@ class Failure(NamedTuple):
 @dataclass(kw_only=True)
 class UnitReport:
     """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; of a part of one: `saved`.
-    `final` says that trying again would not help, `broken` that the annotator itself is at fault."""
+    `final` says that trying again would not help, `broken` that the annotator itself is at fault, `device_lost` that
+    this process cannot use its GPU any more; `unseen` are listed files that are missing here."""
 
     unit: Unit
     revision: int
@@ -113,6 +129,8 @@ class UnitReport:
     error: str | None = None
     final: bool = False
     broken: bool = False
+    device_lost: bool = False
+    unseen: tuple[str, ...] = ()
     counts: dict[Status, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     computed: int = 0

@@ -21,6 +21,7 @@ from graphbuild.annotators.base import Annotator
 from graphbuild.contracts import Live, RunReport
 from graphbuild.engine.estimate import pace_of
 from graphbuild.engine.executors.inline import remove_dead_runs, run_inline
+from graphbuild.engine.executors.probe import requirements
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.progress import Progress, by_annotator, write_event
 from graphbuild.engine.records import Job, UnitReport
@@ -161,9 +162,12 @@ class _Run:
             if self.executor == "inline":
                 run_inline(schedule, lambda: Worker(*worker_args), progress, self._finished)
             else:
-                from graphbuild.engine.executors.ray import run_ray
+                from graphbuild.engine.executors.ray import Setup, run_ray
 
-                run_ray(schedule, worker_args, self.address, progress, self._finished)
+                units = [planned.work for planned in plan.units]
+                needs = requirements(self.files.url, self.workspace.name, sys.path, units)
+                setup = Setup(needs=needs, flush_s=self.flush_s, address=self.address)
+                run_ray(schedule, setup, progress, self._finished, self._tell)
         finally:
             progress.close()
             self._say_errors()
@@ -171,6 +175,9 @@ class _Run:
             self.errors += schedule.errors
             self.left = schedule.left
         return schedule
+
+    def _tell(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False)
 
     def _finished(self, job: Job, reports: list[UnitReport]) -> None:
         write_event(self.files, self.run_id, job, reports)

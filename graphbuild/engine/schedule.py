@@ -12,7 +12,7 @@ from itertools import count
 
 from graphbuild.annotators.base import Resources
 from graphbuild.engine.plan import Plan
-from graphbuild.engine.records import MOST_FAILURES, AnnotateUnit, AnyUnit, Failure, IngestUnit, Job, UnitReport
+from graphbuild.engine.records import MOST_FAILURES, AnnotateUnit, AnyUnit, Death, Failure, IngestUnit, Job, UnitReport
 from graphbuild.engine.unit import BROKEN_ROWS
 
 UNIT_TRIES = 3
@@ -116,14 +116,22 @@ class Schedule:
         for work in job.units:
             self._settle(job, work, by_unit[str(work.unit)])
 
-    def died(self, job: Job, why: str, *, counts: bool = True) -> None:
-        """Reschedule the units of a dead worker, one to a job; if `counts`, their rows run one at a time."""
+    def died(self, job: Job, why: str, *, counts: bool = True, reason: Death = "killed_worker") -> None:
+        """Reschedule the units of a dead worker, one to a job; if `counts`, their rows run one at a time, and one that
+        is given up has this `reason`."""
         for work in job.units:
-            again = replace(work, deaths=work.deaths + counts)
+            again = replace(work, deaths=work.deaths + 1, died_of=reason) if counts else work
             if again.deaths > MAX_DEATHS:
                 self._fail(work, f"{work.unit}: {again.deaths} workers died on it; the last: {why}")
             else:
                 self._again(job, again)
+
+    def give_up(self, pool: str, why: str) -> None:
+        """Give up on what one pool would do, and on what is made from it."""
+        self.errors += [] if why in self.errors else [why]
+        for _, job in self._ready.pop(pool, []):
+            for work in job.units:
+                self._lose(work)
 
     def abort(self, why: str) -> None:
         """Give up on everything unfinished."""
@@ -330,7 +338,7 @@ def _job(pool: str, works: list[AnyUnit]) -> Job:
 def _pool(work: AnyUnit) -> str:
     """Annotators that ask for one CPU and nothing else share one pool; each other has workers of its own, which keep
     its model."""
-    if isinstance(work, IngestUnit) or replace(work.annotator.resources, batch_size=1) == _ONE:
+    if isinstance(work, IngestUnit) or replace(work.annotator.resources, batch_size=1, stall_s=_ONE.stall_s) == _ONE:
         return SHARED
     return f"{work.producer.name}@{work.producer.version}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from graphbuild.contracts import SPOOL, Outcome, Unit
+from graphbuild.engine.records import Death
 from graphbuild.engine.rows import Key
 from graphbuild.errors import Unreachable
 from graphbuild.hashing import canonical_json, checksum, digest_of
@@ -29,13 +29,13 @@ CAREFUL_FLUSH_SECONDS = 1.0
 
 CONDEMN_AFTER = 3
 _KEY = TypeAdapter(Key)
-_DEATHS = TypeAdapter(list[tuple[Key, int]])
+_DEATHS = TypeAdapter(list[tuple[Key, Death]])
 
 DEADLY = {
-    "status": "failed",
-    "reason": "killed_worker",
-    "detail": f"{CONDEMN_AFTER} workers died with only this row in flight",
+    "killed_worker": f"{CONDEMN_AFTER} workers died with only this row in flight",
+    "timeout": f"{CONDEMN_AFTER} workers were stuck with only this row in flight",
 }
+"""Reason -> detail of rows that are given up."""
 
 
 class _Unit(BaseModel):
@@ -126,18 +126,26 @@ class Spool:
         self._mark()
         self.files.replace(self._alone, json.dumps(key).encode(), self.workspace)
 
-    def condemned(self, died: bool) -> set[Key]:
-        """Rows that were alone in flight in CONDEMN_AFTER deaths; `died` says the last attempt ended in one."""
+    def condemned(self, died: bool, reason: Death = "killed_worker") -> dict[Key, dict[str, str]]:
+        """Rows that were alone in flight in CONDEMN_AFTER deaths, with status, reason and detail.
+
+        Args:
+            died: the last attempt ended in a death, of `reason`.
+        """
         if died and (key := _read(self.files, self._alone, _KEY)) is not None:
-            deaths = Counter(dict(_read(self.files, self._deaths, _DEATHS) or ()))
-            deaths[key] += 1
-            self.files.replace(self._deaths, json.dumps(list(deaths.items())).encode(), self.workspace)
+            listed = [*(_read(self.files, self._deaths, _DEATHS) or ()), (key, reason)]
+            self.files.replace(self._deaths, json.dumps(listed).encode(), self.workspace)
             self.files.remove(self._alone)
-        every = [name for name in self.files.names(self.folder) if name.startswith("deaths")]
-        total: Counter[Key] = Counter()
-        for name in every:
-            total.update(dict(_read(self.files, f"{self.folder}/{name}", _DEATHS) or ()))
-        return {key for key, count in total.items() if count >= CONDEMN_AFTER}
+        deaths: dict[Key, list[Death]] = {}
+        for name in self.files.names(self.folder):
+            if name.startswith("deaths"):
+                for key, why in _read(self.files, f"{self.folder}/{name}", _DEATHS) or ():
+                    deaths.setdefault(key, []).append(why)
+        return {
+            key: {"status": "failed", "reason": why[-1], "detail": DEADLY[why[-1]]}
+            for key, why in deaths.items()
+            if len(why) >= CONDEMN_AFTER
+        }
 
     def close(self) -> None:
         _remove(self.files, self.folder)

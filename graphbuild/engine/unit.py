@@ -13,7 +13,7 @@ from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.micro_batches import Loaded, annotate
 from graphbuild.engine.records import AnnotateUnit, UnitReport
 from graphbuild.engine.rows import Key, failure_of, rows_of, unit_document
-from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, DEADLY, Spool
+from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, Spool
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum, seed_of
 from graphbuild.images.codecs import codec_of
@@ -80,9 +80,9 @@ class Annotating:
         for row in sorted(self.spool.load(), key=lambda row: not row.retriable):
             if row.key in self._todo and (self.work.gathers or not row.retriable):
                 self.rows[row.key] = row
-        for key in self.spool.condemned(self.work.deaths > 0):
+        for key, outcome in self.spool.condemned(self.work.deaths > 0, self.work.died_of).items():
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
-            condemned = [self._row(row, **DEADLY) for row in rows if row in self._todo]
+            condemned = [self._row(row, **outcome) for row in rows if row in self._todo]
             self.rows |= {row.key: row for row in condemned}
             for row in condemned if self.work.part is None else ():
                 self.report.failed(row, self._items[row.item_ix].key)

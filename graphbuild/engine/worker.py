@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from graphbuild.engine.ingest import Ingesting, ReplanNeeded
-from graphbuild.engine.micro_batches import Loaded
+from graphbuild.engine.ingest import Ingesting, ReplanNeeded, Unseen
+from graphbuild.engine.micro_batches import Loaded, device_lost
 from graphbuild.engine.preflight import fetch_missing
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, UnitReport
 from graphbuild.engine.rows import told
@@ -37,6 +37,7 @@ class Worker:
         self.files = files_at(url)
         self.workspace = Workspace(self.files, workspace)
         self.flush_s, self.device = flush_s, device
+        self.loading = False
         self._loaded: dict[str, Loaded] = {}
 
     def run(self, job: Job, progress: Progress) -> list[UnitReport]:
@@ -57,9 +58,13 @@ class Worker:
     def loaded(self, work: AnnotateUnit) -> Loaded:
         asked = work.annotator.resources
         if work.producer.version not in self._loaded:
-            fetch_missing(work.annotator)
-            device = self.device or (device_memory()[0] if asked.memory_gb or asked.gpus else "cpu")
-            self._loaded[work.producer.version] = Loaded(work.annotator.load(device), max(1, asked.batch_size))
+            self.loading = True
+            try:
+                fetch_missing(work.annotator)
+                device = self.device or (device_memory()[0] if asked.memory_gb or asked.gpus else "cpu")
+                self._loaded[work.producer.version] = Loaded(work.annotator.load(device), max(1, asked.batch_size))
+            finally:
+                self.loading = False
         use_threads(asked.cpus)
         return self._loaded[work.producer.version]
 
@@ -129,4 +134,6 @@ def _recorded(report: UnitReport) -> Iterator[None]:
         report.status = "failed"
         report.error = f"{report.unit}: {told(error)}"
         report.broken = isinstance(error, AnnotatorBroken)
+        report.device_lost = device_lost(error)
+        report.unseen = error.keys if isinstance(error, Unseen) else ()
         report.final = isinstance(error, GraphError) or getattr(error, "errno", None) in FULL

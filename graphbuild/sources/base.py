@@ -163,6 +163,14 @@ class Source(ABC):
         """Kind -> how many nodes of it an item has at most; 1 for kinds that are left out."""
         return {}
 
+    def out_of_reach(self, key: str | None) -> str | None:
+        """Why items cannot be read on this machine, in one line; None if they can, as far as a cheap look tells.
+
+        Args:
+            key: of an item that was just listed, on another machine perhaps.
+        """
+        return None
+
     def codec(self, kind: Kind) -> str:
         """The codec a made kind is stored with; the kind's own unless overridden."""
         assert kind.codec is not None

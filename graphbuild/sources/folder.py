@@ -94,6 +94,14 @@ class Folder(Source):
         for key in keys:
             yield _item(key, self._row(root, key, tables), self._read(root, key))
 
+    def out_of_reach(self, key: str | None) -> str | None:
+        """A folder that is not there, or another one: an empty mount point, say."""
+        try:
+            here = key is None or (self._root() / key).exists()
+        except ValueError as error:
+            return str(error)
+        return None if here else f"source 'folder': {key} was listed and is not in {self.path} here: is it mounted?"
+
     def _root(self) -> Path:
         if self.path is None:
             raise ValueError("source 'folder' needs a path: the folder with the images (--path FOLDER)")

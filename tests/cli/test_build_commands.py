@@ -227,8 +227,9 @@ def test_workers_that_cannot_start_end_the_run(
     tmp_path: Path, control: Callable[..., str], ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against a cluster whose nodes lack a package: its workers died and were replaced, for ever."""
-    impossible = property(lambda driver: ("s3://nowhere", "workspace", 1.0), lambda driver, arguments: None)
-    monkeypatch.setattr(ray_pool._Driver, "worker_args", impossible, raising=False)
+    start = ray_pool.start
+    impossible = ("s3://nowhere", "workspace", 1.0)
+    monkeypatch.setattr(ray_pool, "start", lambda actor, args, *rest: start(actor, (impossible, *args[1:]), *rest))
     report = build(InMemory(tag=control()), tmp_path / "g", [], executor="ray", shard_size=3)
     assert len(report.units_left) == 2
-    assert "workers in a row died before they had started" in report.errors[0] and "s3://nowhere" in report.errors[0]
+    assert "did not start" in report.errors[0] and "s3://nowhere" in report.errors[0]

@@ -15,6 +15,7 @@ from graphbuild.annotators.base import Annotator, Derived, Request
 from graphbuild.annotators.canny import Canny
 from graphbuild.engine import schedule
 from graphbuild.engine.executors import ray as ray_pool
+from graphbuild.engine.executors.nodes import Nodes
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.records import Job
 from graphbuild.errors import GraphError, MissingNode
@@ -80,13 +81,13 @@ def test_ray_and_inline_give_the_same_bytes(  # noqa: PLR0917 - fixtures
     """Guards against state that leaks from one row to the next: OpenCV's generator, thread counts, unit order."""
     make_jobs: Callable[[Plan], list[Job]] = schedule.make_jobs
     started: list[Job] = []
-    start = ray_pool._Driver._start
+    start, place = ray_pool._Driver._start, Nodes.place
 
-    def counted(driver: Any, job: Job) -> Any:
+    def counted(driver: Any, job: Job, *args: Any) -> Any:
         started.append(job)
-        return start(driver, job)
+        return start(driver, job, *args)
 
-    monkeypatch.setattr(ray_pool._Driver, "_limit", lambda self, job: workers)
+    monkeypatch.setattr(Nodes, "place", lambda *args: place(*args) if len(started) < workers else None)
     monkeypatch.setattr(ray_pool._Driver, "_start", counted)
     if order == "backward":
         monkeypatch.setattr(schedule, "make_jobs", lambda *plan: make_jobs(*plan)[::-1])

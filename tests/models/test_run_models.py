@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Derived, Request, Resources, config_of, params_of
 from graphbuild.engine import micro_batches as batches
 from graphbuild.engine import worker as job
+from graphbuild.engine.executors.nodes import Node, Nodes
 from graphbuild.engine.plan import make_plan
 from graphbuild.engine.preflight import fetch_missing
 from graphbuild.errors import MissingWeights
@@ -243,15 +245,50 @@ def test_what_filled_the_gpu_is_free_before_the_next_batch(monkeypatch: pytest.M
     assert dead == [True, True]
 
 
-def test_models_share_a_gpu_by_their_memory(ray_address: str) -> None:
-    """Two models of 20 and 30 GB fit on one GPU of 80; one of 100 GB asks for two whole ones."""
-    from graphbuild.engine.executors.ray import _Driver
-    from graphbuild.engine.schedule import Schedule
+def _nodes(*nodes: Node, device: str | None = None) -> Nodes:
+    made = Nodes.__new__(Nodes)
+    made.all, made.device = {node.id: node for node in nodes}, device
+    return made
 
-    driver = _Driver(Schedule.__new__(Schedule), ("", "", 0.0), lambda done, failed: None, lambda job, reports: None)
-    driver._total, driver._gpu = {"CPU": 16.0, "GPU": 2.0}, 80.0
-    asked = [driver._asked(Resources(memory_gb=memory)) for memory in (0, 20, 30, 100)]
+
+def _node(name: str, cpus: float, gpus: int, gpu_gb: float = 0.0) -> Node:
+    total = {"CPU": cpus, "GPU": float(gpus), "memory": 64e9}
+    return Node(name, name, total, gpus=[1.0] * gpus, gpu_gb=gpu_gb, probed=True)
+
+
+def test_models_share_a_gpu_by_their_memory() -> None:
+    """Two models of 20 and 30 GB fit on one GPU of 80; one of 100 GB asks for two whole ones."""
+    node = _node("a", 16.0, 2, 80.0)
+    nodes = _nodes(node)
+    asked = [nodes.asked(Resources(memory_gb=memory), node) for memory in (0, 20, 30, 100)]
     assert [each["GPU"] for each in asked] == [0, 0.25, 0.375, 2]
-    assert driver._asked(Resources(memory_gb=20, gpus=0.5))["GPU"] == 0.5
-    driver._total = {"CPU": 16.0}
-    assert driver._asked(Resources(memory_gb=20)) == {"CPU": 1.0, "GPU": 0.0, "memory": 20_000_000_000}
+    assert nodes.asked(Resources(memory_gb=20, gpus=0.5), node)["GPU"] == 0.5
+    node.total["GPU"] = 0.0
+    assert nodes.asked(Resources(memory_gb=20), node) == {"CPU": 1.0, "GPU": 0.0, "memory": 20_000_000_000}
+    assert _nodes(node, device="cuda").hold("sam2", Resources(memory_gb=20)) == []
+
+
+@pytest.mark.parametrize(
+    ("cpus", "share", "jobs", "on_each"),
+    [
+        (4, 1 / 6, 99, [1, 1, 1, 1]),
+        (6, 1 / 6, 99, [1, 1, 2, 2]),
+        (64, 1 / 6, 6, [1, 1, 2, 2]),
+        (10, 1 / 6, 99, [2, 2, 3, 3]),
+        (64, 1 / 6, 99, [6, 6, 6, 6]),
+        (64, 0.5, 99, [2, 2, 2, 2]),
+        (64, 0.4, 5, [1, 1, 1, 2]),
+        (64, 1, 99, [1, 1, 1, 1]),
+        (64, 2, 99, [1, 1, 1, 1]),
+    ],
+)
+def test_actors_spread_over_gpus_before_they_share_one(cpus: int, share: float, jobs: int, on_each: list[int]) -> None:
+    """Guards against six actors of a sixth that all sit on the first of four GPUs."""
+    node = _node("a", cpus, 4)
+    nodes, resources, sat = _nodes(node), Resources(gpus=share), Counter(dict.fromkeys(range(4), 0))
+    for left in range(jobs, 0, -1):
+        if nodes.place("sam2", resources) is None:
+            break
+        sat.update(node.take(nodes.spread(nodes.asked(resources, node), node, left)))
+    assert sorted(sat.values()) == on_each
+    assert min(node.gpus) > -1e-9

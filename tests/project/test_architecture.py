@@ -57,7 +57,7 @@ TRAINER_READS = BASE | {"data", "tasks", "store", "pipeline", ""}
 """What the trainer may import of graphbuild; "" is the public face itself."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "ray": ("graphbuild/engine/executors/ray.py",),
+    "ray": ("graphbuild/engine/executors/",),
     "torch": ("graphbuild/data/", "graphbuild/annotators/", "graphbuild/models/", "graphbuild_train/"),
     "yaml": ("graphbuild/strict_yaml.py", "graphbuild/store/card.py", "graphbuild_train/export/card.py"),
     "typer": ("graphbuild/cli/", "graphbuild_train/cli.py"),

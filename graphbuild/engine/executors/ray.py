@@ -1,4 +1,4 @@
-"""Runs jobs on Ray Core actors, locally or on a cluster. The only module that imports ray.
+"""Runs jobs on Ray Core actors, locally or on a cluster.
 
 Pixels never enter the object store: an actor gets a job of a few kilobytes, reads and writes the graph itself, and
 answers with reports. An actor has one job at a time: none waits behind a long one while another actor idles.
@@ -7,97 +7,69 @@ answers with reports. An actor has one job at a time: none waits behind a long o
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError
 
-from graphbuild.annotators.base import Resources
-from graphbuild.engine.records import Job, UnitReport
+from graphbuild.engine.executors.actors import Handle, remote_actor, start
+from graphbuild.engine.executors.nodes import REFRESH_SECONDS, Node, Nodes, brief, describe
+from graphbuild.engine.executors.probe import Requirements
+from graphbuild.engine.ingest import missing_here
+from graphbuild.engine.records import AnyUnit, Death, IngestUnit, Job, UnitReport
 from graphbuild.engine.schedule import Schedule
-from graphbuild.engine.worker import Progress, Worker
+from graphbuild.engine.worker import Progress
 from graphbuild.errors import GraphError
-from graphbuild.lookup import look_in
-from graphbuild.models.device import device_memory
 
 POLL_SECONDS = 0.5
-MOST_UNBORN = 5
-"""Consecutive workers that may die during start-up before the run is given up."""
+OTHER_NODES = 2
+"""On so many further nodes a unit is tried before a failure counts against it."""
 
-_LOST = (RayActorError, OutOfMemoryError, TaskCancelledError, ObjectLostError)
-"""What became of a worker, or of its answer with its node: neither the job's fault nor the end of the run."""
-
-
-Counts = dict[str, tuple[int, ...]]
-"""Annotator -> rows of it finished by one actor: all, computed, failed."""
-
-NONE = (0, 0, 0)
+WAIT_SECONDS = 600.0
+"""For a node like one that is gone."""
 
 
-def _added(one: Sequence[int], other: Sequence[int], sign: int = 1) -> tuple[int, ...]:
-    return tuple(a + sign * b for a, b in zip(one, other, strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Where and how a run works.
+
+    Attributes:
+        needs: what each node has to have.
+        flush_s: seconds after which a long unit saves its finished rows.
+        address: of a Ray cluster; None: the environment's, else this machine.
+        device: `cuda` or `cpu` for annotators that want a GPU; None: GPUs where there are some.
+        wait_s: how long to wait for a node that can work for an annotator. None: not for one that never was there, and
+            WAIT_SECONDS for one that was.
+    """
+
+    needs: Requirements
+    flush_s: float
+    address: str | None = None
+    device: str | None = None
+    wait_s: float | None = None
 
 
-class _Actor:
-    """A worker process: one thread runs jobs, one answers how far it is."""
-
-    def __init__(self, url: str, workspace: str, flush_s: float, device: str, path: Sequence[str]) -> None:
-        look_in(*path)  # custom annotators are found where the driver finds them
-        self._worker = Worker(url, workspace, flush_s, device)
-        self._counts: Counts = {}
-
-    def run(self, job: Job) -> list[UnitReport]:
-        return self._worker.run(job, self._count)
-
-    def _count(self, name: str, *rows: int) -> None:
-        self._counts[name] = _added(self._counts.get(name, NONE), rows)
-
-    def progress(self) -> Counts:
-        return dict(self._counts)
-
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
-
-
-@dataclass
-class _Handle:
-    """One actor as the driver sees it."""
-
-    actor: Any
-    node: Any
-    units_left: float
-    jobs: dict[Any, Job] = field(default_factory=dict)
-    seen: Counts = field(default_factory=dict)
-    asked: Any = None
-
-    def started(self) -> bool:
-        """Whether the cluster has found room for it."""
-        return bool(ray.wait([self.node], timeout=0)[0])
-
-    @property
-    def worn(self) -> bool:
-        """Whether its `recycle` limit is reached, counting the units assigned to it: then a new process replaces it."""
-        return self.units_left - sum(len(job.units) for job in self.jobs.values()) <= 0
+Finished = Callable[[Job, list[UnitReport]], None]
+"""Called with each job that ended, and its reports."""
 
 
 def run_ray(
-    schedule: Schedule,
-    worker_args: tuple[str, str, float],
-    address: str | None,
-    progress: Progress,
-    finished: Callable[[Job, list[UnitReport]], None],
+    schedule: Schedule, setup: Setup, progress: Progress, finished: Finished, tell: Callable[[str], None]
 ) -> None:
-    """Run jobs until none is left that can start. Actors die with this process."""
-    with _cluster(address):
-        driver = _Driver(schedule, worker_args, progress, finished)
+    """Run jobs until none is left that can start. Actors die with this process.
+
+    Args:
+        tell: called with lines for the user: nodes that join, go, or are left out, and why.
+    """
+    with _connected(setup.address):
+        driver = _Driver(schedule, setup, progress, finished, tell)
         try:
             while schedule.unfinished and driver.step():
                 pass
@@ -106,7 +78,7 @@ def run_ray(
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
@@ -131,161 +103,243 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 class _Driver:
     def __init__(
-        self,
-        schedule: Schedule,
-        worker_args: tuple[str, str, float],
-        progress: Progress,
-        finished: Callable[[Job, list[UnitReport]], None],
+        self, schedule: Schedule, setup: Setup, progress: Progress, finished: Finished, tell: Callable[[str], None]
     ) -> None:
-        self.schedule, self.worker_args, self.progress, self.finished = schedule, worker_args, progress, finished
-        self._pools: dict[str, list[_Handle]] = {}
-        remote: Any = ray.remote  # its stubs do not know concurrency groups
-        self._actor = remote(concurrency_groups={"watch": 1}, max_restarts=0)(_Actor)
-        self._total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self._gpu: float | None = None
-        self._unborn = 0
+        self.schedule, self.setup, self.progress, self.finished, self.tell = schedule, setup, progress, finished, tell
+        needs = setup.needs
+        self.nodes = Nodes(needs, setup.device, tell)
+        self._args, self._place = (needs.url, needs.workspace, setup.flush_s), (needs.folder, needs.path)
+        self._actor = remote_actor()
+        self._pools: dict[str, list[Handle]] = {}
+        self._served: set[str] = set()
+        self._waits: dict[str, float] = {}
+        self._checked = 0.0
 
     def step(self) -> bool:
         """Hand out jobs, wait a little, take results. False when nothing can go on."""
+        try:
+            self.nodes.refresh()
+        except RayError as error:
+            self.schedule.abort(f"the Ray cluster is gone: {brief(error)}")
+            return False
         self._release_idle()
         self._hand_out()
+        self._give_up_hope()
         running = [ref for handle in self._handles() for ref in handle.jobs]
-        if not running:
+        if not running and not self.schedule.waiting_pools():
             return False
-        ready, _ = ray.wait(running, num_returns=1, timeout=POLL_SECONDS)
-        for ref in ready:
-            self._take(ref)
+        if refs := [*running, *self.nodes.probing()]:
+            ready, _ = ray.wait(refs, num_returns=1, timeout=POLL_SECONDS)
+            for ref in set(ready) & set(running):
+                self._take(ref)
+        else:
+            time.sleep(POLL_SECONDS)
         self._watch()
         return True
 
     def close(self) -> None:
         for handle in self._handles():
-            ray.kill(handle.actor)
+            handle.end()
 
-    def _handles(self) -> list[_Handle]:
+    def _handles(self) -> list[Handle]:
         return [handle for pool in self._pools.values() for handle in pool]
 
+    # ---- giving out --------------------------------------------------------------------------------------------
+
     def _release_idle(self) -> None:
-        """Actors of a pool with nothing to do go when another pool wants their CPUs, GPUs and memory: it has jobs to
-        give out, or an actor that cannot start."""
+        """Idle actors go when they are worn, or when another pool wants their CPUs, GPUs and memory."""
         waiting = self.schedule.waiting_pools()
-        wanted = len(waiting) > 0 or any(handle.jobs and not handle.started() for handle in self._handles())
         for name, pool in self._pools.items():
-            idle = [handle for handle in pool if not handle.jobs]
-            for handle in [handle for handle in idle if handle.worn or (wanted and not waiting[name])]:
-                ray.kill(handle.actor)
-                pool.remove(handle)
+            for handle in [handle for handle in pool if not handle.jobs]:
+                if handle.worn or handle.node.fault(name) or (waiting and not waiting[name]):
+                    handle.end()
+                    pool.remove(handle)
 
     def _hand_out(self) -> None:
-        for name in self.schedule.waiting_pools():
-            pool = self._pools.setdefault(name, [])
-            while job := self._job_for(name, pool):
-                handle = min((handle for handle in pool if not handle.worn), key=lambda handle: len(handle.jobs))
-                handle.jobs[handle.actor.run.remote(job)] = job
+        for name, count in self.schedule.waiting_pools().items():
+            aside: list[Job] = []
+            while job := self.schedule.next_job(name):
+                handle = self._handle_for(job, count - len(aside))
+                if handle is not None:
+                    job = replace(job, units=tuple(map(_sent, job.units)))
+                    handle.jobs[handle.actor.run.remote(job)] = job
+                    continue
+                aside.append(job)
+                if not job.avoid:
+                    break
+            for job in reversed(aside):
+                self.schedule.put_back(job)
 
-    def _job_for(self, name: str, pool: list[_Handle]) -> Job | None:
-        """The next job of a pool if one of its actors, existing or new, has room for it."""
-        job = self.schedule.next_job(name)
-        if job is None or any(not handle.jobs and not handle.worn for handle in pool):
-            return job
-        if len(pool) < self._limit(job):
-            pool.append(self._start(job))
-            return job
-        self.schedule.put_back(job)
-        return None
+    def _handle_for(self, job: Job, jobs: int) -> Handle | None:
+        """The actor that gets a job, an idle one or a new one; None if no node has room."""
+        pool, avoid = self._pools.get(job.pool, []), self._avoided(job)
+        on_gpu = self.nodes.on_gpu(job.resources)
+        good = [
+            handle
+            for handle in pool
+            if not handle.worn
+            and not handle.node.fault(job.pool)
+            and handle.node.id not in avoid
+            and (handle.asked["GPU"] > 0) == on_gpu
+        ]
+        if idle := next((handle for handle in good if not handle.jobs), None):
+            return idle
+        node = self.nodes.place(job.pool, job.resources, avoid)
+        return self._start(job, node, jobs) if node is not None else None
 
-    def _limit(self, job: Job) -> int:
-        """How many actors of this pool the whole cluster holds."""
-        asked = self._asked(job.resources)
-        limits = [self._total.get(name, 0.0) / amount for name, amount in asked.items() if amount]
-        return max(1, int(min(limits, default=10_000)))
+    def _avoided(self, job: Job) -> frozenset[str]:
+        """The nodes that a job failed on, if there are others for it."""
+        able = {node.id for node in self.nodes.hold(job.pool, job.resources)} if job.avoid else set()
+        return job.avoid if able - job.avoid else frozenset()
 
-    def _start(self, job: Job) -> _Handle:
-        asked = self._asked(job.resources)
-        if lacking := [name for name, amount in asked.items() if amount > self._total.get(name, 0.0)]:
-            has = ", ".join(f"{self._total.get(name, 0.0):g} {name}" for name in lacking)
-            raise GraphError(
-                f"{job.units[0].producer.name} asks for {', '.join(f'{asked[name]:g} {name}' for name in lacking)}, "
-                f"the cluster has {has}; say less in its resources: in the pipeline, or choose a smaller model"
-            )
-        options = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "memory": asked["memory"]}
+    def _start(self, job: Job, node: Node, jobs: int) -> Handle:
+        asked = self.nodes.spread(self.nodes.asked(job.resources, node), node, jobs)
+        if job.pool not in self._pools and not asked["GPU"] and (job.resources.gpus or job.resources.memory_gb):
+            self._say_cpu(job.pool.partition("@")[0])
+        self._waits.pop(job.pool, None)
         device = "cuda" if asked["GPU"] else "cpu"
-        actor = self._actor.options(**options).remote(*self.worker_args, device, sys.path)
-        node = actor.node.options(concurrency_group="watch").remote()
-        return _Handle(actor, node, job.resources.recycle or math.inf)
+        handle = start(self._actor, (self._args, device, *self._place), job, node, asked)
+        self._pools.setdefault(job.pool, []).append(handle)
+        return handle
 
-    def _asked(self, resources: Resources) -> dict[str, float]:
-        """What one actor asks of Ray: memory is a share of a GPU, or main memory where there is no GPU."""
-        if not (resources.gpus or resources.memory_gb):
-            return {"CPU": resources.cpus, "GPU": 0.0, "memory": 0}
-        if not self._total.get("GPU"):
-            return {"CPU": resources.cpus, "GPU": 0.0, "memory": int(resources.memory_gb * 1e9)}
-        share = resources.gpus or resources.memory_gb / self._gpu_gb()
-        # A share above one has to be whole, and Ray counts in steps of a ten-thousandth.
-        return {"CPU": resources.cpus, "GPU": math.ceil(share) if share > 1 else round(share, 4), "memory": 0}
+    def _say_cpu(self, name: str) -> None:
+        if self.setup.device != "cpu":
+            self.tell(f"{name} runs on the CPU, slowly: no node that can work has a GPU (--device cuda waits for one)")
 
-    def _gpu_gb(self) -> float:
-        if self._gpu is None:
-            remote: Any = ray.remote
-            self._gpu = float(ray.get(remote(num_gpus=0.0001, num_cpus=0)(device_memory).remote())[1])
-        return self._gpu
+    # ---- waiting -----------------------------------------------------------------------------------------------
+
+    def _give_up_hope(self) -> None:
+        """Pools that no node can work for wait for one, and say so; not for ever."""
+        now = time.monotonic()
+        if now - self._checked < REFRESH_SECONDS or self.nodes.probing():
+            return
+        self._checked = now
+        for name in self.schedule.waiting_pools():
+            job = self.schedule.next_job(name)
+            if job is None:
+                continue
+            self.schedule.put_back(job)
+            if self.nodes.hold(name, job.resources):
+                self._waits.pop(name, None)
+            else:
+                self._wait_for_node(job, now)
+
+    def _wait_for_node(self, job: Job, now: float) -> None:
+        default = WAIT_SECONDS if job.pool in self._served else 0.0
+        limit = default if self.setup.wait_s is None else self.setup.wait_s
+        what, why = self._wanted(job), self._why_none(job)
+        if job.pool not in self._waits and limit:
+            self.tell(f"waiting up to {limit:g} s for a node with {what}: {why}")
+        if now - self._waits.setdefault(job.pool, now) >= limit:
+            if job.pool not in self._served and self.nodes.able(job.pool):
+                raise GraphError(f"{why}; say less in its resources: in the pipeline, or choose a smaller model")
+            self.schedule.give_up(job.pool, f"no node can work for {_annotator(job)}: {why}")
+
+    def _wanted(self, job: Job) -> str:
+        asked = self.nodes.asked(job.resources)
+        return f"{describe(asked, [name for name, amount in asked.items() if amount])} for {_annotator(job)}"
+
+    def _why_none(self, job: Job) -> str:
+        """Why no node can work for a pool: what each lacks."""
+        if not (able := self.nodes.able(job.pool)):
+            faults = [f"{node.name}: {fault}" for node in self.nodes.alive() if (fault := node.fault(job.pool))]
+            return "; ".join(faults) or "the cluster has no node"
+        largest = {name: max(node.total[name] for node in able) for name in able[0].total}
+        asked = self.nodes.asked(job.resources)
+        lacking = [name for name, amount in asked.items() if amount > largest[name]] or list(asked)
+        whole = "the cluster" if len(able) == 1 else "the largest node of the cluster"
+        return f"{_annotator(job)} asks for {describe(asked, lacking)}, {whole} has {describe(largest, lacking)}"
+
+    # ---- taking back -------------------------------------------------------------------------------------------
 
     def _take(self, ref: Any) -> None:
-        handle = next(handle for handle in self._handles() if ref in handle.jobs)
+        handle = next((handle for handle in self._handles() if ref in handle.jobs), None)
+        if handle is None:
+            return  # its actor went with another of its jobs
+        job = handle.jobs[ref]
         try:
-            reports = ray.get(ref)
-        except _LOST as error:
-            ray.kill(handle.actor)  # it may still be there
-            self._bury(handle, str(error).strip() or type(error).__name__)
-            return
+            reports: list[UnitReport] = ray.get(ref)
+        except RayTaskError as error:  # the job could not be read there, or not answered
+            reports = [
+                UnitReport(unit=w.unit, revision=w.revision, status="failed", error=f"{w.unit}: {brief(error)}")
+                for w in job.units
+            ]
         except RayError as error:
-            job = handle.jobs.pop(ref)
-            self.schedule.abort(f"{job.units[0].unit}: {error}")
+            self._bury(handle, brief(error))
             return
-        self._unborn = 0
-        job = handle.jobs.pop(ref)
+        del handle.jobs[ref]
         handle.units_left -= len(job.units)
-        self.schedule.finish(job, reports)
-        self.finished(job, reports)
+        pairs = list(zip(job.units, reports, strict=True))
+        stay = [(work, report) for work, report in pairs if not self._moved(handle, job, work, report)]
+        if stay:
+            job, reports = replace(job, units=tuple(work for work, _ in stay)), [report for _, report in stay]
+            self.schedule.finish(job, reports)
+            self.finished(job, reports)
 
-    def _bury(self, handle: _Handle, why: str) -> None:
-        """The actor died with its jobs: only the first was running; a lost node is not counted against it."""
-        node = self._node_of(handle)
-        counts = node is not None and self._is_alive(node)
-        self._unborn += node is None
+    def _moved(self, handle: Handle, job: Job, work: AnyUnit, report: UnitReport) -> bool:
+        """Whether a unit goes to another worker, because its failure may be this one's fault."""
+        node = handle.node
+        if report.status != "failed":
+            self.nodes.praise(node, job.pool)
+            self._served.add(job.pool)
+            return False
+        why = report.error or ""
+        if report.unseen and isinstance(work, IngestUnit):
+            gone = missing_here(work.source, report.unseen)
+            if gone == set(report.unseen):
+                work = replace(work, gone=(work.gone or frozenset()) | gone)
+                self.schedule.died(replace(job, units=(work,)), why, counts=False)
+                return True
+        if not job.avoid:
+            self.nodes.blame(node, job.pool, why)
+        again = replace(job, units=(work,), avoid=job.avoid | {node.id})
+        others = [n for n in self.nodes.hold(job.pool, job.resources) if n.id not in again.avoid]
+        if report.device_lost or report.broken:
+            self._end(handle)
+        if report.device_lost or (report.broken and not job.avoid) or (others and len(job.avoid) < OTHER_NODES):
+            self.schedule.died(again, why, counts=report.device_lost and not others)
+            return True
+        return False
+
+    def _end(self, handle: Handle) -> None:
+        """Kill an actor whose process is of no use any more; jobs that waited in it go elsewhere."""
+        if handle not in self._pools[handle.pool]:
+            return
+        self._pools[handle.pool].remove(handle)
+        handle.end()
         for job in handle.jobs.values():
-            self.schedule.died(job, why.splitlines()[0], counts=counts)
-            counts = False
-        for pool in self._pools.values():
-            if handle in pool:
-                pool.remove(handle)
-        if self._unborn >= MOST_UNBORN:
-            self.schedule.abort(f"{self._unborn} workers in a row died before they had started; the last: {why}")
+            self.schedule.died(job, "", counts=False)
+        handle.jobs.clear()
 
-    def _node_of(self, handle: _Handle) -> str | None:
-        """None if the actor died before it had started."""
-        try:
-            return str(ray.get(handle.node, timeout=0))
-        except (RayError, TimeoutError):
-            return None
-
-    def _is_alive(self, node: str) -> bool:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
+    def _bury(self, handle: Handle, why: str, reason: Death = "killed_worker") -> None:
+        """The actor died with its jobs: only the first was running; a lost node is not counted against it."""
+        self.nodes.look()
+        running, started = next(iter(handle.jobs)), handle.started()
+        job = handle.jobs.pop(running)
+        if not started and handle.node.alive:
+            self.nodes.blame(handle.node, handle.pool, f"its worker did not start: {why}")
+        elif handle.node.alive and not job.avoid:
+            self.nodes.blame(handle.node, handle.pool, why)
+        avoid = job.avoid | {handle.node.id}
+        counts = started and handle.node.alive
+        self.schedule.died(replace(job, avoid=avoid), why, counts=counts, reason=reason)
+        self._end(handle)
 
     def _watch(self) -> None:
-        """Ask every busy actor how far it is, without waiting for the answer."""
+        """Ask every actor how far it is, without waiting for the answer; end those that make no progress."""
         for handle in self._handles():
-            if handle.asked is None:
-                handle.asked = handle.actor.progress.options(concurrency_group="watch").remote()
-            elif ray.wait([handle.asked], timeout=0)[0]:
-                self._progressed(handle)
+            for name, rows in handle.listen().items():
+                self.progress(name, *rows)
+                if rows[1] > rows[2]:
+                    self.nodes.praise(handle.node, handle.pool)
+            if handle.jobs and (why := handle.stalled()):
+                self._bury(handle, why, "timeout")
 
-    def _progressed(self, handle: _Handle) -> None:
-        try:
-            counts: Counts = ray.get(handle.asked)
-        except RayError:
-            return  # its death arrives with its jobs
-        for name, rows in counts.items():
-            self.progress(name, *_added(rows, handle.seen.get(name, NONE), -1))
-        handle.seen, handle.asked = counts, None
+
+def _sent(work: AnyUnit) -> AnyUnit:
+    """A unit for another process: that a file is missing there does not mean that it is gone."""
+    return replace(work, gone=frozenset()) if isinstance(work, IngestUnit) and work.gone is None else work
+
+
+def _annotator(job: Job) -> str:
+    return job.units[0].producer.name
