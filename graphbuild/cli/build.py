@@ -17,6 +17,7 @@ from graphbuild.cli.console import (
     AcceptOption,
     AddressOption,
     AnnotatorsOption,
+    DeviceOption,
     ExecutorOption,
     FollowOption,
     GraphArgument,
@@ -27,6 +28,7 @@ from graphbuild.cli.console import (
     PipelineOption,
     ShardSizeOption,
     SourceOption,
+    WaitOption,
     command_line,
     refusing,
     say,
@@ -48,6 +50,8 @@ def run(
     shard_size: ShardSizeOption = None,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
+    device: DeviceOption = "auto",
+    wait: WaitOption = None,
     accept_changed: AcceptOption = False,
     follow_links: FollowOption = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also recompute failed rows that may succeed now.")] = False,
@@ -68,11 +72,12 @@ def run(
     from graphbuild.engine.run import run as build
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
+    how |= _where(address, device, wait)
     with refusing():
         chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
-        report = build(chosen, producers, where, executor=executor, address=address, console=ERR, **how)  # type: ignore[arg-type]
+        report = build(chosen, producers, where, executor=executor, console=ERR, **how)  # type: ignore[arg-type]
     raise typer.Exit(_show_report(report, where, strict=strict, as_json=as_json))
 
 
@@ -120,6 +125,8 @@ def retry(
     ] = None,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
+    device: DeviceOption = "auto",
+    wait: WaitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute failed rows that may succeed now; other rows are kept. Publishes a new revision, adds no items.
@@ -141,10 +148,15 @@ def retry(
         producers, refused = (list(load_annotators(pipeline)), []) if pipeline else live_annotators(graph)
         for line in refused:
             ERR.print(f"not retried: {shown(line)}", markup=False)
-        how: dict[str, Any] = {"executor": executor, "address": address, "retry": True, "new_items": False}
+        how: dict[str, Any] = {"executor": executor, "retry": True, "new_items": False}
+        how |= _where(address, device, wait)
         report = build(source, producers, graph, console=ERR, **how)
     code = _show_report(report, graph, strict=False, as_json=as_json)
     raise typer.Exit(UNDONE if refused else code)
+
+
+def _where(address: str | None, device: str, wait: float | None) -> dict[str, Any]:
+    return {"address": address, "device": None if device == "auto" else device, "wait_s": wait}
 
 
 def _show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -> int:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -41,6 +41,19 @@ ShardSizeOption = Annotated[
 ]
 ExecutorOption = Annotated[str, typer.Option(help="ray (every CPU), or inline (this process only).")]
 AddressOption = Annotated[str | None, typer.Option(help="Address of a running Ray cluster; default: this machine.")]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where models run: auto (GPUs if there is one), cpu, or cuda (wait for a node with a GPU)."),
+]
+WaitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        min=0,
+        metavar="SECONDS",
+        help="Wait so long for a node that can run an annotator; default: 600 for one that is gone, else 0.",
+    ),
+]
 FollowOption = Annotated[
     bool, typer.Option("--follow-links", help="Folder source: follow links that lead out of it, and linked folders.")
 ]

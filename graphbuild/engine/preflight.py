@@ -76,6 +76,21 @@ def refuse_inside(source: Source, out: str) -> None:
             raise GraphError(f"{out} lies in the source's folder {folder}; give an --out beside it")
 
 
+def refuse_client(address: str | None) -> None:
+    """Refuse a cluster behind Ray Client: the driver would see neither its nodes nor its folders.
+
+    Raises:
+        GraphError: an address, given or in RAY_ADDRESS, begins with ray://.
+    """
+    where = address or os.environ.get("RAY_ADDRESS") or ""
+    if where.startswith("ray://"):
+        host = where.removeprefix("ray://").partition(":")[0]
+        raise GraphError(
+            f"{where}: Ray Client is not supported; run on the cluster itself: "
+            f"ray job submit --address http://{host}:8265 --working-dir . -- graphbuild run ..."
+        )
+
+
 def not_live(graph: str, head: Head, complete: Sequence[Producer]) -> Iterator[str]:
     """One line for each complete version that is asked for while another one is live."""
     for producer in complete:

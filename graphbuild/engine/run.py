@@ -23,6 +23,7 @@ from graphbuild.engine.estimate import pace_of
 from graphbuild.engine.executors.inline import remove_dead_runs, run_inline
 from graphbuild.engine.executors.probe import requirements
 from graphbuild.engine.plan import Plan, make_plan
+from graphbuild.engine.preflight import refuse_client
 from graphbuild.engine.progress import Progress, by_annotator, write_event
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
@@ -57,6 +58,8 @@ def run(
     retry: bool = False,
     new_items: bool = True,
     address: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    wait_s: float | None = None,
     flush_s: float = FLUSH_SECONDS,
     console: Console | None = None,
 ) -> RunReport:
@@ -72,6 +75,10 @@ def run(
         accept_changed: add files whose bytes changed as new items instead of refusing.
         retry: compute failed rows that may succeed now again.
         new_items: False adds no items to the graph, whatever the source has.
+        device: where annotators that want a GPU run; None: on GPUs if there is one, else on the CPU. "cuda" waits for a
+            node with a GPU, as `wait_s` says.
+        wait_s: seconds to wait for a node that can work for an annotator; None: 600 for one that was there and is gone,
+            0 for one that never was.
         flush_s: seconds after which a long unit saves its finished rows.
         console: where progress goes; standard error by default.
 
@@ -81,13 +88,15 @@ def run(
     Raises:
         GraphError, ValueError: wrong usage, found before any work.
     """
+    refuse_client(address)
     files = files_at(out)
     chosen = [resolve(a) if isinstance(a, str) else a for a in annotators]
     options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed}
     options["new_items"] = new_items
     options["here"] = address is None and "RAY_ADDRESS" not in os.environ
     first = make_plan(files, source, chosen, retry=retry, **options)
-    run = _Run(files, executor, address, flush_s, console or Console(stderr=True))
+    where = {"address": address, "device": device, "wait_s": wait_s}
+    run = _Run(files, executor, where, flush_s, console or Console(stderr=True))
     if not first.units and not first.replaces() and not files.writable():
         return run.report(first, Graph.open(files.url), source)  # finished, on a disk that cannot be written
     with run.workspace_open():
@@ -106,8 +115,10 @@ _RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 
 
 class _Run:
-    def __init__(self, files: Files, executor: Executor, address: str | None, flush_s: float, console: Console) -> None:
-        self.files, self.executor, self.address, self.flush_s, self.console = files, executor, address, flush_s, console
+    def __init__(
+        self, files: Files, executor: Executor, where: dict[str, Any], flush_s: float, console: Console
+    ) -> None:
+        self.files, self.executor, self.where, self.flush_s, self.console = files, executor, where, flush_s, console
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.started, self._clock = datetime.now(UTC), time.perf_counter()
         self.reports: list[UnitReport] = []
@@ -157,7 +168,7 @@ class _Run:
         self.schedule = schedule = Schedule(plan, self.killed, pace)
         self._said = 0
         progress = Progress(self.console, plan.rows())
-        worker_args = (self.files.url, self.workspace.name, self.flush_s)
+        worker_args = (self.files.url, self.workspace.name, self.flush_s, self.where["device"])
         try:
             if self.executor == "inline":
                 run_inline(schedule, lambda: Worker(*worker_args), progress, self._finished)
@@ -166,7 +177,7 @@ class _Run:
 
                 units = [planned.work for planned in plan.units]
                 needs = requirements(self.files.url, self.workspace.name, sys.path, units)
-                setup = Setup(needs=needs, flush_s=self.flush_s, address=self.address)
+                setup = Setup(needs=needs, flush_s=self.flush_s, **self.where)
                 run_ray(schedule, setup, progress, self._finished, self._tell)
         finally:
             progress.close()

@@ -1,0 +1,196 @@
+"""Which nodes of a cluster work, whose fault a failure is, and what is waited for. No cluster is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphbuild.annotators.base import Resources
+from graphbuild.annotators.canny import Canny
+from graphbuild.engine.executors import probe
+from graphbuild.engine.executors.nodes import AGAIN_SECONDS, AT_ALL, IN_A_ROW, Node, Nodes, brief
+from graphbuild.engine.executors.probe import findings, requirements
+from graphbuild.engine.micro_batches import Loaded, annotate, device_lost
+from graphbuild.engine.plan import make_plan
+from graphbuild.engine.preflight import refuse_client
+from graphbuild.engine.worker import Worker
+from graphbuild.errors import GraphError
+from graphbuild.sources.folder import Folder
+from graphbuild.store.files import files_at
+from graphbuild.store.workspace import Workspace
+from tests.support.annotators import OutOfMemoryError, Weighted, build, complete, write_photos
+
+
+def node_of(name: str, cpus: float = 4.0, gpus: int = 0) -> Node:
+    total = {"CPU": cpus, "GPU": float(gpus), "memory": 8e9}
+    return Node(name, name, total, gpus=[1.0] * gpus, probed=True, since=time.monotonic())
+
+
+def nodes_of(*nodes: Node, device: str | None = None) -> tuple[Nodes, list[str]]:
+    made, said = Nodes.__new__(Nodes), list[str]()
+    made.all, made.device, made.tell = {node.id: node for node in nodes}, device, said.append
+    return made, said
+
+
+# ---- what a node lacks -------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_cannot_work_says_why(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a node without the mount, or with other packages, that loses units or commits other pixels."""
+    complete(build(photos, tmp_path / "g", [], limit=2))
+    files = files_at(tmp_path / "g")
+    workspace = Workspace.create(files, "run")
+    plan = make_plan(files, Folder(path=photos), [Canny()])
+    needs = requirements(files.url, workspace.name, [], [unit.work for unit in plan.units])
+    assert needs.listed is not None and "opencv-python-headless" in needs.versions
+    assert findings(needs, 0) == probe.Findings()
+
+    def lacks(**changed: Any) -> str:
+        (line,) = findings(replace(needs, **changed), 0).node
+        return line
+
+    assert lacks(versions={"numpy": "1.0"}).endswith("the driver has 1.0")
+    assert "not installed" in lacks(versions={"no-such-package": "1.0"})
+    assert "the folder shared, and mounted" in lacks(url=str(tmp_path / "elsewhere"))
+    assert "the folder shared, and mounted" in lacks(workspace="of another run")
+    assert "is not a folder" in lacks(source=Folder(path=tmp_path / "gone"))
+    (tmp_path / "empty").mkdir()
+    assert "is it mounted" in lacks(source=Folder(path=tmp_path / "empty"))
+    workspace.close()
+
+
+def test_a_local_model_is_looked_for_on_the_node(tmp_path: Path) -> None:
+    """Guards against a node that has another model, or none, under the same path."""
+    weights = tmp_path / "model"
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    model = Weighted(model=str(weights))
+    needs = probe.Requirements(url="", workspace="", folder="", path=(), versions={}, annotators=(model,), local={})
+    local = {str(weights): next(iter(model.checkpoints().values())).identity()}
+    assert list(probe._annotator_lacks(model, local)) == []
+    (weights / "config.json").write_text('{"other": 1}')
+    assert "is not the model that the driver has" in next(probe._annotator_lacks(model, local))
+    (weights / "config.json").unlink()
+    weights.rmdir()
+    assert "copy the model to every node" in next(probe._annotator_lacks(model, local))
+    assert needs.local == {}
+
+
+# ---- whose fault it is -------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_fails_while_others_succeed_is_left_out() -> None:
+    """Guards against one bad node that loses unit after unit."""
+    bad, good = node_of("bad"), node_of("good")
+    nodes, said = nodes_of(bad, good)
+    for _ in range(IN_A_ROW - 1):
+        nodes.blame(bad, "cpu", "why")
+    nodes.praise(bad, "cpu")
+    for _ in range(IN_A_ROW):
+        assert bad in nodes.able("cpu")
+        nodes.blame(bad, "cpu", "CUDA error")
+    assert nodes.able("cpu") == [good] and nodes.able("sam2@v1") == [bad, good]
+    assert said == [
+        "node bad is left out for cpu: 3 failures in a row, the last: CUDA error (it is looked at again every 300 s)"
+    ]
+    assert nodes.place("cpu", Resources()) is good
+
+
+def test_what_fails_everywhere_is_not_a_nodes_fault_at_once() -> None:
+    """Guards against a broken annotator that empties the cluster before it is named, and one that never ends."""
+    nodes, _ = nodes_of(node_of("a"), node_of("b"))
+    for _ in range(AT_ALL - 1):
+        for node in nodes.all.values():
+            nodes.blame(node, "cpu", "why")
+    assert len(nodes.able("cpu")) == 2
+    for node in nodes.all.values():
+        nodes.blame(node, "cpu", "why")
+    assert nodes.able("cpu") == []
+
+
+def test_actors_go_to_the_emptiest_node_and_leave_room() -> None:
+    small, large = node_of("small", 2), node_of("large", 4)
+    nodes, _ = nodes_of(small, large)
+    asked = Resources(cpus=2)
+    chosen = []
+    while node := nodes.place("cpu", asked):
+        node.take(nodes.asked(asked, node))
+        chosen.append(node.name)
+    assert chosen == ["small", "large", "large"]
+    assert nodes.hold("cpu", Resources(cpus=3)) == [large] and nodes.hold("cpu", Resources(cpus=8)) == []
+    large.give_back(nodes.asked(asked, large), [])
+    assert nodes.place("cpu", asked, avoid={"large"}) is None and nodes.place("cpu", asked) is large
+
+
+def test_gpus_that_come_later_are_used() -> None:
+    """Guards against models that stay on the CPU for good because the GPU node came late."""
+    nodes, _ = nodes_of(node_of("cpu"))
+    wants = Resources(memory_gb=4)
+    assert not nodes.on_gpu(wants) and nodes.asked(wants)["memory"] == 4e9
+    nodes.all["gpu"] = node_of("gpu", gpus=1)
+    assert nodes.on_gpu(wants) and [node.name for node in nodes.hold("sam2", wants)] == ["gpu"]
+    nodes.device = "cpu"
+    assert not nodes.on_gpu(wants)
+
+
+def test_reasons_are_one_line() -> None:
+    assert brief(ValueError("first\n\nsecond")) == "first"
+    assert brief(ValueError('failed:\n  File "x.py", line 1\nKeyError: 3')) == "KeyError: 3"
+    assert brief(ValueError()) == "ValueError" and AGAIN_SECONDS > 0
+
+
+def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GraphError, match=r"ray job submit --address http://head:8265 .* -- graphbuild run"):
+        refuse_client("ray://head:10001")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(GraphError, match="ray job submit"):
+        refuse_client(None)
+    refuse_client("10.0.0.1:6379")
+
+
+# ---- what a worker reports ---------------------------------------------------------------------------------------
+
+
+def test_a_lost_gpu_is_told_from_a_full_one() -> None:
+    """Guards against rows that fail because the process has lost its GPU, and a full GPU that costs its actor."""
+    assert device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not device_lost(OutOfMemoryError("CUDA out of memory. CUDA error"))
+    assert not device_lost(RuntimeError("CUDA error: out of memory"))
+    assert not device_lost(ValueError("CUDA error"))
+
+    class Lost(Canny):
+        def annotate(self, batch: Any, model: Any) -> Any:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with pytest.raises(RuntimeError, match="launch failure"):
+        annotate(Lost(), [object(), object()], Loaded(None, 2))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("gone", [None, frozenset[str](), frozenset({"p01.png"})])
+def test_a_file_that_another_process_listed_may_be_there(
+    gone: frozenset[str] | None, tmp_path: Path, control: Callable[..., str]
+) -> None:
+    """Guards against `failed: missing` for every image of a node whose mount is away."""
+    folder = write_photos(tmp_path / "photos", range(3))
+    complete(build(folder, tmp_path / "g", [], limit=1, shard_size=3))
+    files = files_at(tmp_path / "g")
+    plan = make_plan(files, Folder(path=folder), [], new_items=True)
+    (folder / "p01.png").unlink()
+    (folder / "p02.jpg").unlink() if gone is not None else None
+    workspace = Workspace.create(files, "run")
+    worker = Worker(files.url, workspace.name, 60.0)
+    works = [replace(unit.work, gone=gone) for unit in plan.units]  # type: ignore[call-arg]
+    assert works
+    from graphbuild.engine.records import Job
+
+    (report,) = worker.run(Job("cpu", works[0].unit.shard, (works[0],)), lambda *rows: None)
+    if gone is None:
+        assert report.status == "committed" and report.reasons == {"failed:missing": 1}
+    else:
+        assert report.status == "failed" and set(report.unseen) == {"p01.png", "p02.jpg"} - gone
+    workspace.close()
