@@ -46,10 +46,12 @@ class Unseen(GraphError):
 
 
 def _is_missing(item: SourceItem | BaseException) -> TypeGuard[SourceItem]:
-    """Whether nothing of an item is there."""
+    """Whether the picture of an item, its first node, is not there."""
     if not isinstance(item, SourceItem):
         return False
-    return all(isinstance(node, Unusable) and node.reason == "missing" for node in item.nodes.values())
+    picture = next(iter(item.nodes.values()), None)
+    picture = picture[0] if isinstance(picture, list | tuple) and picture else picture
+    return isinstance(picture, Unusable) and picture.reason == "missing"
 
 
 def missing_here(source: Source, keys: Sequence[str]) -> set[str]:

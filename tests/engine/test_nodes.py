@@ -21,7 +21,7 @@ from graphbuild.engine.preflight import refuse_client
 from graphbuild.engine.worker import Worker
 from graphbuild.errors import GraphError
 from graphbuild.sources.folder import Folder
-from graphbuild.store.files import files_at
+from graphbuild.store.locations import files_at
 from graphbuild.store.workspace import Workspace
 from tests.support.annotators import OutOfMemoryError, Weighted, build, complete, write_photos
 

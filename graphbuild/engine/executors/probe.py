@@ -13,7 +13,7 @@ from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit
 from graphbuild.lookup import look_in
 from graphbuild.models.device import device_memory
 from graphbuild.sources.base import Source
-from graphbuild.store.files import files_at
+from graphbuild.store.locations import files_at
 
 _ALWAYS = ("cv2", "numpy", "PIL", "pyarrow", "scipy", "simplejpeg", "skimage")
 """Import names of packages whose version may change a pixel or a stored byte."""
