@@ -228,8 +228,8 @@ def test_workers_that_cannot_start_end_the_run(
 ) -> None:
     """Guards against a cluster whose nodes lack a package: its workers died and were replaced, for ever."""
     start = ray_pool.start
-    impossible = ("s3://nowhere", "workspace", 1.0)
+    impossible = ("ftp://nowhere", "workspace", 1.0)
     monkeypatch.setattr(ray_pool, "start", lambda actor, args, *rest: start(actor, (impossible, *args[1:]), *rest))
     report = build(InMemory(tag=control()), tmp_path / "g", [], executor="ray", shard_size=3)
     assert len(report.units_left) == 2
-    assert "did not start" in report.errors[0] and "s3://nowhere" in report.errors[0]
+    assert "did not start" in report.errors[0] and "ftp://nowhere" in report.errors[0]
