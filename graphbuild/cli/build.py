@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Annotated, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +38,9 @@ from graphbuild.cli.console import (
 from graphbuild.cli.text import shown
 from graphbuild.contracts import RunReport
 from graphbuild.errors import GraphError, counted
+
+if TYPE_CHECKING:
+    from graphbuild.store.parallel import Mapper
 
 
 @app.command()
@@ -215,13 +219,20 @@ def verify(
     reread: Annotated[
         bool, typer.Option("--reread", help="With --repair: also read damaged items from the source again.")
     ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine; default: one a CPU for large graphs.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Check on the Ray cluster at this address.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a graph against its commits. Exit code 1 if there is a problem.
 
-    Example:
+    Examples:
 
       graphbuild verify photos-graph --full
+
+      graphbuild verify photos-graph --full --jobs 8
+
       graphbuild verify photos-graph --repair
     """
     from graphbuild.cli import text
@@ -233,15 +244,33 @@ def verify(
     if reread and not mend:
         raise typer.BadParameter("it goes with --repair", param_hint="--reread")
     with refusing():
-        if mend:
-            done = repair(graph, reread=reread)
-            say(json.dumps(vars(done)), text.repair_lines(done, graph), as_json)
-            raise typer.Exit(UNDONE if done.withdrawn or done.lost or done.foreign else DONE)
         num_units = sum(map(len, newest_commits(files_at(graph)).values()))
-        with ticking("units", num_units) as tick:
-            verdict = check(graph, "full" if full else "quick", progress=tick)
+        with side_by_side(num_units, jobs, address) as mapped, ticking("units", num_units) as tick:
+            if mend:
+                done = repair(graph, reread=reread, progress=tick, mapped=mapped)
+            else:
+                verdict = check(graph, "full" if full else "quick", progress=tick, mapped=mapped)
+    if mend:
+        say(json.dumps(vars(done)), text.repair_lines(done, graph), as_json)
+        raise typer.Exit(UNDONE if done.withdrawn or done.lost or done.foreign else DONE)
     say(json.dumps(vars(verdict)), text.verdict_lines(verdict, graph, full), as_json)
     raise typer.Exit(UNDONE if verdict.problems else DONE)
+
+
+LARGE = 64
+"""Units of a graph from which on it is checked in several processes: they take a second to start."""
+
+
+def side_by_side(units: int, jobs: int | None, address: str | None) -> AbstractContextManager[Mapper]:
+    """How the check of one unit is applied to all."""
+    from graphbuild.store.parallel import cores, processes
+
+    if address is not None:
+        from graphbuild.engine.executors.ray import processes_on_ray
+
+        return processes_on_ray(address)
+    number = min(jobs or (cores() if units >= LARGE else 1), max(1, units))
+    return processes(number) if number > 1 else nullcontext(map)
 
 
 @app.command()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from typing import Literal
 
@@ -90,16 +90,13 @@ def gc(
     files = files_at(url)
     if not delete:
         return _Collecting(files, versions, keep, drop).collection(deleted=False)
-    workspace = Workspace.create(files, f"{GC}{secrets.token_hex(3)}")
-    try:
+    with closing(Workspace.create(files, GC)) as workspace:
         if others := [name for name in at_work(files) if name != workspace.name]:
             raise GraphError(f"{files.url}: {others[0].partition('+')[0]} is at work on this graph; wait until it ends")
         collecting = _Collecting(files, versions, keep, drop)
         found = collecting.collection(deleted=True)
         collecting.delete(workspace)
         return found
-    finally:
-        workspace.close()
 
 
 class _Collecting:

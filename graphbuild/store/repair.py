@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
@@ -18,9 +18,11 @@ from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import HEAD, committed, foreign_names, head_numbers, head_of, read_snapshot, snapshots
 from graphbuild.store.locations import files_at
+from graphbuild.store.parallel import Mapper
 from graphbuild.store.parts import edges_folder
 from graphbuild.store.pins import PIN_FILE, write_use
 from graphbuild.store.verify import verify
+from graphbuild.store.verify_unit import UnitVerdict
 from graphbuild.store.workspace import Workspace
 
 _EDGES = re.compile(r"(edges/annotator=[^/]+/version=[^/]+)/shard-(\d+)-r\d+\.parquet")
@@ -47,18 +49,25 @@ class Repair:
     foreign: list[str] = field(default_factory=list)
 
 
-def repair(url: str | os.PathLike[str], *, reread: bool = False) -> Repair:
+def repair(
+    url: str | os.PathLike[str],
+    *,
+    reread: bool = False,
+    progress: Callable[[UnitVerdict], None] | None = None,
+    mapped: Mapper = map,
+) -> Repair:
     """Check a graph in full and mend what can be mended. No run may work on it meanwhile.
 
     Args:
         reread: also withdraw units of the source. Their items are read from it again; those it no longer has are
             lost.
+        progress, mapped: as of `verify`.
 
     Raises:
         GraphError: there is no graph.
     """
     files = files_at(url)
-    damaged = verify(url, "full").damaged
+    damaged = verify(url, "full", progress, mapped).damaged
     with closing(Workspace.create(files, "repair")) as workspace:
         return _Repairing(files, workspace, reread).all(damaged)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
 
 from pydantic import BaseModel
 
@@ -34,20 +33,13 @@ from graphbuild.store.heads import (
     snapshots,
 )
 from graphbuild.store.locations import files_at
+from graphbuild.store.parallel import Mapper
 from graphbuild.store.parts import commit_name, edges_folder, items_name, read_items_shard, read_table
 from graphbuild.store.pins import Use, read_use, used
 from graphbuild.store.verify_unit import Level, Problem, UnitFiles, UnitVerdict, check_unit, naming
 
 Place = tuple[str, str, int, int]
 """(annotator, version, shard, revision)."""
-
-
-class Mapped(Protocol):
-    """The builtin `map`, or one that calls the function in other processes; results come in the order of the units."""
-
-    def __call__(
-        self, function: Callable[[UnitFiles], UnitVerdict], units: Iterable[UnitFiles], /
-    ) -> Iterable[UnitVerdict]: ...
 
 
 @dataclass
@@ -66,7 +58,7 @@ def verify(
     url: str | os.PathLike[str],
     level: Level = "quick",
     progress: Callable[[UnitVerdict], None] | None = None,
-    mapped: Mapped = map,
+    mapped: Mapper = map,
 ) -> Verdict:
     """Check everything a graph consists of: documents, every revision of every unit of all versions, snapshots, card.
 
@@ -74,7 +66,7 @@ def verify(
         level: `quick` reads documents, footers and sizes; `full` also reads every part, checks its checksum and each
             node's hash.
         progress: called after each unit.
-        mapped: applies the check of one unit to many, one after the other or side by side.
+        mapped: applies the check of one unit to all, one after the other or, as that of `processes` does, side by side.
 
     Raises:
         GraphError: there is no graph.
@@ -191,7 +183,7 @@ class _Checking:
 
     # ---- commits and parts -----------------------------------------------------------------------------------
 
-    def units(self, progress: Callable[[UnitVerdict], None] | None, mapped: Mapped) -> None:
+    def units(self, progress: Callable[[UnitVerdict], None] | None, mapped: Mapper) -> None:
         with self.named("edges"):
             units = [
                 UnitFiles(self.files, annotator, version, shard, max(revisions) + 1, self.level)

@@ -15,8 +15,8 @@ _OURS = re.compile(r"[^+]+\+[^+]+\+[^+]+(\+\d+\+[^+]*)?")  # five fields in grap
 STALE_SECONDS = 600.0
 """A run on another machine, or on a file system without locks, whose heartbeat is older than this is dead."""
 
-GC = "gc-"
-"""What the names of workspaces begin with in which `gc` works: no other is made beside one."""
+GC = "gc"
+"""The run id of `gc`: no workspace is made beside its own."""
 
 _TRIES = 5
 
@@ -53,7 +53,7 @@ class Workspace:
     def _unless_collected(self) -> Workspace:
         """This workspace, unless `gc` is at work: both look for the other only after they can be seen themselves."""
         for name in self.files.names("_tmp"):
-            if name.startswith(GC) and name != self.name and not _remove_if_dead(self.files, name):
+            if name.startswith(f"{GC}+") and name != self.name and not _remove_if_dead(self.files, name):
                 self.close()
                 raise GraphError(f"{self.files.url}: graphbuild gc is at work on this graph; wait until it has ended")
         return self

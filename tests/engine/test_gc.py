@@ -22,7 +22,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.store.verify import verify
-from graphbuild.store.workspace import Workspace
+from graphbuild.store.workspace import GC, Workspace
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import Child, build, complete, leftovers, tree
@@ -223,7 +223,7 @@ def test_never_beside_another(graph: Path) -> None:
     with pytest.raises(GraphError, match="run is at work on this graph"):
         gc(graph, delete=True)
     run.close()
-    collecting = Workspace.create(files, "gc-1")
+    collecting = Workspace.create(files, GC)
     with pytest.raises(GraphError, match="gc is at work"):
         Workspace.create(files, "run")
     collecting.close()

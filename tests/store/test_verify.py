@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from graphbuild.cli import app
 from graphbuild.errors import CorruptNode, counted
 from graphbuild.store.graph import Graph
+from graphbuild.store.parallel import in_order
 from graphbuild.store.verify import Verdict, verify
 
 
@@ -123,6 +125,36 @@ def test_an_unreadable_part_is_a_problem_not_a_crash(graph: Path, what: str) -> 
     victims[0].write_bytes(b"")
     victims[1].write_bytes(bytes(victims[1].stat().st_size))
     found(graph, *(victim.name for victim in victims), quick=True)
+
+
+def test_side_by_side_is_the_same(graph: Path, ray_address: str) -> None:
+    """Guards against problems that are lost, or told in another order, on the way from other processes."""
+    from graphbuild.engine.executors.ray import processes_on_ray
+
+    flip(graph / place(graph, 7, "canny")[0], 200)
+    next((graph / "edges").glob("annotator=source_caption/*/*.parquet")).write_bytes(b"")
+    alone, done = verify(graph, "full"), []
+    with processes_on_ray(ray_address) as mapped:
+        assert verify(graph, "full", done.append, mapped) == alone and len(done) == 6
+    command = ["verify", str(graph), "--full", "--jobs", "2", "--json"]
+    assert json.loads(CliRunner().invoke(app, command).output) == vars(alone)
+
+
+def test_few_calls_are_under_way_at_once() -> None:
+    """Guards against a million units that wait in memory."""
+    running: list[int] = []
+    most = []
+
+    def end(value: int) -> int:
+        most.append(len(running))
+        running.remove(value)
+        return value
+
+    def start(value: int) -> int:
+        running.append(value)
+        return value
+
+    assert list(in_order(range(20), start, end, 3)) == list(range(20)) and max(most) == 3
 
 
 def test_a_changed_or_missing_lineage_is_found(graph: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,7 @@ from graphbuild.engine.records import AnyUnit, Death, IngestUnit, Job, UnitRepor
 from graphbuild.engine.schedule import Schedule
 from graphbuild.engine.worker import Progress
 from graphbuild.errors import GraphError
+from graphbuild.store.parallel import AHEAD, Mapper, in_order
 
 POLL_SECONDS = 0.5
 OTHER_NODES = 2
@@ -75,6 +76,19 @@ def run_ray(
                 pass
         finally:
             driver.close()
+
+
+@contextmanager
+def processes_on_ray(address: str | None) -> Iterator[Mapper]:
+    """A `map` over the processors of a cluster, or of this machine; functions are importable there, results small."""
+    with _connected(address):
+        cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        result: Callable[[Any], Any] = ray.get
+
+        def mapped(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+            return in_order(values, ray.remote(function).remote, result, cpus * AHEAD)
+
+        yield mapped
 
 
 @contextmanager
