@@ -9,8 +9,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.object_store import ObjectStore
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRAPHBUILD_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -75,6 +79,25 @@ def photos() -> Path:
 def own_photos(tmp_path: Path, photos: Path) -> Path:
     """A copy of `photos` that a test may change."""
     return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ObjectStore]:
+    """The one object store of the session."""
+    from tests.support.object_store import ObjectStore
+
+    store = ObjectStore()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def s3(s3_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """That store, with credentials for it in the environment; it fails only where a test says so."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.requests.clear()
+    return s3_server
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -171,6 +171,7 @@ class GridSample(GridTask):
         """Its pixels, of which these cells are decoded."""
         cache, row, column = self.source.cache, 0, 0
         try:
+            self.source.sampler.graph.will_read(self._stored())
             pixels, todo = self._place(), []
             for row, column in cells:
                 if (row, column) in self._painted:
@@ -192,6 +193,14 @@ class GridSample(GridTask):
         except (LookupError, OSError, ValueError) as error:
             raise self._named(error, row, column) from error
         return pixels
+
+    def _stored(self) -> Iterator[tuple[int, str, int]]:
+        """The stored nodes that its cells are made from."""
+        walk = self.walk
+        for item_ix, variants in zip(walk.rows, walk.variants, strict=True):
+            for kind, variant in zip(walk.kinds, variants, strict=True):
+                for parent in parents_of(kind):
+                    yield item_ix, parent, variant if parent == kind else 0
 
     def _place(self) -> Pixels:
         if self._pixels is None:

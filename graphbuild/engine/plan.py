@@ -35,7 +35,7 @@ from graphbuild.engine.rows import items_behind, rows_of
 from graphbuild.engine.versions import bind, refuse_missing, source_producer
 from graphbuild.errors import GraphError, counted
 from graphbuild.sources.base import Listing, Source
-from graphbuild.store.commits import Commit, items_in, newest_spine, read_commit
+from graphbuild.store.commits import Commit, items_in, newest_spine, read_commit, read_commits
 from graphbuild.store.files import Files
 from graphbuild.store.heads import Head, lineages, newest_commits, past_lives, read_document, read_head, read_lineage
 from graphbuild.store.parts import edges_name
@@ -357,7 +357,7 @@ class _Planner:
         """Shard -> the newest commit; every footer is read once."""
         key = (annotator, version)
         if key not in self._commits:
-            commits = [read_commit(self.files, name) for name in self._newest.get(key, [])]
+            commits = read_commits(self.files, self._newest.get(key, []))
             self._commits[key] = {commit.ref.shard: commit for commit in commits}
         return self._commits[key]
 

@@ -82,7 +82,8 @@ class Blocks:
         """How many blocks to read ahead: twice as many each time that a reader goes on where it stopped."""
         with self._lock:
             expected, ahead = self._ahead.get(name, (0, 0))
-            ahead = min(max(1, 2 * ahead), AHEAD_BYTES // BLOCK_BYTES, self._most // 4) if first == expected else 0
+            goes_on = first <= expected <= last
+            ahead = min(max(1, 2 * ahead), AHEAD_BYTES // BLOCK_BYTES, self._most // 4) if goes_on else 0
             self._ahead[name] = last + 1 + ahead, ahead
             return ahead
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -12,6 +14,7 @@ from graphbuild.contracts import FORMAT, CommitDocument, CommitRef, Shard, Unit
 from graphbuild.errors import GraphError
 from graphbuild.hashing import checksum
 from graphbuild.images.codecs import is_codec
+from graphbuild.store.blocks import REQUESTS
 from graphbuild.store.files import Files
 from graphbuild.store.parts import edges_name, is_items_name, items_name, nodes_folder, read_footer, told
 
@@ -53,6 +56,14 @@ def read_commit(files: Files, name: str) -> Commit:
         checksum=checksum(footer),
     )
     return Commit(name, ref, document)
+
+
+def read_commits(files: Files, names: Sequence[str]) -> list[Commit]:
+    """The same of many, at once where every read is a request."""
+    if not files.remote or len(names) < 2:
+        return [read_commit(files, name) for name in names]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(partial(read_commit, files), names))
 
 
 def _contradiction(document: CommitDocument) -> str | None:

@@ -65,8 +65,8 @@ class Files(Protocol):
         """Where the graph is: opens it again, here or in another process."""
 
     @property
-    def forks(self) -> bool:
-        """Whether a process that is forked from this one can go on reading."""
+    def remote(self) -> bool:
+        """Whether every read is a request: coming ones are worth telling of, and forked processes cannot make any."""
 
     def path(self, name: str) -> str:
         """What other readers open, a path or a URL. A name that leads out of the graph is refused with a GraphError."""
@@ -162,7 +162,7 @@ class _OpenFile:
 class LocalFiles:
     """`Files` in a folder on a local or shared file system."""
 
-    forks = True
+    remote = False
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()

@@ -6,7 +6,7 @@ import bisect
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.lookup import suggestion
-from graphbuild.store.commits import Commit, newest_spine, read_commit
+from graphbuild.store.commits import Commit, newest_spine, read_commits
 from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows
 from graphbuild.store.erased import served
 from graphbuild.store.exclusions import read_exclusions
@@ -75,7 +75,7 @@ class Graph:
         self.excluded = excluded
         self._newest = newest
         self._rows = lru_cache(maxsize=256)(self._load_rows)
-        self._commit = lru_cache(maxsize=None)(lambda name: read_commit(files, name))
+        self._commits: dict[str, Commit] = {}
         self._offsets: dict[tuple[str, str | None], Offsets] = {}
         self._loads: Counter[str] = Counter()
         self._shard_names: dict[tuple[str, str], dict[int, str]] = {}
@@ -156,7 +156,7 @@ class Graph:
         return commits
 
     def unit_commits(self, annotator: str, version: str) -> list[Commit]:
-        return [self._commit(name) for name in self._newest.get((annotator, version), [])]
+        return self._read(self._newest.get((annotator, version), []))
 
     def producers(self) -> list[tuple[str, str]]:
         """Every (annotator, version) with commits, live or not."""
@@ -291,6 +291,16 @@ class Graph:
             )
         return self._offsets[kind, version]
 
+    def will_read(self, nodes: Iterable[tuple[int, str, int]]) -> None:
+        """Tell of coming `read`s of (item_ix, kind, variant): a store answers those of indexed kinds together."""
+        spans = []
+        for item_ix, kind, variant in nodes if self.fs.remote else ():
+            offsets = self._offsets.get((kind, None))
+            if offsets is not None and (spot := offsets.spot(item_ix, variant)) is not None:
+                spans.append((offsets.parts[spot.part], spot.offset, spot.nbytes))
+        if spans:
+            self.fs.will_read(spans)
+
     def reopen(self) -> None:
         """Drop file descriptors and their lock, in a process that was forked while threads were reading."""
         self.fs = files_at(self.fs.url)
@@ -313,9 +323,14 @@ class Graph:
         """Which nodes of a live kind exist: bool, `num_items` x variants."""
         return cached_presence(self.digest, self.fs, self.commits(kind), kind, self.num_items)
 
+    def _read(self, names: Sequence[str]) -> list[Commit]:
+        new = [name for name in names if name not in self._commits]
+        self._commits |= zip(new, read_commits(self.fs, new), strict=True)
+        return [self._commits[name] for name in names]
+
     def _load_rows(self, name: str) -> EdgeRows:
         self._loads[os.path.dirname(name)] += 1
-        return EdgeRows(self.fs, self._commit(name))
+        return EdgeRows(self.fs, *self._read([name]))
 
     def _edge(self, item_ix: int, kind: str, variant: int, version: str | None) -> tuple[pa.Table, int]:
         rows = self.rows(item_ix, kind, version)
@@ -334,7 +349,7 @@ class Graph:
 
     @cached_property
     def snapshot_table(self) -> pa.Table:
-        refs = [self._commit(name).ref.model_dump() for names in self._newest.values() for name in names]
+        refs = [commit.ref.model_dump() for names in self._newest.values() for commit in self._read(names)]
         order = ("annotator", "version", "shard")
         return pa.Table.from_pylist(sorted(refs, key=lambda ref: [ref[name] for name in order]), schema=SNAPSHOT)
 

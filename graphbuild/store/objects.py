@@ -90,7 +90,7 @@ class ObjectFiles:
     Reads at random go through a cache of blocks in memory, of `GRAPHBUILD_BLOCK_CACHE_BYTES` bytes in each process.
     """
 
-    forks = False
+    remote = True
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")

@@ -30,6 +30,7 @@ from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import Objective
 from graphbuild_train.trainer import Step, Trainer
 from tests.support.numerics import assert_close, rounding
+from tests.support.object_store import ObjectStore
 from tests.support.tiny_models import save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.support.training import (
@@ -100,6 +101,17 @@ def test_workers_do_not_change_a_step(ground: Ground, plain: Path) -> None:
     """Guards against samples that come in another order from other processes."""
     out = ground.trained("workers", optimiser=EVERY, workers=2).out
     assert all(torch.equal(tensor, state(out)[name]) for name, tensor in state(plain).items())
+
+
+def test_a_graph_in_a_store_trains_the_same(
+    ground: Ground, plain: Path, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a loader that cannot read from a store, or waits for ever in a forked worker."""
+    monkeypatch.setattr(ground, "graph", s3.upload(ground.graph))
+    out = ground.trained("stored", optimiser=EVERY, workers=1).out
+    assert recorded(out, "loss") == recorded(plain, "loss")
+    reads = [request for request in s3.requests if request.startswith("GET") and "/nodes/" in request]
+    assert 0 < len(reads) <= 20  # of 80 cells
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")

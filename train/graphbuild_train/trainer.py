@@ -263,6 +263,7 @@ class Trainer:
             loader = DataLoader(
                 tasks, batch_size=config.micro_batch, num_workers=config.workers, collate_fn=collate,
                 pin_memory=self.accelerator.device.type == "cuda",
+                multiprocessing_context="spawn" if config.workers and self.sampler.graph.fs.remote else None,
             )  # fmt: skip
             for grid in loader:
                 yield grid, config.seed + (rounds << 32)  # another round over the same walks has other noise
