@@ -68,11 +68,13 @@ def refuse_inside(source: Source, out: str) -> None:
     Raises:
         GraphError: `out` lies in a folder of the source.
     """
-    if "://" in out:
-        return
-    given = (getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True))
-    for folder in (place for place in given if isinstance(place, str | os.PathLike) and os.path.isdir(place)):
-        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+    given = [getattr(source, f.name) for f in fields(source) if not f.metadata.get("output", True)]
+    for folder in (place for place in given if isinstance(place, str | os.PathLike)):
+        if "://" in out or "://" in str(folder):
+            inside = f"{out}/".startswith(f"{str(folder).rstrip('/')}/")
+        else:
+            inside = os.path.isdir(folder) and Path(out).resolve().is_relative_to(Path(folder).resolve())
+        if inside:
             raise GraphError(f"{out} lies in the source's folder {folder}; give an --out beside it")
 
 

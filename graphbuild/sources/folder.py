@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -34,6 +34,7 @@ from graphbuild.sources.captions import (
     shown,
     too_long,
 )
+from graphbuild.sources.remote import SCHEMES, mirror_of, scheme_of
 
 _PLUGINS = {
     ".heic": "graphbuild[heif]",
@@ -54,7 +55,7 @@ class Folder(Source):
     `licence`, `attribution`, `group`, `split`; further ones go to `meta`).
 
     Attributes:
-        path: the folder.
+        path: the folder, on this machine, in an object store (`s3://bucket/photos`) or on the Hub (`hf://...`).
         follow_links: also read links that lead out of the folder, and linked folders.
     """
 
@@ -65,9 +66,8 @@ class Folder(Source):
     def listing(self) -> Listing:
         """Every image file, sorted by its path below the folder, and what else was seen. Captions are read, images
         are not."""
-        root = self._root()
         try:
-            seen = _Seen(root, self.follow_links)
+            root, seen = self._seen()
             tables = Tables(root, follow_links=self.follow_links)
             keys = sorted(seen.images)
             rows = ((key, self._row(root, key, tables, walked=seen)) for key in keys)
@@ -89,6 +89,9 @@ class Folder(Source):
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The files' bytes, whatever is in them; a file that is gone or cannot be read says so."""
+        if scheme_of(self.path):
+            yield from self._read_remote(keys)
+            return
         root = self._root()
         tables = Tables(root, follow_links=self.follow_links)
         for key in keys:
@@ -97,10 +100,33 @@ class Folder(Source):
     def out_of_reach(self, key: str | None) -> str | None:
         """A folder that is not there, or another one: an empty mount point, say."""
         try:
-            here = key is None or (self._root() / key).exists()
+            if scheme_of(self.path):
+                here = key is None or mirror_of(str(self.path)).place.stamp(key) != "missing"
+            else:
+                here = key is None or (self._root() / key).exists()
         except ValueError as error:
             return str(error)
         return None if here else f"source 'folder': {key} was listed and is not in {self.path} here: is it mounted?"
+
+    def _seen(self) -> tuple[Path, _Seen]:
+        """What there is, and the folder on this machine where captions can be read."""
+        if not scheme_of(self.path):
+            return (root := self._root()), _Seen.walked(root, self.follow_links)
+        if (scheme := scheme_of(self.path)) not in SCHEMES:
+            allowed = ", ".join(f"{name}://" for name in SCHEMES)
+            raise ValueError(f"source 'folder': {self.path}: {scheme}:// is not supported; give a path, or {allowed}")
+        mirror = mirror_of(str(self.path))
+        seen = _Seen.listed(mirror.root, dict(mirror.place.listing([""])))
+        tables = [f"{folder}/{name}".lstrip("/") for folder in seen.tables for name in TABLES]
+        mirror.renew([*tables, *(f"{os.path.splitext(key)[0]}.txt" for key in seen.captioned)])
+        return mirror.root, seen
+
+    def _read_remote(self, keys: Sequence[str]) -> Iterator[SourceItem]:
+        mirror = mirror_of(str(self.path))
+        mirror.ask(keys)
+        tables = Tables(mirror.root, follow_links=True)
+        for key, image in zip(keys, mirror.read(keys), strict=True):
+            yield _item(key, self._row(mirror.root, key, tables), image)
 
     def _root(self) -> Path:
         if self.path is None:
@@ -187,19 +213,37 @@ class _Seen:
     graphs: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        visited = set[tuple[int, int]]()
-        for folder, folders, files in os.walk(self.root, onerror=_raise, followlinks=self.follow_links):
-            relative = Path(folder).relative_to(self.root)
+    @classmethod
+    def walked(cls, root: Path, follow_links: bool) -> _Seen:
+        seen, visited = cls(root, follow_links), set[tuple[int, int]]()
+        for folder, folders, files in os.walk(root, onerror=_raise, followlinks=follow_links):
+            relative = Path(folder).relative_to(root)
             if "graph.json" in files and _is_graph(Path(folder)):
-                self.graphs.append(relative.as_posix())
+                seen.graphs.append(relative.as_posix())
                 folders.clear()
                 continue
-            if self.follow_links and _is_again(folder, visited):
+            if follow_links and _is_again(folder, visited):
                 folders.clear()
                 continue
-            folders[:] = [name for name in sorted(folders) if self._enters(Path(folder, name))]
-            self._add(relative.as_posix(), files)
+            folders[:] = [name for name in sorted(folders) if seen._enters(Path(folder, name))]
+            seen._add(relative.as_posix(), files, lambda key: _stamp(f"{root}/{key}"))
+        return seen
+
+    @classmethod
+    def listed(cls, root: Path, stamps: Mapping[str, str]) -> _Seen:
+        """The same of a folder elsewhere, of which hidden files are not listed."""
+        seen = cls(root, follow_links=True)
+        folders: dict[str, list[str]] = {}
+        for file in stamps:
+            folder, _, name = file.rpartition("/")
+            folders.setdefault(folder or ".", []).append(name)
+        for folder, names in sorted(folders.items()):
+            above = [folder, *(parent.as_posix() for parent in Path(folder).parents)]
+            if graph := next((parent for parent in above if "graph.json" in folders.get(parent, ())), None):
+                seen.graphs += [graph] if graph == folder else []
+            else:
+                seen._add(folder, names, stamps.__getitem__)
+        return seen
 
     def _enters(self, folder: Path) -> bool:
         if folder.name.startswith("."):
@@ -209,7 +253,7 @@ class _Seen:
             return False
         return True
 
-    def _add(self, folder: str, files: Sequence[str]) -> None:
+    def _add(self, folder: str, files: Sequence[str], stamp: Callable[[str], str]) -> None:
         readable = suffixes()
         texts = {name.removesuffix(".txt") for name in files if name.endswith(".txt")}
         stems = {os.path.splitext(name)[0] for name in files if _suffix(name) in readable}
@@ -226,7 +270,7 @@ class _Seen:
             elif name in TABLES:
                 self.tables.append(folder.removeprefix("."))
             else:
-                self.images[key] = _stamp(f"{self.root}/{key}")
+                self.images[key] = stamp(key)
                 self.captioned |= {key} if stem in texts else set()
 
     def notes(self) -> Iterator[str]:

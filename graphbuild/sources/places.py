@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphbuild.contracts import MAX_BYTES
+from graphbuild.errors import GraphError, Unreachable
 from graphbuild.sources.base import Unusable
+from graphbuild.sources.buckets import filesystem_at
 
 # Where the file systems of fsspec put something that changes with a file's content.
 _CONTENT_IDS = ("blob_id", "ETag", "etag", "md5Hash", "content_md5")
@@ -31,9 +33,7 @@ class Place:
         """
         if path is None or path == "":
             raise ValueError(f"source {source!r} needs a path: where its files are (--path)")
-        from fsspec.core import url_to_fs
-
-        fs, root = url_to_fs(os.path.expanduser(str(path)))
+        fs, root = filesystem_at(os.path.expanduser(str(path)))
         return cls(fs, root.rstrip("/"), source)
 
     def listing(self, endings: Sequence[str]) -> list[tuple[str, str]]:
@@ -48,6 +48,8 @@ class Place:
             found = self.fs.find(self.root, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             found = {}
+        except (GraphError, Unreachable):
+            raise
         except Exception as error:  # every remote file system has errors of its own for a network that is down
             raise ValueError(
                 f"source {self.source!r}: {self.root} cannot be listed ({type(error).__name__}: {error}); check the "
@@ -75,6 +77,8 @@ class Place:
             return data
         except FileNotFoundError:
             return Unusable("missing")
+        except Unreachable:
+            raise
         except OSError as error:
             return Unusable("unreadable", getattr(error, "strerror", None) or type(error).__name__)
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from graphbuild.errors import UnusableImage
+from graphbuild.errors import GraphError, Unreachable, UnusableImage
 from graphbuild.images.codecs import Pixels, check_image
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
+from graphbuild.sources.buckets import filesystem_at
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -113,9 +114,7 @@ class _Shards:
 
     @classmethod
     def at(cls, path: Any) -> _Shards:
-        from fsspec.core import url_to_fs
-
-        fs, root = url_to_fs(str(path))
+        fs, root = filesystem_at(str(path))
         return cls(fs, root.rstrip("/"))
 
     def listing(self) -> list[tuple[str, str]]:
@@ -125,6 +124,8 @@ class _Shards:
             found = self.fs.find(self.root, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             found = {}
+        except (GraphError, Unreachable):
+            raise
         except Exception as error:  # every remote file system has errors of its own for a network that is down
             raise ValueError(
                 f"source 'subjects200k': {self.root} cannot be listed ({type(error).__name__}: {error}); check the "
@@ -144,6 +145,8 @@ class _Shards:
                 yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
         except (FileNotFoundError, pa.ArrowException) as error:
             raise ValueError(f"source 'subjects200k': {file} cannot be read ({error}); fetch it again") from error
+        except Unreachable:
+            raise
         except OSError as error:
             raise OSError(f"source 'subjects200k': {file}: {error}") from error
 

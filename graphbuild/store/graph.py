@@ -82,11 +82,8 @@ class Graph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles what is costly to compute; file descriptors and indexes are reopened."""
-        known = {
-            name: self.__dict__[name]
-            for name in ("digest", "shards", "excluded_items", "_lies")
-            if name in self.__dict__
-        }
+        found = ("digest", "shards", "excluded_items", "_lies")
+        known = {name: self.__dict__[name] for name in found if name in self.__dict__}
         return Graph, (self.fs, self.document, self.head, self._newest, self.excluded), known
 
     @classmethod
@@ -103,7 +100,7 @@ class Graph:
             return cls(files, document, read_head(files)[1], newest, excluded)
         pinned = read_snapshot(files, snapshot)
         graph = cls(files, document, pinned.head, {}, excluded)
-        newest = served(files, snapshot, pinned, graph._commit)
+        newest = served(files, snapshot, pinned, lambda name: graph._read([name])[0])
         graph._newest = with_items(files, document, newest)
         graph.digest = snapshot
         if any(name not in pinned.newest.get(producer, ()) for producer, names in newest.items() for name in names):
@@ -293,13 +290,10 @@ class Graph:
 
     def will_read(self, nodes: Iterable[tuple[int, str, int]]) -> None:
         """Tell of coming `read`s of (item_ix, kind, variant): a store answers those of indexed kinds together."""
-        spans = []
-        for item_ix, kind, variant in nodes if self.fs.remote else ():
-            offsets = self._offsets.get((kind, None))
-            if offsets is not None and (spot := offsets.spot(item_ix, variant)) is not None:
-                spans.append((offsets.parts[spot.part], spot.offset, spot.nbytes))
-        if spans:
-            self.fs.will_read(spans)
+        if self.fs.remote:
+            indexed = ((self._offsets.get((kind, None)), item_ix, variant) for item_ix, kind, variant in nodes)
+            spans = (offsets.span(item_ix, variant) for offsets, item_ix, variant in indexed if offsets)
+            self.fs.will_read([span for span in spans if span])
 
     def reopen(self) -> None:
         """Drop file descriptors and their lock, in a process that was forked while threads were reading."""

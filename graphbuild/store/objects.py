@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -84,6 +84,14 @@ def _aws_provider() -> object | None:
     return Boto3CredentialProvider()
 
 
+class Found(NamedTuple):
+    """An object; its stamp changes with its content."""
+
+    name: str
+    size: int
+    stamp: str
+
+
 class ObjectFiles:
     """`Files` under a URL such as `s3://bucket/graph`. A process that was forked after its parent asked a store cannot.
 
@@ -146,14 +154,24 @@ class ObjectFiles:
         return True
 
     def size(self, name: str) -> int:
-        with self._asking(name) as obstore:
-            return int(obstore.head(self._store, name)["size"])
+        return self.found(name).size
 
     def names(self, folder: str) -> list[str]:
         with self._asking(folder) as obstore:
             found = obstore.list_with_delimiter(self._store, None if folder == "." else folder)
         keys = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return sorted({key.rpartition("/")[2] for key in keys})
+
+    def walk(self, folder: str) -> Iterator[Found]:
+        """Every object in a folder, at any depth and in no order."""
+        with self._asking(folder) as obstore:
+            for page in obstore.list(self._store, folder or None):
+                yield from map(_found, page)
+
+    def found(self, name: str) -> Found:
+        """One of them."""
+        with self._asking(name) as obstore:
+            return _found(obstore.head(self._store, name))
 
     def read(self, name: str, most: int = MOST_BYTES) -> bytes:
         with self._asking(name) as obstore:
@@ -302,6 +320,10 @@ class ObjectFiles:
             now: datetime = obstore.head(self._store, clock)["last_modified"]
         self.remove(clock)
         return (now - max(times)).total_seconds()
+
+
+def _found(entry: Any) -> Found:
+    return Found(entry["path"], entry["size"], str(entry["e_tag"] or entry["last_modified"]))
 
 
 @cache

@@ -23,7 +23,7 @@ from graphbuild.images.node import Node
 from graphbuild.store.cache import Arrays, Form, cached
 from graphbuild.store.commits import Commit
 from graphbuild.store.edges import unit_rows
-from graphbuild.store.files import Files
+from graphbuild.store.files import Files, Span
 
 RECORD = np.dtype(
     [
@@ -86,6 +86,11 @@ class Offsets:
         at = (item_ix * self.num_variants + variant) * _RECORD.size
         found = Spot._make(_RECORD.unpack_from(self._records, at))
         return None if found.part < 0 else found
+
+    def span(self, item_ix: int, variant: int) -> Span | None:
+        """Part, offset and length of a stored node; None if it is not stored."""
+        spot = self.spot(item_ix, variant)
+        return None if spot is None else (self.parts[spot.part], spot.offset, spot.nbytes)
 
     def attrs(self, spot: Spot) -> bytes:
         """The attributes of a node as stored, JSON; empty for none."""

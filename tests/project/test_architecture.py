@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kinds": {"contracts", "errors", "lookup", "images"},
     "hashing": {"contracts", "errors", "kinds"},
     "store": BASE,
-    "sources": BASE,
+    "sources": BASE | {"store"},
     "models": BASE,
     "annotators": BASE | {"models"},
     "tasks": BASE | {"store"},
