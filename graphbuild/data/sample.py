@@ -171,7 +171,8 @@ class GridSample(GridTask):
         """Its pixels, of which these cells are decoded."""
         cache, row, column = self.source.cache, 0, 0
         try:
-            self.source.sampler.graph.will_read(self._stored())
+            if (graph := self.source.sampler.graph).fs.remote:
+                graph.will_read(self._stored())
             pixels, todo = self._place(), []
             for row, column in cells:
                 if (row, column) in self._painted:

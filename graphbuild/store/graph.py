@@ -290,10 +290,9 @@ class Graph:
 
     def will_read(self, nodes: Iterable[tuple[int, str, int]]) -> None:
         """Tell of coming `read`s of (item_ix, kind, variant): a store answers those of indexed kinds together."""
-        if self.fs.remote:
-            indexed = ((self._offsets.get((kind, None)), item_ix, variant) for item_ix, kind, variant in nodes)
-            spans = (offsets.span(item_ix, variant) for offsets, item_ix, variant in indexed if offsets)
-            self.fs.will_read([span for span in spans if span])
+        indexed = ((self._offsets.get((kind, None)), item_ix, variant) for item_ix, kind, variant in nodes)
+        spans = (offsets.span(item_ix, variant) for offsets, item_ix, variant in indexed if offsets)
+        self.fs.will_read([span for span in spans if span])
 
     def reopen(self) -> None:
         """Drop file descriptors and their lock, in a process that was forked while threads were reading."""
