@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -28,6 +29,9 @@ def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: 
     """
     target = builtin.get(name) or (name if ":" in name else _from_entry_points(what, name, {*builtin, *also}, group))
     module, _, attribute = target.partition(":")
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", target) or module.endswith(".py"):
+        right = f"{module.removesuffix('.py').strip('./').replace('/', '.') or 'my_module'}:{attribute or 'Class'}"
+        raise ValueError(f"{what} {name!r}: allowed: module:Class, such as {right}")
     try:
         return resolve_name(target)
     except ModuleNotFoundError as error:
@@ -35,7 +39,7 @@ def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: 
             f"{what} {name!r}: {error}; it is looked for in the current folder ({os.getcwd()}), beside the YAML file "
             "that names it, and among installed packages (pip install)"
         ) from error
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         hint = suggestion(attribute, vars(sys.modules.get(module, object)))
         raise ValueError(f"{what} {name!r}: cannot load it: {type(error).__name__}: {error}{hint}") from error
 

@@ -118,9 +118,10 @@ def mapping(value: object, allowed: Sequence[str] | None, needed: Sequence[str] 
     Raises:
         ValueError: it is something else; the message lists the keys that are allowed.
     """
-    choices = "any" if allowed is None else ", ".join(allowed)
+    choices = "text" if allowed is None else ", ".join(allowed)
     if not isinstance(value, Mapping):
-        raise ValueError(f"{_shown(value)}; allowed: a mapping with the keys {choices}")
+        keys = "" if allowed is None else f" with the keys {choices}"
+        raise ValueError(f"{_shown(value)}; allowed: a mapping{keys}")
     for key in value:
         if not isinstance(key, str) or (allowed is not None and key not in allowed):
             hint = suggestion(str(key), allowed or ())

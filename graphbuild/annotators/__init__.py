@@ -73,7 +73,7 @@ def resolve(use: str, config: Mapping[str, Any] | None = None) -> Annotator:
         if isinstance(asked := values.get("resources"), Mapping):
             values["resources"] = replace(cls.resources, **asked)  # what it leaves out stays the annotator's own
         return cls(**checked(cls, values))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: an abstract class, or fields without a value
         raise ValueError(f"annotator {use!r}: {error}") from error
 
 

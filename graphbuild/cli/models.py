@@ -59,6 +59,8 @@ def fetch(
 
     with refusing():
         wanted = weights.wanted(names or [], pipeline)
+        if not wanted:
+            ERR.print(f"nothing to download: {', '.join(names or []) or pipeline} needs no weights", markup=False)
         for number, checkpoint in enumerate(wanted, 1):
             size = f"{checkpoint.gigabytes:g} GB, {checkpoint.licence}" if checkpoint.gigabytes else "size unknown"
             ERR.print(f"{number} of {len(wanted)}: {checkpoint.model} ({size})", markup=False)

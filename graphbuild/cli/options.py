@@ -35,6 +35,9 @@ def assemble(
     Raises:
         GraphError, ValueError: the options say too little, or name what does not exist.
     """
+    for option, text in {"--path": path, "--out": out, "--annotators": annotators}.items():
+        if text is not None and not text.strip(" ,"):
+            raise GraphError(f"{option} {text!r} is empty: a shell variable that is not set? Give a value")
     look_in(os.getcwd())
     location: dict[str, Any] = {} if path is None else {"path": path}
     location |= {"follow_links": True} if follow_links else {}

@@ -28,9 +28,12 @@ def resolve(name: str, **kwargs: Any) -> Source:
     """The source called `name` (a short name, an entry point, or `pkg.mod:Class`) with `kwargs` as its fields.
 
     Raises:
-        ValueError: no such source, or a field it does not have; the message lists the valid ones.
+        ValueError: no such source, a field it does not have, or a value of the wrong type; the message lists what is
+            valid.
     """
     from dataclasses import fields
+
+    from graphbuild.strict_yaml import checked
 
     cls = _load(name)
     valid = [f.name for f in fields(cls) if f.init]
@@ -38,7 +41,10 @@ def resolve(name: str, **kwargs: Any) -> Source:
     if unknown:
         takes = f"it takes {', '.join(valid)}{suggestion(unknown[0], valid)}" if valid else "it takes no settings"
         raise ValueError(f"source {name!r} has no {', '.join(unknown)}; {takes}")
-    return cls(**kwargs)
+    try:
+        return cls(**checked(cls, kwargs))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"source {name!r}: {error}") from error
 
 
 def _load(name: str) -> type[Source]:

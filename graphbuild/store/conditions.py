@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphbuild.errors import GraphError
+from graphbuild.lookup import suggestion
 
 OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -66,9 +67,8 @@ def _values(items: pa.Table, name: str, *, known: bool) -> list[Any]:
     if known and items.num_rows and all(value is None for value in values):
         places = sorted({key for document in documents if isinstance(document, dict) for key in document})
         columns = [column for column in items.column_names if column != "meta"]
-        raise GraphError(
-            f"where: no item has {name!r}; columns: {', '.join(columns)}; in meta: {', '.join(places) or 'nothing'}"
-        )
+        told = f"columns: {', '.join(columns)}; in meta: {', '.join(places) or 'nothing'}"
+        raise GraphError(f"where: no item has {name!r}{suggestion(name, [*columns, *places])}; {told}")
     return values
 
 

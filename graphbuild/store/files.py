@@ -222,7 +222,7 @@ class LocalFiles:
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.path(folder)))
+            return sorted(os.listdir(self.root if folder == "." else self.path(folder)))
         except FileNotFoundError:
             return []
 

@@ -54,7 +54,11 @@ def refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Re
         ("run --pipeline conditons --path photos", "no pipeline 'conditons' (did you mean 'conditions'?)"),
         ("tasks --paths graph20k", "no task list 'graph20k' (did you mean 'graph200k'?)"),
         ("models fetch depht_anything", "unknown annotator 'depht_anything' (did you mean 'depth_anything'?)"),
+        (f"{RUN} --annotators ','", "--annotators ',' is empty: a shell variable that is not set? Give a value"),
         # a wrong path
+        ("run --source folder --path '' --annotators canny", "--path '' is empty: a shell variable that is not set?"),
+        ("run --source sample --out ''", "--out '' is empty: a shell variable that is not set?"),
+        ("run --source folder --path empty --annotators canny --out photos/p00.jpg", "p00.jpg: Not a directory; give"),
         ("run --source folder --path photoz --annotators canny", "photoz is not a folder; give the folder with the im"),
         ("run --pipeline mine.yaml", "no pipeline 'mine.yaml': no such file in {here}"),
         ("status nowhere", ("{here}/nowhere is not a graph (no graph.json); give the folder that was --out of a run, "
@@ -79,6 +83,9 @@ def refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Re
          "looked for in the current folder ({here}), beside the YAML file that names it, and among installed packag")),
         (f"{RUN} --annotators graphbuild.annotators.canny:Cany", "has no attribute 'Cany' (did you mean 'Canny'?)"),
         (f"{RUN} --annotators os:path", "annotator 'os:path': it is no subclass of graphbuild.Annotator"),
+        (f"{RUN} --annotators sketches.py:Pencil", "allowed: module:Class, such as sketches:Pencil"),
+        (f"{RUN} --annotators ./sketches:", "'./sketches:': allowed: module:Class, such as sketches:Class"),
+        (f"{RUN} --annotators graphbuild:Annotator", "'graphbuild:Annotator': Can't instantiate abstract"),
         ("schema --write photos/p00.jpg", "photos/p00.jpg/v1: Not a directory; give another name"),
     ],
 )  # fmt: skip
@@ -95,12 +102,14 @@ def test_first_errors(refused: Refusal, line: str, said: str, tmp_path: Path) ->
         ("[{use: canny, lo: 50}]", "annotator 'canny': unknown key 'lo'; allowed: resources, of, low, high (did you m"),
         ("canny", "annotators: 'canny'; allowed: a list"),
         ("[canny]\npaths: graph200k", "unknown key 'paths'; allowed: source, annotators"),
+        ("['ends:Pencil']", "annotator 'ends:Pencil': cannot load it: SystemExit: 3"),
         ("['broken:Pencil']", "annotator 'broken:Pencil': cannot load it: SyntaxError: invalid syntax (broken.py, lin"),
     ],
 )
 def test_first_errors_in_a_file(refused: Refusal, annotators: str, said: str) -> None:
     """The message names the file too."""
     Path("broken.py").write_text("x = = 1\n")
+    Path("ends.py").write_text("raise SystemExit(3)\n")
     Path("mine.yaml").write_text(YAML + annotators)
     assert f"mine.yaml: {said}" in refused("run --pipeline mine.yaml --out g")
 

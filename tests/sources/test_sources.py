@@ -49,6 +49,7 @@ def test_resolve_takes_a_dotted_class_and_its_fields(tmp_path: Path) -> None:
     [
         ("photos", {}, "unknown source 'photos'; known: folder, sample, subjects200k, or module:Class"),
         ("sample", {"path": "x"}, "source 'sample' has no path; it takes colours"),
+        ("folder", {"path": 5}, "source 'folder': path: 5; allowed: "),
         ("folder", {"root": "x", "deep": True}, "has no deep, root; it takes colours, path"),
         ("nowhere.at_all:Source", {}, "No module named 'nowhere'; it is looked for in the current folder"),
         ("graphbuild.sources.folder:Nothing", {}, "folder:Nothing': cannot load it: AttributeError"),

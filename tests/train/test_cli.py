@@ -254,13 +254,17 @@ def refused(result: Result, words: str, code: int = 2) -> None:
         (("run", "tiny", "--graph", "GRAPH", "--set", "base=sdxl", "--set", "objective=onepic"), "flux_fill only"),
         (("run", "tiny", "--graph", "GRAPH", "--set", "objective=onepic"), "allowed for base flux_fill"),
         (("run", "tiny", "--graph", "GRAPH", "--set", "paths=graph201k"), "graph201k"),
-        (("run", "tiny", "--graph", "GRAPH", "--model", "nowhere"), "model: 'nowhere': "),
+        (
+            ("run", "tiny", "--graph", "GRAPH", "--model", "nowhere"),
+            "a folder of diffusers, or: graphbuild models fetch org/name",
+        ),
         (("validate", "tiny", "--graph", "GRAPH", "--out", "new"), "new: no checkpoint"),
         (("export", "nowhere.safetensors", "--out", "x"), "nowhere.safetensors"),
         (
             ("export", "nowhere", "--out", "x", "--format", "a1111"),
             "unknown LoRA format 'a1111'; known: diffusers",
         ),
+        (("run", "tiny", "--graph", "GRAPH", "--out", "/dev/null"), "/dev/null: File exists; give another name"),
         (("sample", "nowhere"), "--rows FOLDER"),
     ],
 )

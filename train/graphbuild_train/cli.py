@@ -93,7 +93,9 @@ def refusing(out: Path | None = None) -> Iterator[None]:
     except (GraphError, MissingNode, ValueError) as error:
         _stop(str(error), REFUSED, error)
     except FileNotFoundError as error:
-        _stop(f"{error.filename or error}: no such file or folder", REFUSED, error)
+        _stop(f"{error.filename}: no such file or folder" if error.filename else str(error), REFUSED, error)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        _stop(f"{error.filename}: {error.strerror}; give another name", REFUSED, error)
     except (OSError, FloatingPointError, MemoryError) as error:
         _stop(f"{error}{_resumes(out)}", UNDONE, error)
     except KeyboardInterrupt as error:
@@ -123,8 +125,9 @@ def config_of(recipe: str, steps: int | None, model: str | None, sets: list[str]
         GraphError: an unknown field or a bad value; the message names the file.
     """
     file = recipe_file(recipe)
+    said = read_recipe(file)
     try:
-        return configured(read_recipe(file), [*(sets or []), *_sets(steps, model)])
+        return configured(said, [*(sets or []), *_sets(steps, model)])
     except ValueError as error:
         raise GraphError(f"{file}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphbuild.lookup import find_class
@@ -53,4 +54,6 @@ def load_base(name: str, model: str | None, objective: Objective, **options: Any
     try:
         return cls.load(model or cls.checkpoint, objective, **options)
     except (OSError, RecursionError, SafetensorError) as error:  # a wrong name, a failed download, or a damaged file
-        raise ValueError(f"model: {model or cls.checkpoint!r}: {' '.join(str(error).split())}") from error
+        named = model or cls.checkpoint
+        get = "" if Path(named).exists() else "; a folder of diffusers, or: graphbuild models fetch org/name"
+        raise ValueError(f"model: {named!r}: {' '.join(str(error).split())[:200]}{get}") from error
