@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 from graphbuild.annotators.base import Resources
+from graphbuild.contracts import Unit
 from graphbuild.engine.plan import Plan
 from graphbuild.engine.records import MOST_FAILURES, AnnotateUnit, AnyUnit, Death, Failure, IngestUnit, Job, UnitReport
 from graphbuild.engine.unit import BROKEN_ROWS
@@ -112,9 +113,9 @@ class Schedule:
         return Counter({name: len(jobs) for name, jobs in self._ready.items()})
 
     def finish(self, job: Job, reports: Sequence[UnitReport]) -> None:
-        by_unit = {str(report.unit): report for report in reports}
+        by_unit = {key_of(report.unit): report for report in reports}
         for work in job.units:
-            self._settle(job, work, by_unit[str(work.unit)])
+            self._settle(job, work, by_unit[unit_key(work)])
 
     def died(self, job: Job, why: str, *, counts: bool = True, reason: Death = "killed_worker") -> None:
         """Reschedule the units of a dead worker, one to a job; if `counts`, their rows run one at a time, and one that
@@ -323,9 +324,12 @@ def make_jobs(plan: Plan, killed: Collection[str] = ()) -> list[Job]:
         least = 0 if producer.name.startswith("source:") else 1
         depth[producer.name, producer.version] = max((d + 1 for d in parents), default=least)
     groups: dict[tuple[int, int, str, str], list[AnyUnit]] = {}
+    pools: dict[Version, str] = {}
     for unit in plan.units:
-        work, alone = unit.work, str(unit.work.unit) if str(unit.work.unit) in killed else ""
-        key = (work.unit.shard.index, depth[work.producer.name, work.producer.version], _pool(work), alone)
+        work, alone = unit.work, str(unit.work.unit) if killed and str(unit.work.unit) in killed else ""
+        version = version_of(work)
+        pool = pools[version] if version in pools else pools.setdefault(version, _pool(work))
+        key = (work.unit.shard.index, depth[version], pool, alone)
         groups.setdefault(key, []).append(replace(work, deaths=1) if alone else work)
     return [_job(pool, works) for (_, _, pool, _), works in sorted(groups.items())]
 
@@ -348,7 +352,11 @@ def version_of(work: AnyUnit) -> Version:
 
 
 def unit_key(work: AnyUnit) -> UnitKey:
-    return (work.unit.annotator, work.unit.version, work.unit.shard.index)
+    return key_of(work.unit)
+
+
+def key_of(unit: Unit) -> UnitKey:
+    return (unit.annotator, unit.version, unit.shard.index)
 
 
 def parent_keys(work: AnyUnit) -> list[UnitKey]:
