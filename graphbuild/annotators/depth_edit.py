@@ -33,7 +33,8 @@ class DepthEdit(Annotator):
             no effect, with fewer the subject keeps less of its look.
         steps: of denoising.
         guidance: an input of the network; 10 is the model card's.
-        resolution: square root of the area in pixels at which the network works.
+        resolution: square root of the area in pixels at which the network works; None: of the picture's own area, but
+            at least 512 and at most 1024.
         dtype: precision of weights and activations.
     """
 
@@ -46,7 +47,7 @@ class DepthEdit(Annotator):
     tokens: Annotated[int, Field(ge=1, le=27)] = 9
     steps: Steps = 30
     guidance: Guidance = 10.0
-    resolution: Side = 1024
+    resolution: Side | None = None
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=39)
 

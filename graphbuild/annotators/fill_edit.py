@@ -58,7 +58,8 @@ class FillEdit(Annotator):
         grow: pixels, at the working size, by which the mask is dilated, so that no rim of the old object stays.
         steps: of denoising.
         guidance: how closely the text is followed, as an input of the network.
-        resolution: square root of the area in pixels at which the network works.
+        resolution: square root of the area in pixels at which the network works; None: of the picture's own area, but
+            at least 512 and at most 1024.
         dtype: precision of weights and activations.
 
     Skips with `no_foreground` where the mask is empty, and with `all_foreground` where nothing is left outside of it.
@@ -72,7 +73,7 @@ class FillEdit(Annotator):
     grow: Annotated[int, Field(ge=0, le=512)] = 8
     steps: Steps = 50
     guidance: Guidance = 30.0
-    resolution: Side = 1024
+    resolution: Side | None = None
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=39)
 

@@ -73,9 +73,12 @@ def _let_captions_be_long(pipeline: Any) -> None:
             tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
 
 
-def drawing_size(picture: Pixels, resolution: int) -> Size:
-    """About `resolution` x `resolution` pixels in the aspect of a picture, both sides multiples of 16. Above an aspect
+def drawing_size(picture: Pixels, resolution: int | None, least: int = 512) -> Size:
+    """About `resolution` x `resolution` pixels in the aspect of a picture, both sides multiples of 16; without a
+    `resolution` about as many pixels as the picture has, but at least `least` and at most 1024 squared. Above an aspect
     of 4 the area shrinks, so that the long side is at most twice `resolution`."""
+    if resolution is None:
+        resolution = min(1024, max(least, round(math.sqrt(picture.shape[0] * picture.shape[1]))))
     short, long = sorted(picture.shape[:2])
     side = round(resolution * math.sqrt(min(long / short, _MOST_ASPECT)))
     return working_size(picture, short=side, long=side, multiple=_MULTIPLE)

@@ -57,7 +57,7 @@ class ReduxDepth:
         seed: int,
         steps: int,
         guidance: float,
-        resolution: int,
+        resolution: int | None,
         size: tuple[int, int],
     ) -> Pixels:
         """A picture with the geometry of a depth map and the look of another picture.
@@ -65,7 +65,8 @@ class ReduxDepth:
         Args:
             depth: H x W x 3 uint8, near is bright; `look`: h x w x 3 RGB uint8.
             words: what it shows besides; None, as without text encoders, for no words.
-            resolution: square root of the area in pixels at which the network works.
+            resolution: square root of the area in pixels at which the network works; None: of the depth map's own area,
+                but at least 512 and at most 1024.
             size: height and width of the picture.
         """
         import torch

@@ -24,6 +24,7 @@ from graphbuild.errors import MissingWeights
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import kind_of
+from graphbuild.models.diffusion import drawing_size
 from graphbuild.models.redux_depth import averaged
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete
@@ -383,3 +384,28 @@ def test_styles_in_a_graph(
             assert graph.read(edge["item_ix"], kind, variant=edge["variant"]).array().shape == image.shape
     assert differ(*(graph.read(0, "style_semantic", variant=variant).array() for variant in (0, 1)))
     assert graph.read(0, "style_reference", variant=1).attrs["file"].startswith("style")
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "least", "size"),
+    [
+        ((512, 512), None, 512, (512, 512)),
+        ((512, 512), None, 768, (768, 768)),
+        ((512, 512), 1024, 512, (1024, 1024)),
+        ((96, 128), None, 512, (448, 592)),
+        ((3000, 4000), None, 512, (880, 1184)),
+    ],
+)
+def test_pictures_are_drawn_at_their_own_size(
+    shape: tuple[int, int], asked: int | None, least: int, size: tuple[int, int]
+) -> None:
+    """Guards against pictures of 512 pixels that are drawn at 1024: four times the work, then thrown away."""
+    assert drawing_size(np.zeros((*shape, 3), np.uint8), asked, least) == size
+
+
+def test_following_the_picture_is_another_version_than_a_size() -> None:
+    """Guards against graphs whose styles were drawn at another size than their version says."""
+    assert params_of(ReduxStyle())["resolution"] is None
+    assert params_of(ReduxStyle(resolution=1024))["resolution"] == 1024
+    with pytest.raises(ValueError, match="resolution"):
+        ReduxStyle(resolution=8)
