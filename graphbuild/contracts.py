@@ -140,7 +140,7 @@ class CommitDocument(Document):
 
     @property
     def retriable_rows(self) -> int:
-        """Failed rows that may succeed another time."""
+        """Number of failed rows that may succeed on a retry."""
         final = {f"failed:{reason}" for reason in FINAL_REASONS}
         return sum(
             count
@@ -231,7 +231,7 @@ class WalkDocument(Document):
 
 
 class Parent(NamedTuple):
-    """A node a node was made from, with the hash it had."""
+    """A node that another was made from, with its hash at that time."""
 
     item_ix: int
     kind: str
@@ -267,7 +267,7 @@ def _printable(text: str | None) -> str | None:
 @dataclass(slots=True)
 class Outcome:
     """One planned node and what became of it: an edge row, plus its bytes on their way to a node part and, from a
-    source, its items row (JSON). Texts come from anywhere and are made fit to store."""
+    source, its items row (JSON). Texts are untrusted and made fit to store."""
 
     item_ix: int
     item_id: str
@@ -297,7 +297,7 @@ class Outcome:
 
     @property
     def retriable(self) -> bool:
-        """Failed for a reason that may be gone another time."""
+        """Whether it failed for a reason that may be transient."""
         return self.status == "failed" and self.reason not in FINAL_REASONS
 
 

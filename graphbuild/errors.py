@@ -1,4 +1,4 @@
-"""What is raised for users, and a word of its messages. Imports nothing of ours."""
+"""Exceptions for users, and plurals for their messages. Imports nothing of ours."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 
 
 def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: Iterable[str] = ()) -> Any:
-    """What a name stands for. Entry points are read only for names that are not ours.
+    """The object behind a name. Entry points are read only for names that are not built in.
 
     Args:
         what: a noun for messages, such as `annotator`.
@@ -47,10 +47,10 @@ def find(what: str, name: str, builtin: Mapping[str, str], group: str, *, also: 
 def find_class(
     what: str, name: str, builtin: Mapping[str, str], group: str, base: type, *, also: Iterable[str] = ()
 ) -> Any:
-    """The same, a subclass of `base`.
+    """`find` for a subclass of `base`.
 
     Raises:
-        ValueError: also where it is another thing.
+        ValueError: as `find`, or it is not such a class.
     """
     found = find(what, name, builtin, group, also=also)
     if not (isinstance(found, type) and issubclass(found, base)):
@@ -70,8 +70,8 @@ def look_in(*folders: str | os.PathLike[str]) -> None:
 
 
 def short_name(what: str, use: str, builtin: Mapping[str, str]) -> str:
-    """The name of one of ours from what a graph recorded: that name, or `graphbuild.<module>:<Class>` as the first
-    release wrote it. A graph may come from anybody, so nothing else that it names is imported.
+    """The short name of a built-in class that a graph recorded: that name, or `graphbuild.<module>:<Class>` as the
+    first release wrote it. Graphs are untrusted: nothing else that they name is imported.
 
     Raises:
         ValueError: not one of ours.

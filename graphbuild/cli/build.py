@@ -1,4 +1,4 @@
-"""Commands that build a graph, say how far it is, and check it."""
+"""Commands that build a graph, count what it has, and check it."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ SnapshotOption = Annotated[str | None, typer.Option(help="Digest of a published 
 
 @contextmanager
 def signals_raise() -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt within: what is under way ends, temporary files removed. Under
-    `nohup` SIGHUP stays ignored.
+    """Raise KeyboardInterrupt on Ctrl-C, SIGTERM and SIGHUP, so that temporary files are removed. Under `nohup` SIGHUP
+    stays ignored.
 
     Yields:
         the numbers of the signals received: Ray raises a KeyboardInterrupt of its own in place of this one.
@@ -145,7 +145,7 @@ def stop(why: str, code: int) -> typer.Exit:
 
 
 def say(document: str, lines: Iterable[Any], as_json: bool) -> None:
-    """One JSON document, or lines and tables; keys and words of others cannot command the terminal."""
+    """Print one JSON document, or lines and tables with control characters escaped."""
     if as_json:
         typer.echo(document)
         return
@@ -155,8 +155,7 @@ def say(document: str, lines: Iterable[Any], as_json: bool) -> None:
 
 @contextmanager
 def ticking(what: str, total: int) -> Iterator[Callable[[object], None]]:
-    """A function to call with each of `total` things that is done: a bar with the time left on a terminal, nothing
-    elsewhere."""
+    """A progress bar with the time left, on a terminal: a function to call after each of `total` steps."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     quiet, above = not ERR.is_terminal, sys.stdout.isatty()
     with Progress(*columns, console=ERR, transient=True, disable=quiet, redirect_stdout=above) as bar:

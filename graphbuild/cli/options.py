@@ -30,10 +30,10 @@ def assemble(
 ) -> tuple[Source, list[Annotator], str]:
     """Source, annotators and graph folder behind the options that `run` and `plan` share.
 
-    A source beside a pipeline replaces the pipeline's; alone it has the pipeline that bears its name, if there is one.
+    A source given with a pipeline replaces the pipeline's; without one, the pipeline of the same name is used, if any.
 
     Raises:
-        GraphError, ValueError: the options say too little, or name what does not exist.
+        GraphError, ValueError: an option is missing, or names what does not exist.
     """
     for option, text in {"--path": path, "--out": out, "--annotators": annotators}.items():
         if text is not None and not text.strip(" ,"):
@@ -60,7 +60,7 @@ def assemble(
 
 
 def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list[Annotator]:
-    """Annotators from a command line: bare names keep the parameters that an existing graph has live.
+    """Annotators named on a command line, with the parameters that are live in an existing graph.
 
     A name is an annotator's, or a kind's, which stands for the kind's live annotator, else its default.
 

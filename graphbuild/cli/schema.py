@@ -1,4 +1,4 @@
-"""The command that writes the contracts down."""
+"""The command that writes the schemas of the format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about tasks: which there are, drawn as pictures, explained."""
+"""Commands about tasks: list them, write them to files, explain them."""
 
 from __future__ import annotations
 

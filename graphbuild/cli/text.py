@@ -26,12 +26,12 @@ OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
 
 
 def shown(text: object) -> str:
-    """A text from anywhere, on one line: characters that steer a terminal or cannot be printed as escapes."""
+    """An untrusted text on one line: control characters and unprintable ones as escapes."""
     return visible(str(text))
 
 
 def shown_lines(text: object) -> str:
-    """The same for a message of ours, whose lines stay."""
+    """`shown` for a message of several lines."""
     return "\n".join(map(shown, str(text).split("\n")))
 
 
@@ -55,7 +55,7 @@ def plan_document(planned: Plan, where: str, estimated: Estimate | None) -> Docu
 
 
 def plan_lines(planned: Plan, where: str, estimated: Estimate | None) -> Iterator[str | Table]:
-    """The same to be read."""
+    """`plan_document` as a table and lines."""
     yield from planned.notes
     for kind, live in planned.replaces().items():
         old = planned.head[kind]
@@ -86,7 +86,7 @@ def report_lines(report: RunReport, where: str) -> Iterator[str | Table]:
 
 
 def status_lines(document: StatusDocument) -> Iterator[str | Table]:
-    """How far a graph is."""
+    """Progress of a graph: outcomes per kind, versions, and units that are not committed."""
     yield status_table(document)
     for version, params in document.params.items():
         live = "not live" if version in document.not_live else "live"
@@ -101,7 +101,7 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
 
 
 def failed_lines(rows: Sequence[Document]) -> Iterator[str | Table]:
-    """Such rows, one line each."""
+    """Failed rows, one line each."""
     for row in rows:
         variant = f" variant {row['variant']}" if row["variant"] else ""
         yield f"{row['key']}: {row['kind']}{variant}: {row['reason']}: {row['detail'] or 'no detail'}"
@@ -193,7 +193,7 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Words on the left, numbers on the right."""
+    """Text columns aligned left, numbers right."""
     table = Table(title=Text(shown(title), "table.title"))
     for column in columns:
         table.add_column(column, justify="left" if column in ("annotator", "kind", "reasons", "why") else "right")
@@ -221,7 +221,7 @@ def tasks_lines(rows: Sequence[Document], bridging: int) -> Iterator[str]:
 
 
 def sample_lines(document: Document) -> Iterator[str]:
-    """Such a document to be read."""
+    """What `explain.sample` says, as lines."""
     given = [f"{name} {document[name]}" for name in ("seed", "path_repeat", "snapshot")]
     given += [f"{name} {value}" for name, value in document["switches"].items()]
     chance = f"chance {document['chance']:.3g} in {document['paths']}"
@@ -248,7 +248,7 @@ def _cell_line(cell: Document) -> str:
 
 
 def node_lines(document: Document) -> Iterator[str]:
-    """Such a document to be read."""
+    """What `explain.node` says, as lines."""
     name = f"item {document['item_ix']} ({document['key']}), {document['kind']}"
     if "computed_from" in document:
         yield f"{name}: computed on read, never stored, from:"
@@ -256,7 +256,8 @@ def node_lines(document: Document) -> Iterator[str]:
             yield from (f"  {line}" for line in node_lines(parent))
         return
     edge = document["edge"]
-    yield f"{name}, variant {document['variant']}: {edge['status']}{_reason(edge)}"
+    reason = f" ({edge['reason']})" if edge["reason"] else ""
+    yield f"{name}, variant {document['variant']}: {edge['status']}{reason}"
     model = f", model {document['model']}" if document["model"] else ""
     yield f"made by {document['annotator']} {document['version']}{model}, with {document['params'] or 'no parameters'}"
     for parent in edge["parents"] or ():
@@ -265,15 +266,11 @@ def node_lines(document: Document) -> Iterator[str]:
         yield f"lies in {edge['part']}, byte {edge['offset']}, {edge['nbytes']} bytes, hash {edge['content_hash']}"
 
 
-def _reason(edge: Document) -> str:
-    return f" ({edge['reason']})" if edge["reason"] else ""
-
-
 # ---- weights ------------------------------------------------------------------------------------------
 
 
 def weights_table(rows: Sequence[Document]) -> Table:
-    """The listing to be read: one line for each checkpoint."""
+    """Annotators and their weights: one line per checkpoint."""
     table = Table("annotator", "makes", "model", "licence", "GB", "memory GB", "here", box=None, pad_edge=False)
     for row in rows:
         name, makes = row["annotator"], ", ".join(row["makes"])

@@ -40,7 +40,7 @@ def wanted(names: Sequence[str], pipeline: str | None = None) -> list[Checkpoint
 
 
 def fetch(checkpoint: Checkpoint) -> Path:
-    """Download a checkpoint; says how to get access to one that is gated.
+    """Download a checkpoint.
 
     Raises:
         GraphError: the hub cannot be reached, knows no such repository, or wants its licence accepted first.

@@ -1,4 +1,4 @@
-"""How a value becomes stored bytes and a value again. The codec of a kind is named in `kinds/registry.py`."""
+"""Codecs: how values are encoded to stored bytes and decoded again. `kinds/registry.py` names those of the kinds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_image(data: bytes, *, grey: bool = False, convert: bool = True) -> tup
     """Header checks, then a full decode, of one untrusted image file; its bytes are kept.
 
     Args:
-        grey: of a JPEG return the luma alone (H x W). Every byte is read all the same, at 60 % of the time.
+        grey: of a JPEG, decode only the luma (H x W): checks every byte, too, in 60 % of the time.
         convert: whether readers convert its colours to sRGB from an ICC profile; recorded as attribute `colours`.
 
     Returns:
@@ -179,7 +179,7 @@ def is_codec(name: str) -> bool:
 
 def codec_of(name: str) -> Codec:
     """The codec of that name: one of `CODECS`, or an entry point of the group `graphbuild.codecs`. The name may come
-    from somebody's graph, so `module:attribute` is not accepted.
+    from an untrusted graph, so `module:attribute` is not accepted.
 
     Raises:
         ValueError: no installed package has it.

@@ -135,10 +135,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _DECLA
 
 
 def kind_of(kind: str | Kind, own: Iterable[Kind] = ()) -> Kind:
-    """The declaration of a kind; `edit_local.canny` inherits from `canny`. A `Kind` comes back as it is.
+    """The declaration of a kind; `edit_local.canny` inherits from `canny`. A `Kind` is returned unchanged.
 
     Args:
-        own: kinds known beside `KINDS`.
+        own: kinds known besides `KINDS`.
 
     Raises:
         ValueError: no such kind, or a computed kind of another picture than its declared parents; the message

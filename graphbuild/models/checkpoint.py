@@ -77,17 +77,17 @@ class Checkpoint:
         return f"{self.repository}@{self.folder().name}"
 
     def folder(self) -> Path:
-        """Where the files lie on this machine, for `from_pretrained`; a local path is given back as it is.
+        """The folder of the files on this machine, for `from_pretrained`; a local path is returned unchanged.
 
         Raises:
-            MissingWeights: it is not here, or not whole.
+            MissingWeights: it is not on this machine, or incomplete.
         """
         if line := self.missing():
             raise MissingWeights(line)
         return Path(self.model) if self.local else self._snapshot()
 
     def missing(self) -> str | None:
-        """What is not on this machine and how to get it, in one line; None if all is here. Never asks the network."""
+        """One line on what is not on this machine and how to get it; None if nothing is missing. Uses no network."""
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         if self.local:
@@ -105,7 +105,7 @@ class Checkpoint:
         )
 
     def fetch(self) -> Path:
-        """Download what is not here yet, once a machine however many processes ask for it.
+        """Download missing files, once per machine for any number of processes.
 
         Raises:
             OSError, ValueError: as huggingface_hub raises them: no network, no such repository, access not granted.

@@ -23,11 +23,11 @@ class LatentBatch:
         z: float32 B x S x C, clean latents in the units that the model is trained on.
         generated: bool B x S, tokens inside holes.
         view: int64 B x S, which unit a token belongs to, counted from 0.
-        ids: float32 S x n, positions as the base counts them.
+        ids: float32 S x n, position ids in the layout of the base.
         size: height and width in tokens of each unit.
-        extra: float32 B x S x E, channels that the model gets beside the noisy ones; None for bases without.
+        extra: float32 B x S x E, further input channels of the model; None for bases without.
         text: text embeddings and further conditioning of the base's model, by name; first dimension B.
-        index: int64 B, the walks; all randomness is counted by them.
+        index: int64 B, indices of the walks, which seed all draws.
     """
 
     z: Tensor
@@ -60,7 +60,7 @@ def cells_of(grid: GridBatch) -> list[Tensor]:
 
 
 def check_sides(grid: GridBatch, divisor: int) -> None:
-    """Refuse samples of different sizes, and sides that are no multiple of `divisor`: a hole would end inside a token.
+    """Refuse samples of different sizes, and sides that are no multiples of `divisor`: a hole would end inside a token.
 
     Raises:
         ValueError: there are some.

@@ -39,7 +39,7 @@ _held: set[int] = set()
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint's files are not the ones that were written."""
+    """Files of a checkpoint are missing or altered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +52,19 @@ class Checkpoint:
     """Walk index of the first grid task that was not trained on, over all processes."""
     seed: int
     config: Mapping[str, Any]
-    """Of the run, as JSON values."""
+    """The run's config, as JSON values."""
     snapshot: str
-    """Digest of the graph's state that is trained on."""
+    """Digest of the snapshot that is trained on."""
     lora: Mapping[str, Tensor]
-    """From `lora_state`."""
+    """Parameters of the LoRA, from `lora_state`."""
     ema: Mapping[str, Tensor] = field(default_factory=dict)
-    """Their moving average, if there is one."""
+    """Moving average of the LoRA; empty without one."""
     optimiser: Mapping[str, Any] = field(default_factory=dict)
-    """From `state_dict()` of a torch optimiser."""
+    """State of the optimiser, from its `state_dict()`."""
     rng: Mapping[str, Tensor] = field(default_factory=dict)
-    """From `rng_state`."""
+    """Global generators, from `rng_state`."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the packages that wrote it; filled in by `save`."""
+    """Versions of the packages that wrote it; filled in by `save`."""
 
 
 def save(out: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
@@ -91,7 +91,7 @@ def save(out: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
     steps = _folders(folder)
     kept = [step for step in steps if step <= checkpoint.step][-keep:]
     for path in [path for step, path in steps.items() if step not in kept]:
-        path.rename(folder / f".tmp-old-{path.name}")  # so that a half of it never has its name
+        path.rename(folder / f".tmp-old-{path.name}")  # so that an incomplete folder never has its name
     _sweep(folder)
     return target
 
@@ -120,7 +120,7 @@ def latest(out: Path) -> Checkpoint | None:
 
 
 def steps(out: Path) -> list[int]:
-    """The steps at which a run's folder has checkpoints, in order; whether they are whole is not looked at."""
+    """The steps at which a run's folder has checkpoints, in order; damage is not checked."""
     return list(_folders(out / FOLDER))
 
 
@@ -191,7 +191,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         _sync(file)
         files[file.name] = _digest(file)
     said = {name: value for name, value in vars(checkpoint).items() if name not in _PARTS}
-    said |= {"versions": _versions(), "files": files, "optimiser": scalars}
+    versions = {"graphbuild": graphbuild.__version__, **{name: version(name) for name in _PACKAGES}}
+    said |= {"versions": versions, "files": files, "optimiser": scalars}
     document = folder / "state.json"
     document.write_text(json.dumps({**said, "digest": _digest_of(said)}, indent=1), encoding="utf-8")
     _sync(document)
@@ -199,10 +200,6 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 @cache
-def _versions() -> dict[str, str]:
-    return {"graphbuild": graphbuild.__version__, **{name: version(name) for name in _PACKAGES}}
-
-
 def _verified(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))

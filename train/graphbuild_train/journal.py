@@ -36,26 +36,26 @@ class Step:
     loss: float
     """Mean over the batch before the update; it mostly reflects which noise levels were drawn."""
     norm: float
-    """Of the gradient, before it is clipped."""
+    """Norm of the gradient before clipping."""
     rate: float
     """Learning rate."""
     seconds: float
     waited: float
-    """How many of the seconds were spent waiting for data."""
+    """The part of `seconds` spent waiting for data."""
     work: float
     """FLOP of this process's forward and backward passes, 0 if unknown; what checkpointing computes again does not
     count."""
 
 
 class Journal:
-    """Use it in a `with` block around the steps. A process whose console is quiet writes nothing.
+    """Records of a run, used as a `with` block around its steps. A process with a quiet console writes nothing.
 
-    OUT/metrics.jsonl           one line a step: loss, norm, rate, seconds, waited, work; one a validation
+    OUT/metrics.jsonl           one line per step: loss, norm, rate, seconds, waited, work; one per validation
     OUT/events.out.tfevents.*   the same for TensorBoard
     OUT/samples/step-00000500/  the pictures sampled at a step, beside the task they answer
 
     Args:
-        first: steps done before; what an earlier process recorded after them is taken out, as it is done again.
+        first: steps done before; later records of an earlier process are removed, as those steps run again.
         last: the step at which the run ends.
     """
 
@@ -92,11 +92,11 @@ class Journal:
             self._metrics.close()
 
     def note(self, text: str) -> None:
-        """One line for people."""
+        """Print one line."""
         self.console.print(text, markup=False, highlight=False)
 
     def say(self, lines: Iterable[str | Table]) -> None:
-        """Lines and tables; a quiet process does not compute them."""
+        """Print lines and tables; a quiet process does not compute them."""
         for line in () if self.console.quiet else lines:
             self.console.print(line, markup=False, highlight=False)
 
@@ -147,12 +147,12 @@ class Journal:
         self._metrics.flush()
         for name, value in _scalars(document):
             self._board.add_scalar(name, value, document["step"])
-        self._board.flush()  # it would keep two minutes of steps to itself, and a kill would take them
+        self._board.flush()  # else a kill loses up to two minutes of buffered steps
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to the run: no bars while models are loaded, nothing on every instruction of which CLIP reads
-    only the start, nor on text encoders that have no LoRA."""
+    """Silence libraries: progress bars of model loading, warnings of prompts that CLIP truncates, and of text encoders
+    without a LoRA."""
     import diffusers
     import transformers
 
@@ -173,7 +173,7 @@ def _memory() -> dict[str, float]:
 
 
 def _cut(metrics: Path, step: int) -> Path:
-    """Take out the lines from a step on, and a last one that a kill cut short."""
+    """Remove the lines from a step on, and a truncated last line."""
     if metrics.exists():
         lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         try:

@@ -27,11 +27,11 @@ class LatentCache:
         return key in self._kept
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process knows the keys of now; its loader asks for no more."""
+        """A copy for another process has the present keys only: its loader needs no more."""
         return {**vars(self), "_kept": dict.fromkeys(self._kept)}
 
     def get(self, key: str, encode: Callable[[], Tensor]) -> Tensor:
-        """The parameters under a key; where there are none yet, what `encode` gives. An empty key is never kept."""
+        """The parameters of a key, computed by `encode` if they are not cached. An empty key is never cached."""
         if (kept := self._kept.get(key)) is not None:
             self.hits += 1
             return kept
@@ -45,7 +45,7 @@ class LatentCache:
 
 @dataclass(frozen=True)
 class Known:
-    """Tells a loader whether a cache holds all that a base encodes of a sample, so that it need not be decoded."""
+    """Whether a cache has all that a base encodes of a sample, so that the sample need not be decoded."""
 
     cache: LatentCache
     units: Units

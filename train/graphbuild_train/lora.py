@@ -44,11 +44,11 @@ def add_lora(model: nn.Module, config: LoraConfig, targets: Iterable[str], *, se
 
     Args:
         model: a diffusers model; on the meta device inside `torch.device("meta")`, where it costs nothing.
-        targets: names of linear layers, or ends of names from a dot on (`attn.to_q`).
+        targets: names of linear layers, or suffixes of names after a dot (`attn.to_q`).
         seed: of the down-projections; the global random state is left alone.
 
     Raises:
-        ValueError: a target that no linear layer is called; or an adapted model.
+        ValueError: no linear layer matches a target, or the model is adapted already.
     """
     if not isinstance(model, PeftAdapterMixin):
         raise TypeError(f"{type(model).__name__}; allowed: a diffusers model that takes LoRA adapters")
@@ -107,7 +107,7 @@ def load_lora(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Use another update, such as the moving average, inside a `with` block; the model's own comes back after it."""
+    """Use another update, such as the moving average, inside a `with` block; afterwards the model's own is restored."""
     kept = {name: parameter.clone() for name, parameter in lora_state(model).items()}
     load_lora(model, state)
     try:
@@ -117,7 +117,7 @@ def swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:
-    """What readers need beside the tensors: scale, ranks, layers, bias, as JSON values under peft's names."""
+    """Metadata that readers need besides the tensors: scale, ranks, layers, bias, as JSON values under peft's names."""
     fields = model.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr,index]
     fields["target_modules"] = sorted(fields["target_modules"])
     return {name: fields[name] for name in _SHAPING if fields[name]}

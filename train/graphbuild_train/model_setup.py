@@ -1,5 +1,4 @@
-"""Speed and memory of a model's blocks: computing them again instead of keeping them, compiling them, fewer copies,
-sound kernels."""
+"""Speed and memory of a model: activation checkpointing, compiled blocks, fewer copies, correct attention kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ GEOMETRIES = 64
 
 
 def spare(model: nn.Module, every: int) -> None:
-    """Let every k-th block of a diffusers model be computed again in the backward pass; 0 leaves the model alone.
+    """Recompute every k-th block of a diffusers model in the backward pass (activation checkpointing); 0 is none.
 
     Results do not change; one pass in three is added for `every=1`, and activations shrink by that share.
     """
@@ -36,7 +35,7 @@ def spare(model: nn.Module, every: int) -> None:
 
 
 def compiled(model: nn.Module, note: Callable[[str], None]) -> bool:
-    """Compile the blocks that a diffusers model repeats, each kind once for a shape, on their first call.
+    """Compile the repeated blocks of a diffusers model, once per kind of block and shape, on their first call.
 
     Returns:
         False, with a note, on a machine without the compiler that torch needs.
@@ -50,8 +49,8 @@ def compiled(model: nn.Module, note: Callable[[str], None]) -> bool:
 
 
 def sound_attention() -> None:
-    """Keep attention off cuDNN, which torch prefers on Hopper since 2.11: its backward pass gives NaN or reads where it
-    must not (pytorch/pytorch#196678). Flash attention takes its place."""
+    """Keep attention off cuDNN, which torch prefers on Hopper since 2.11: its backward pass gives NaN or illegal
+    memory accesses (pytorch/pytorch#196678). Flash attention takes its place."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -76,7 +75,7 @@ def forward_within(model: nn.Module, context: Callable[[], AbstractContextManage
 
 
 def autocast_only(model: nn.Module) -> None:
-    """Leave casts between a bfloat16 model and its float32 LoRA to autocast: peft would keep a float32 copy of every
+    """Leave casts between a bfloat16 model and its float32 LoRA to autocast: peft would keep a float32 copy of each
     input, 2 GiB per 1,000 tokens of FLUX.1."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):

@@ -31,7 +31,7 @@ def generator(seed: int, index: int, stream: str) -> torch.Generator:
 
 
 def generators(seed: int, index: Tensor, stream: str) -> list[torch.Generator]:
-    """One for each walk of a batch."""
+    """The generator of each walk of a batch."""
     return [generator(seed, walk, stream) for walk in index.tolist()]
 
 
@@ -43,7 +43,7 @@ class Flow:
     """A straight line: `x = (1 - level) z + level noise`, and the model predicts `noise - z` (FLUX, OneDiffusion)."""
 
     def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
-        """As many logit-normal levels, of standard deviation 1, as there are means `mu`; float64."""
+        """One logit-normal level (standard deviation 1) per mean in `mu`, float64."""
         return torch.sigmoid(torch.randn(mu.shape, generator=draws, dtype=torch.float64) + mu)
 
     def mix(self, z: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Ddpm:
     steps: int = 1000
 
     def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
-        """As many uniform levels as `mu` has elements, float64; a shift has no meaning here."""
+        """One uniform level per element of `mu`, float64; the values of `mu` are not used."""
         return torch.randint(self.steps, mu.shape, generator=draws).double() / self.steps
 
     def step(self, level: Tensor) -> Tensor:
@@ -121,11 +121,11 @@ class Noisy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A way to train on grids. One of your own is an instance, named in a recipe as `module:NAME`.
+    """How a base is trained on grids. A recipe can name an instance of your own as `module:NAME`.
 
     Attributes:
-        like: the shipped objective whose bases, positions and sampler it shares; empty for that itself.
-        noise, loss: whether all tokens or those of the holes are noised, and have a loss.
+        like: the shipped objective whose bases, positions and sampler it shares; empty for a shipped one.
+        noise, loss: which tokens are noised, and which have a loss: all, or those of the holes.
         time: `sample` has one level; `clean` too, but given tokens have timestep 0; `view` draws one for each view.
         shift: of the levels; see `mean_logit`.
     """
@@ -140,7 +140,7 @@ class Objective:
 
     @property
     def family(self) -> str:
-        """The name that bases know it by."""
+        """The name that bases list it under in `objectives`."""
         return self.like or self.name
 
     def sampled(self) -> Objective:
@@ -226,7 +226,7 @@ OBJECTIVES = {
 
 
 def objective_of(name: str, shift: Shift | None = None) -> Objective:
-    """One of `OBJECTIVES`, of another package's entry points or `module:NAME`, with its own shift or another.
+    """An objective by name: one of `OBJECTIVES`, an entry point or `module:NAME`; `shift` replaces its own.
 
     Raises:
         ValueError: no such objective, or one whose path has no shift.

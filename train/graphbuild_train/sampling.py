@@ -76,8 +76,8 @@ def from_rows(
     """Generate the last picture of the last row; yields its file.
 
     Args:
-        folder: one folder a row; rows and the pictures in each are in the order of their names, 2 before 10. The last
-            row lacks the last picture.
+        folder: one folder per row; rows, and the pictures in each, are sorted by name, 2 before 10. The last row lacks
+            its last picture.
         kinds: of the columns; the instruction is composed from them.
         caption: of the missing picture; empty for none.
 

@@ -81,7 +81,7 @@ class Base(ABC):
         dtype: torch.dtype = torch.bfloat16, revision: str | None = None, guidance: float = 1.0,
         hole_fill: HoleFill = "black",
     ) -> Self:  # fmt: skip
-        """From a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`."""
+        """Load from a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`."""
         pipe = cls.pipeline_class().from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
         return cls(pipe.to(device), objective, guidance=guidance, hole_fill=hole_fill)
 
@@ -130,7 +130,7 @@ class Base(ABC):
         ]
 
     def drawn(self, grid: GridBatch, seed: int) -> list[Tensor]:
-        """A draw from the posterior of each unit, B x C x h x w; draws are counted by walk.
+        """A sample of the posterior of each unit, B x C x h x w, drawn by walk.
 
         Raises:
             ValueError: units of the samples differ in size.
@@ -139,7 +139,7 @@ class Base(ABC):
         return stacked([[posterior.sample(draws) for posterior in own] for own, draws in samples])
 
     def _keys(self, grid: GridBatch, units: int) -> list[list[str]]:
-        if not grid.keys:  # at inference: its holes are not what their keys stand for
+        if not grid.keys:  # at inference: keys would stand for holes with the truth
             return [[""] * units] * len(grid.index)
         holes = [[column for column, hole in enumerate(row) if hole] for row in grid.holes.tolist()]
         return [self.units(*of) for of in zip(grid.row_keys, grid.cell_keys, holes, strict=True)]
@@ -181,4 +181,4 @@ class Base(ABC):
 
     @abstractmethod
     def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
-        """For each task one picture per hole, left to right, with the sampler that users of the LoRA will have."""
+        """Generate one picture per hole of each task, left to right, with the sampler that users of the LoRA have."""
