@@ -31,8 +31,8 @@ def publish_unit(
     that loses a row is rewritten without it.
 
     Args:
-        renewed: publish although no outcome changed, because what the rows were made from did. Rows that came out as
-            they were keep their bytes.
+        renewed: publish although no outcome changed, because the parents did. Rows with equal results keep their
+            bytes.
 
     Returns:
         the committed document, which is another worker's if it was first; None if no outcome changed.

@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, files: Files) -> Estimate | None:
-    """Extrapolate from the newest reports and commits of the graph; None if none of them has a planned annotator."""
+    """Extrapolate from the newest reports and commits of the graph; None if no planned annotator is among them."""
     reports = list(_reports(files))
     seconds: dict[str, float] = defaultdict(float)
     computed: Counter[str] = Counter()

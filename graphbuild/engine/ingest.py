@@ -91,7 +91,7 @@ class Ingesting:
 
     @property
     def settled(self) -> int:
-        """Rows that need no reading any more: kept, or saved by an earlier attempt."""
+        """Rows that are done already: kept, or saved by an earlier attempt."""
         return len(self.kept) + len(self.rows) - self.report.computed
 
     def read(self, progress: Callable[[int, int], None]) -> None:
@@ -152,8 +152,8 @@ class Ingesting:
         self.report.settle(committed, every)
 
     def _counts(self, row: ItemRow) -> bool:
-        """Whether an item as read now goes before the published one, which is authoritative: where its facts were
-        corrected, or its bytes could not be read then."""
+        """Whether an item as read now replaces its published row, which is else authoritative: its facts were corrected,
+        or its bytes could not be read before."""
         known = self.known.get(row["item_ix"])
         mended = known is not None and known["sha256"] is None and row["sha256"] is not None
         return known is None or mended or row["item_ix"] in self.revised
@@ -182,7 +182,7 @@ class Ingesting:
             raise ReplanNeeded(f"{self.work.unit}: another run published other items for this shard") from error
 
     def _items(self, left: dict[int, Entry]) -> Iterator[tuple[int, SourceItem | BaseException]]:
-        """The items in order; one that raises is read again by itself, and then is its exception."""
+        """The items in order. One that raises is read again by itself; if it raises again, its exception is given."""
         reader: Iterator[SourceItem] | None = None
         waiting = deque(left.items())
         while waiting:
@@ -216,7 +216,7 @@ class Ingesting:
         return item
 
     def _settled(self, item_ix: int, item: SourceItem | BaseException) -> list[Outcome]:
-        """The rows of one item. Whatever it raises is their failure."""
+        """The rows of one item; an exception fails them."""
         if isinstance(item, BaseException):
             return self._unreadable(item_ix, item)
         try:

@@ -125,7 +125,7 @@ class Listed:
     revised: dict[str, int] = field(default_factory=dict)
 
     def notes(self) -> Iterator[str]:
-        """A line for people about items whose facts changed."""
+        """A line about items whose facts changed."""
         if self.revised:
             named = ", ".join(map(ascii, sorted(self.revised)[:3]))
             more = f" and {len(self.revised) - 3} more" if len(self.revised) > 3 else ""
@@ -217,8 +217,10 @@ def with_revised(shards: Sequence[ShardItems], revised: Mapping[str, int]) -> li
 
 
 def refuse_replaced(keys: set[str]) -> None:
-    """Raises:
-    ChangedItems: there are some; the message names them.
+    """Refuse files with other bytes than the items they became.
+
+    Raises:
+        ChangedItems: there are some; the message names them.
     """
     if keys:
         shown = ", ".join(sorted(keys)[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

@@ -23,7 +23,7 @@ LINE_SECONDS = 10.0
 
 @dataclass
 class _Rows:
-    """Rows of one annotator, and when the first of them was begun."""
+    """Rows of one annotator, and when the first of them started."""
 
     total: int
     done: int = 0
@@ -69,7 +69,7 @@ class Progress:
             }
 
     def __call__(self, name: str, done: int, computed: int, failed: int) -> None:
-        """Rows of an annotator that are finished: all, those computed now, and those that failed; 0 says it began."""
+        """Add finished rows of an annotator: all, those computed in this run, failed ones. Zeros mark its start."""
         rows, now = self.rows[name], time.monotonic()
         rows.since = now if rows.since is None else rows.since
         rows.done = min(rows.total, rows.done + done)  # a unit that is tried again counts once

@@ -33,7 +33,7 @@ class Producer:
 
     @property
     def live(self) -> Live:
-        """What a head says where this version serves a kind."""
+        """The entry of this version in a head."""
         return Live(annotator=self.name, version=self.version)
 
 
@@ -141,13 +141,13 @@ class UnitReport:
     annotate_seconds: float = 0.0
 
     def failed(self, row: Outcome, key: str, error: BaseException | None = None) -> None:
-        """Note a row of the item `key` that failed, with the traceback of what it raised."""
+        """Record a failed row of the item `key`, with the traceback of its exception."""
         if len(self.failures) < MOST_FAILURES:
             trace = "" if error is None else "".join(format_exception(error))[-4000:]
             self.failures.append(Failure(key, row.kind, row.variant, row.reason or "", row.detail or "", trace))
 
     def settle(self, document: CommitDocument | None, rows: Sequence[Outcome]) -> None:
-        """Take the totals from what was committed, or from `rows` when nothing had to be published."""
+        """Set the totals from the commit, or from `rows` if nothing was published."""
         if document is None:
             self.status = "unchanged"
         for row in rows:

@@ -141,7 +141,7 @@ def items_behind(files: Files, commit: Commit) -> str:
 
 
 def read_items(files: Files, part: str, facts: Sequence[str]) -> list[Item]:
-    """What an annotator may know of the items in a part: their names, and those facts it looks at."""
+    """The items of a part as an annotator sees them: their names, and the facts it reads."""
     blank = dict.fromkeys(set(ITEM_FACTS) - set(facts))
     return [Item(**{**row, **blank}) for row in read_table(files, part, list(Item._fields)).to_pylist()]
 
@@ -160,7 +160,7 @@ def kept_rows(previous: Sequence[Outcome], planned: Sequence[Outcome], retry: bo
 def unit_document(
     producer: Producer, unit: Unit, revision: int, parents: Iterable[CommitRef] = (), items: PartRef | None = None
 ) -> CommitDocument:
-    """What the commit of a unit will say, before its rows are known."""
+    """The commit document of a unit, but for what depends on its rows."""
     return CommitDocument(
         unit=unit,
         revision=revision,
@@ -178,7 +178,7 @@ def unit_document(
 
 
 MOST_TEXT = 10_000
-"""Characters of a message that are looked at."""
+"""Longest part of a message that is scrubbed, in characters."""
 
 _SCRUB = (
     (re.compile(r"\b\w+://\S+"), "<url>"),

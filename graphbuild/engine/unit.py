@@ -31,7 +31,7 @@ class AnnotatorBroken(GraphError):
 
 
 class Tally:
-    """Rows finished so far, for progress and for telling a broken annotator."""
+    """Counts of finished rows, for progress and to detect a broken annotator."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -89,7 +89,7 @@ class Annotating:
 
     @property
     def settled(self) -> int:
-        """Rows that need no computing any more: kept, settled by their parents, or saved by an earlier attempt. Those
+        """Rows that are done already: kept, settled by their parents, or saved by an earlier attempt. Those
         that a unit gathers were counted by its parts."""
         if self.work.gathers:
             return 0

@@ -77,8 +77,8 @@ def bind(  # noqa: PLR0917 - what is asked for, then what the graph says
         sources: producers whose kinds are there already.
         head: kinds of the graph that the run does not make itself.
         variants: how many variants the graph holds of a kind.
-        recorded: identities that versions of an annotator were made with in this graph, the one to keep last.
-        used: the class that the commits of a version name; None without commits.
+        recorded: model identities of an annotator's versions in this graph; the last one is kept.
+        used: the class that a version's commits name; None without commits.
 
     Raises:
         GraphError: two make one kind, a needed kind has no producer, or they need each other.

@@ -33,7 +33,7 @@ _DETAIL = 200
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """How the pixels of a file are meant: EXIF orientation 1..8, and the ICC profile of their colours if not sRGB."""
+    """How to show the pixels of a file: EXIF orientation 1..8, and the ICC profile of their colours if not sRGB."""
 
     orientation: int = UPRIGHT
     profile: bytes | None = None
@@ -117,7 +117,7 @@ def meant(data: bytes) -> Meant:
 
 
 def suffixes() -> frozenset[str]:
-    """The endings of files that can be read here, in lower case: `.jpg`, `.png`, ... and `.heic` with pillow-heif."""
+    """Suffixes of readable files, in lower case: `.jpg`, `.png`, ... and `.heic` with pillow-heif."""
     from PIL import Image
 
     readers = {*_readers(), "MPO"}  # which the JPEG reader opens
@@ -157,7 +157,8 @@ def _finished(pixels: Pixels, how: Meant, *, convert: bool) -> Pixels:
 
 
 def _checked_jpeg(data: bytes, space: str) -> Pixels | None:
-    """Before orientation; None for an unusual kind. What Pillow refuses is refused: other readers of a graph use it."""
+    """Decode a JPEG strictly, before orientation; None for an unusual one. What Pillow refuses is refused, too: other
+    readers of a graph use it."""
     try:
         if (pixels := jpeg.check(data, space)) is not None:
             return pixels

@@ -49,7 +49,7 @@ class Node:
     def array(self) -> Pixels:
         """The picture, H x W x 3 RGB uint8 (upright, sRGB, alpha over white, first frame); a pose or boxes are drawn.
 
-        Colours of a file with an ICC profile are converted, unless its source was told to leave them as stored.
+        Colours of a file with an ICC profile are converted, unless its source has `colours: stored`.
 
         Raises:
             ValueError: text, and JSON of other kinds, have no picture.

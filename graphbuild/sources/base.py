@@ -98,13 +98,13 @@ FACTS = ("licence", "attribution", "split", "group", "caption", "reference_capti
 
 
 def columns_of(item: SourceItem) -> dict[str, str | None]:
-    """What the items table says of an item as its source gave it."""
+    """The columns of the items table that an item's source gives."""
     texts = {name: encodable(getattr(item, name)) for name in ("key", "uri", *FACTS) if name != "meta"}
     return {**texts, "meta": encodable(canonical_json(dict(item.meta))) if item.meta else None}
 
 
 def facts_digest(columns: Mapping[str, str | None]) -> str:
-    """Equal for equal facts, of a source's item and of a row of the items table."""
+    """A digest of an item's facts, equal for the source's item and its row in the items table."""
     return digest_of([columns[name] for name in FACTS])
 
 
@@ -178,8 +178,8 @@ class Source(ABC):
 
 
 def source_params(source: Source) -> dict[str, Any]:
-    """The fields that belong in the fingerprint; one that came after the first release only with another value than
-    its default, so that existing graphs go on."""
+    """The fields in the source's fingerprint. A field added after the first release is left out while it has its
+    default, so that existing graphs stay valid."""
     return {
         f.name: getattr(source, f.name)
         for f in fields(source)

@@ -18,7 +18,7 @@ from graphbuild.errors import counted
 from graphbuild.hashing import canonical_json
 
 TABLES = tuple(f"{name}.{ending}" for ending in ("jsonl", "csv", "parquet") for name in ("captions", "metadata"))
-"""What a table of captions is called; a folder has at most one."""
+"""File names of caption tables; a folder has at most one."""
 
 MAX_TEXT = 100_000
 """Bytes of the longest caption, and of all further columns of a row; text encoders read a few hundred words."""
@@ -42,8 +42,8 @@ _BYTE_ORDER_MARKS = (
 )
 
 Row = Mapping[str, Any]
-"""What is said of one file, as far as given: caption, licence, attribution, group, split; `meta`, further columns of a
-table; and `refused`, why the file cannot be used with that."""
+"""Facts of one file, where given: caption, licence, attribution, group, split; `meta`, further columns of a table; and
+`refused`, why the file cannot be used."""
 
 
 class CaptionError(ValueError):
@@ -96,7 +96,7 @@ class Tables:
         self._used: dict[str, set[str]] = {}
 
     def row(self, key: str) -> Row:
-        """What the tables say of the file `key`; empty for nothing."""
+        """The table row of the file `key`; empty if it has none."""
         folder = key
         while folder:
             folder = folder.rpartition("/")[0]
@@ -237,7 +237,7 @@ def _row(line: Mapping[str, Any], name: str) -> tuple[str, Row]:
 
 
 def too_long(name: str, nbytes: int) -> str:
-    """Why a file is refused whose caption or table row is."""
+    """Why a file with a text of this size is refused."""
     return f"{name}: {nbytes} bytes of text, the limit is {MAX_TEXT}"
 
 

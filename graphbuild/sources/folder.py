@@ -47,7 +47,7 @@ _FOLLOW = "--follow-links reads what links lead to"
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Source):
-    """Every image file under `path`, at any depth, whose ending this Pillow and its plugins can read. Hidden files,
+    """Every image file under `path`, at any depth, whose suffix the installed Pillow can read. Hidden files,
     hidden folders and graphs are left out.
 
     The caption of `a/b.jpg` is `a/b.txt`; without that, its row in a table (`captions` or `metadata`, as `.jsonl`,
@@ -84,11 +84,11 @@ class Folder(Source):
         return Listing(tuple(entries), tuple(notes))
 
     def entries(self) -> Sequence[Entry]:
-        """Those of the listing."""
+        """The entries of `listing`."""
         return tuple(self.listing().entries)
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
-        """The files' bytes, whatever is in them; a file that is gone or cannot be read says so."""
+        """The files' bytes, unchecked; a file that is missing or unreadable has `Unusable` nodes."""
         if scheme_of(self.path):
             yield from self._read_remote(keys)
             return
@@ -192,7 +192,7 @@ def _facts(key: str, row: Row) -> str:
 
 @dataclass
 class _Seen:
-    """What a walk over a folder comes across. Each file is an image, belongs to one, or is counted.
+    """What a walk over a folder finds. Each file is an image, belongs to one, or is counted.
 
     Attributes:
         images: key -> stamp.

@@ -3,8 +3,6 @@
 Parameters: VisualCloze (arXiv 2504.07960). All are tone curves, of the channels or of the HSV value.
 """
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +21,6 @@ from graphbuild.images.degradations.pixels import (
 )
 
 _Curve = NDArray[np.float64]
-_Toner = Callable[[Pixels, _Curve], Pixels]
 
 _BRIGHTEN_VALUE_SHIFT = (0.1, 0.2, 0.3, 0.4, 0.5)
 _BRIGHTEN_SHIFT = (0.1, 0.15, 0.2, 0.27, 0.35)
