@@ -152,8 +152,8 @@ class Ingesting:
         self.report.settle(committed, every)
 
     def _counts(self, row: ItemRow) -> bool:
-        """Whether an item as read now replaces its published row, which is else authoritative: its facts were corrected,
-        or its bytes could not be read before."""
+        """Whether an item as read now replaces its published row, which is otherwise authoritative: if its facts were
+        corrected, or its bytes could not be read before."""
         known = self.known.get(row["item_ix"])
         mended = known is not None and known["sha256"] is None and row["sha256"] is not None
         return known is None or mended or row["item_ix"] in self.revised
