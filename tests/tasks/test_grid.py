@@ -188,3 +188,15 @@ def test_a_second_sample_draws_nothing_again(graph: Graph, tmp_path: Path, monke
     assert first[-1].read_text() == walks
     list(write_tasks(sampler, range(3), 48, tmp_path))
     assert first[-1].read_text() != walks
+
+
+def test_labels_of_small_cells_do_not_overlap() -> None:
+    """Guards against two names on one another, of which neither can be read, above cells of 16 px."""
+    cell = np.zeros((16, 16, 3), np.uint8)
+
+    def ink(*labels: str) -> int:
+        drawn = np.asarray(sheet.draw([[cell] * len(labels)], labels, [], ["words"]))
+        return int((drawn[: sheet.LABEL - 2] < 128).any(axis=(0, 2)).sum())
+
+    names = ("contrast_strengthen", "style_reference", "hed")
+    assert ink(*names) == sum(map(ink, names))
