@@ -59,6 +59,10 @@ def run(
     accept_changed: AcceptOption = False,
     follow_links: FollowOption = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also recompute failed rows that may succeed now.")] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Serve progress for Prometheus at this port of 127.0.0.1."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if any row failed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +80,7 @@ def run(
     from graphbuild.engine.run import run as build
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
-    how |= _where(address, device, wait)
+    how |= {**_where(address, device, wait), "json_lines": as_json, "metrics_port": metrics_port}
     with refusing():
         chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
         if executor not in ("ray", "inline"):

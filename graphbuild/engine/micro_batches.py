@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,10 @@ class Loaded:
 
     model: Any
     batch_size: int
+
+
+class Stalled(BaseException):
+    """A call that took longer than the `stall_s` of its annotator; no Exception, which an annotator might swallow."""
 
 
 Results = list[Derived | Skip | BaseException]
@@ -53,10 +60,32 @@ def annotate(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> 
 
 
 def _answers(annotator: Annotator, batch: Sequence[Request], loaded: Loaded) -> Results:
-    answers: Results = list(annotator.annotate(batch, loaded.model))
+    with _limited(annotator.resources.stall_s):
+        answers: Results = list(annotator.annotate(batch, loaded.model))
     if len(answers) != len(batch):
         raise ValueError(f"annotate returned {len(answers)} results for {len(batch)} requests")
     return answers
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise Stalled in a block that takes longer. In the main thread alone, where Python hears signals, and not inside
+    native code, which cannot be interrupted: on a cluster the driver kills the process instead."""
+    free = signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None)
+    if not free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise Stalled(f"no answer within {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -46,14 +46,15 @@ class Progress:
 
     Args:
         totals: annotator -> rows that the run plans for it.
+        as_json: lines are JSON, also on a terminal.
     """
 
-    def __init__(self, console: Console, totals: Mapping[str, int]) -> None:
-        self.console = console
+    def __init__(self, console: Console, totals: Mapping[str, int], *, as_json: bool = False) -> None:
+        self.console, self._as_json = console, as_json
         self.rows = {name: _Rows(total) for name, total in totals.items()}
         self._started = self._shown = time.monotonic()
         self._bars: Bar | None = None
-        if console.is_terminal:
+        if console.is_terminal and not as_json:
             self._bars = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -80,11 +81,30 @@ class Progress:
             self._bars.update(self._tasks[name], completed=rows.done, note=note, visible=visible)
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now
-            self.console.print(self.line(now), highlight=False, markup=False)
+            line = json.dumps(self.document(now)) if self._as_json else self.line(now)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def document(self, now: float) -> dict[str, Any]:
+        """The same numbers for a dashboard: one object per annotator, with `seconds_left` null before its first row."""
+        return {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(now - self._started, 1),
+            "annotators": {
+                name: {
+                    "total": rows.total,
+                    "done": rows.done,
+                    "computed": rows.computed,
+                    "failed": rows.failed,
+                    "per_second": round(rows.computed / max(1e-9, now - (rows.since or now)), 3),
+                    "seconds_left": None if (left := rows.left(now)) is None else round(left, 1),
+                }
+                for name, rows in self.rows.items()
+            },
+        }
 
     def line(self, now: float) -> str:
         """`1200/3600 nodes, 40.0/s, 0 failed, left: canny 0:00:10, sam2 0:12:00`."""

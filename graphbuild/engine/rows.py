@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graphbuild.annotators.base import ITEM_FACTS, Annotator, Each, needs_of
 from graphbuild.contracts import CommitDocument, CommitRef, Item, Outcome, Parent, PartRef, Shard, Unit
-from graphbuild.engine.micro_batches import out_of_memory
+from graphbuild.engine.micro_batches import Stalled, out_of_memory
 from graphbuild.engine.records import AnnotateUnit, Producer
 from graphbuild.errors import GraphError, UnusableImage
 from graphbuild.hashing import seed_of
@@ -193,6 +193,8 @@ def failure_of(error: BaseException) -> tuple[str, str]:
     """Reason and detail of a row that failed with an exception."""
     if isinstance(error, UnusableImage) and isinstance(error.reason, str):
         return error.reason, scrub(str(error))
+    if isinstance(error, Stalled):
+        return "timeout", scrub(str(error))
     return "out_of_memory" if out_of_memory(error) else "error", scrub(told(error))
 
 

@@ -22,6 +22,7 @@ from graphbuild.contracts import Live, RunReport
 from graphbuild.engine.estimate import pace_of
 from graphbuild.engine.executors.inline import remove_dead_runs, run_inline
 from graphbuild.engine.executors.probe import requirements
+from graphbuild.engine.metrics import served
 from graphbuild.engine.plan import Plan, make_plan
 from graphbuild.engine.preflight import refuse_client
 from graphbuild.engine.progress import Progress, by_annotator, write_event
@@ -62,6 +63,8 @@ def run(
     wait_s: float | None = None,
     flush_s: float = FLUSH_SECONDS,
     console: Console | None = None,
+    json_lines: bool = False,
+    metrics_port: int | None = None,
 ) -> RunReport:
     """Build or continue a graph: only what is missing or outdated is computed.
 
@@ -81,6 +84,8 @@ def run(
             0 for one that never was.
         flush_s: seconds after which a long unit saves its finished rows.
         console: where progress goes; standard error by default.
+        json_lines: progress as a line of JSON every ten seconds, instead of bars or text.
+        metrics_port: serve progress for Prometheus at this port of 127.0.0.1, while the run lasts.
 
     Returns:
         what was done; `units_left` is empty if every wanted unit is committed.
@@ -99,7 +104,8 @@ def run(
     run = _Run(files, executor, where, flush_s, console or Console(stderr=True))
     if not first.units and not first.replaces() and not files.writable():
         return run.report(first, Graph.open(files.url), source)  # finished, on a disk that cannot be written
-    with run.workspace_open():
+    run.json_lines = json_lines
+    with served(metrics_port, lambda: run.progress), run.workspace_open():
         run.prepare(first)
         for note in first.notes:
             run.say(note)
@@ -125,6 +131,8 @@ class _Run:
         self.errors: list[str] = []
         self.left: list[str] = []
         self.went_live: dict[str, Live] = {}
+        self.progress: Progress | None = None
+        self.json_lines = False
 
     @contextmanager
     def workspace_open(self) -> Iterator[None]:
@@ -167,7 +175,7 @@ class _Run:
         pace = None if self.executor == "inline" else pace_of(self.files)  # one process gains nothing from parts
         self.schedule = schedule = Schedule(plan, self.killed, pace)
         self._said = 0
-        progress = Progress(self.console, plan.rows())
+        self.progress = progress = Progress(self.console, plan.rows(), as_json=self.json_lines)
         worker_args = (self.files.url, self.workspace.name, self.flush_s, self.where["device"])
         try:
             if self.executor == "inline":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +17,10 @@ from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.cli import app
 from graphbuild.engine.estimate import estimate
+from graphbuild.engine.metrics import served
 from graphbuild.engine.plan import make_plan
 from graphbuild.engine.progress import Progress
+from graphbuild.errors import GraphError
 from graphbuild.sources import resolve as source
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
@@ -36,6 +41,33 @@ def test_time_left_is_each_annotators_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert progress.line(now[0]) == ("140/205 nodes, 10.0/s, 3 failed, left: fast 0:00:01, slow 0:00:50, later ?")
     progress("fast", 20, 20, 0)  # a unit that was tried again
     assert progress.line(now[0]).startswith("150/205 nodes")
+
+
+def test_progress_for_dashboards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against dashboards that have to read sentences."""
+    now = [1000.0]
+    monkeypatch.setattr("graphbuild.engine.progress.time.monotonic", lambda: now[0])
+    said = Console(record=True, file=io.StringIO(), width=20, force_terminal=True)
+    progress = Progress(said, {"fast": 100, "later": 5}, as_json=True)
+    progress("fast", 0, 0, 0)
+    now[0] += 10
+    progress("fast", 50, 40, 3)
+    (line,) = said.export_text().splitlines()
+    annotators = json.loads(line)["annotators"]
+    assert annotators["fast"] == {
+        "total": 100, "done": 50, "computed": 40, "failed": 3, "per_second": 4.0, "seconds_left": 12.5,
+    }  # fmt: skip
+    assert annotators["later"]["seconds_left"] is None
+
+    with served(0, lambda: progress) as port:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+        with pytest.raises(GraphError, match="give another port"), served(port, lambda: progress):
+            pass
+    assert 'graphbuild_rows{annotator="fast",state="failed"} 3.0' in text
+    assert 'graphbuild_seconds_left{annotator="fast"} 12.5' in text and 'seconds_left{annotator="later"' not in text
+    with pytest.raises(urllib.error.URLError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics"):
+        pass
 
 
 def test_saved_rows_count_from_the_start(

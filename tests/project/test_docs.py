@@ -110,6 +110,8 @@ def parse(line: str) -> str:
         assert set(re.findall(r"\w+", argv[-1])) <= {*known, "graphbuild"}, line
     else:
         argv = [word for word in (word.strip("[]") for word in argv) if word != "..."]
+        if argv[0] == "ray":
+            argv = argv[argv.index("--") + 1 :]
         if argv[0] == "accelerate":
             argv = ["graphbuild-train", *argv[argv.index("graphbuild_train") + 1 :]]
         if argv[1].endswith(".yaml"):

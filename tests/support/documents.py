@@ -23,6 +23,7 @@ PARSED = {
     "graphbuild run --source subjects200k ": "downloads the data set",
     "graphbuild-train ": "takes minutes; tests/train/test_cli.py runs each of its commands",
     "accelerate launch ": "needs several GPUs",
+    "ray job submit ": "needs a cluster; what it submits is parsed",
 }
 """How a command begins that is parsed and not run -> why."""
 

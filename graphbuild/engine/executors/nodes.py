@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from graphbuild.annotators.base import Resources
 from graphbuild.engine.executors.probe import Findings, Requirements, findings, settle_in
+from graphbuild.engine.schedule import SHARED
 
 REFRESH_SECONDS = 2.0
 PROBE_SECONDS = 180.0
 """A node that has not answered by then, such as one whose network folder hangs, is left out."""
+
+PROBES = 3
+"""So often a node is asked that Ray cannot reach, before it is left out."""
 
 AGAIN_SECONDS = 300.0
 """A node that was left out is looked at again after this long."""
@@ -56,6 +60,7 @@ class Node:
     faults: dict[str, str] = field(default_factory=dict)
     misses: Counter[str] = field(default_factory=Counter)
     probe: Any = None
+    asked: int = 0
     since: float = 0.0
     probed: bool = False
     alive: bool = True
@@ -127,7 +132,10 @@ class Nodes:
         for node in self.alive():
             if node.probe is not None:
                 self._answer(node, now)
+            elif not node.probed and now - node.since >= REFRESH_SECONDS:
+                self._ask(node)
             elif node.faults and now - node.since >= AGAIN_SECONDS:
+                node.asked = 0
                 self._ask(node)
 
     def look(self) -> None:
@@ -164,7 +172,7 @@ class Nodes:
             self._found(node, findings(self._required, node.total["GPU"]))
             return
         where = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        node.since = time.monotonic()
+        node.since, node.asked = time.monotonic(), node.asked + 1
         asked = self._probe.options(scheduling_strategy=where, name=f"graphbuild: look at {node.name}")
         node.probe = asked.remote(*self._place, self._needs, node.total["GPU"])
 
@@ -173,7 +181,12 @@ class Nodes:
         if ray.wait([node.probe], timeout=0)[0]:
             try:
                 found = ray.get(node.probe)
-            except RayError as error:
+            except RayTaskError as error:
+                found = Findings((brief(error),))
+            except RayError as error:  # it joins just now, or goes
+                if node.asked < PROBES:
+                    node.probe = None
+                    return
                 found = Findings((brief(error),))
         elif now - node.since < PROBE_SECONDS:
             return
@@ -193,16 +206,17 @@ class Nodes:
             self.tell(f"node {node.name} can work again")
 
     def _tell_left_out(self, node: Node, pool: str, reason: str) -> None:
-        what = f" for {pool.partition('@')[0]}" if pool else ""
+        what = f" for {'work on one CPU' if pool == SHARED else pool.partition('@')[0]}" if pool else ""
         self.tell(f"node {node.name} is left out{what}: {reason} (it is looked at again every {AGAIN_SECONDS:g} s)")
 
     # ---- whose fault it is -------------------------------------------------------------------------------------
 
-    def blame(self, node: Node, pool: str, why: str) -> None:
-        """A fresh job of a pool failed here; after some in a row the node is left out for that pool."""
+    def blame(self, node: Node, pool: str, why: str, most: int = IN_A_ROW) -> None:
+        """A fresh job of a pool failed here; after `most` in a row, while others succeed, the node is left out for that
+        pool."""
         node.misses[pool] += 1
         others = [other for other in self.able(pool) if other is not node and not other.misses[pool]]
-        if node.misses[pool] >= (IN_A_ROW if others else AT_ALL) and not node.fault(pool):
+        if node.misses[pool] >= (most if others else AT_ALL) and not node.fault(pool):
             node.since = time.monotonic()
             node.faults[pool] = f"{node.misses[pool]} failures in a row, the last: {why}"
             self._tell_left_out(node, pool, node.faults[pool])

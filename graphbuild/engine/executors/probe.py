@@ -42,6 +42,11 @@ class Requirements:
     annotators: tuple[Annotator, ...] = ()
     local: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def classes(self) -> list[type]:
+        """Of source and annotators."""
+        return [type(each) for each in (self.source, *self.annotators) if each is not None]
+
 
 @dataclass(frozen=True)
 class Findings:

@@ -6,10 +6,6 @@ answers with reports. An actor has one job at a time: none waits behind a long o
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +16,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from graphbuild.engine.executors.actors import Handle, remote_actor, start
-from graphbuild.engine.executors.nodes import REFRESH_SECONDS, Node, Nodes, brief, describe
+from graphbuild.engine.executors.connection import MOST_BUNDLES, Wish, connected
+from graphbuild.engine.executors.nodes import AT_ALL, REFRESH_SECONDS, Node, Nodes, brief, describe
 from graphbuild.engine.executors.probe import Requirements
 from graphbuild.engine.ingest import missing_here
 from graphbuild.engine.records import AnyUnit, Death, IngestUnit, Job, UnitReport
@@ -69,7 +66,7 @@ def run_ray(
     Args:
         tell: called with lines for the user: nodes that join, go, or are left out, and why.
     """
-    with _connected(setup.address):
+    with connected(setup.address, setup.needs.classes):
         driver = _Driver(schedule, setup, progress, finished, tell)
         try:
             while schedule.unfinished and driver.step():
@@ -81,7 +78,7 @@ def run_ray(
 @contextmanager
 def processes_on_ray(address: str | None) -> Iterator[Mapper]:
     """A `map` over the processors of a cluster, or of this machine; functions are importable there, results small."""
-    with _connected(address):
+    with connected(address, ()):
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         result: Callable[[Any], Any] = ray.get
 
@@ -89,30 +86,6 @@ def processes_on_ray(address: str | None) -> Iterator[Mapper]:
             return in_order(values, ray.remote(function).remote, result, cpus * AHEAD)
 
         yield mapped
-
-
-@contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    # Ray announces at length that this default will change; it is set to what it will be.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        try:
-            ray.init(address=where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        except SystemExit:  # Ray's handler of SIGTERM, while it starts
-            if callable(on_sigterm):
-                on_sigterm(signal.SIGTERM, None)
-            raise
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process with SIGABRT
-        yield
-    finally:
-        ray.shutdown()
 
 
 class _Driver:
@@ -128,6 +101,7 @@ class _Driver:
         self._served: set[str] = set()
         self._waits: dict[str, float] = {}
         self._checked = 0.0
+        self._wish = Wish()
 
     def step(self) -> bool:
         """Hand out jobs, wait a little, take results. False when nothing can go on."""
@@ -152,6 +126,7 @@ class _Driver:
         return True
 
     def close(self) -> None:
+        self._wish.withdraw()
         for handle in self._handles():
             handle.end()
 
@@ -228,15 +203,18 @@ class _Driver:
         if now - self._checked < REFRESH_SECONDS or self.nodes.probing():
             return
         self._checked = now
-        for name in self.schedule.waiting_pools():
+        wanted = [handle.asked for handle in self._handles()]
+        for name, jobs in self.schedule.waiting_pools().items():
             job = self.schedule.next_job(name)
             if job is None:
                 continue
             self.schedule.put_back(job)
+            wanted += [self.nodes.asked(job.resources)] * min(jobs, MOST_BUNDLES)
             if self.nodes.hold(name, job.resources):
                 self._waits.pop(name, None)
             else:
                 self._wait_for_node(job, now)
+        self._wish.ask(wanted)
 
     def _wait_for_node(self, job: Job, now: float) -> None:
         default = WAIT_SECONDS if job.pool in self._served else 0.0
@@ -333,7 +311,7 @@ class _Driver:
         if not started and handle.node.alive:
             self.nodes.blame(handle.node, handle.pool, f"its worker did not start: {why}")
         elif handle.node.alive and not job.avoid:
-            self.nodes.blame(handle.node, handle.pool, why)
+            self.nodes.blame(handle.node, handle.pool, why, AT_ALL)  # a row, or whoever killed it, is likelier
         avoid = job.avoid | {handle.node.id}
         counts = started and handle.node.alive
         self.schedule.died(replace(job, avoid=avoid), why, counts=counts, reason=reason)
