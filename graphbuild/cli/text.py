@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from rich import filesize
 from rich.table import Table
 from rich.text import Text
 
@@ -147,15 +148,18 @@ def gc_lines(found: Collection, where: str, again: str) -> Iterator[str | Table]
     if not found.waste:
         yield f"{where}: nothing to delete"
         return
-    yield f"{found.nbytes / 1e6:.1f} MB {verb}" + ("" if found.deleted else f"; to do so: {again} --delete")
+    yield f"{filesize.decimal(found.nbytes)} {verb}" + ("" if found.deleted else f"; to do so: {again} --delete")
 
 
 def _waste_table(waste: Sequence[Waste]) -> Table:
-    table = Table("what", "annotator", "version", "kind", "count", "MB", box=None, pad_edge=False)
+    table = Table("what", "annotator", "version", "kind", "count", "size", box=None, pad_edge=False)
     named = {"version": "replaced version", "excluded": "nodes of excluded items", "leftover": "left over parts"}
     for line in waste:
-        count, size = str(line.count), f"{line.nbytes / 1e6:.1f}"
-        table.add_row(named[line.what], shown(line.annotator), line.version, shown(line.kind), count, size)
+        if line.count:
+            size = filesize.decimal(line.nbytes)
+            table.add_row(
+                named[line.what], shown(line.annotator), line.version, shown(line.kind), str(line.count), size
+            )
     return table
 
 

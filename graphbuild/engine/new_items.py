@@ -21,6 +21,8 @@ from graphbuild.store.files import Files
 from graphbuild.store.parts import read_items_shard, read_table
 
 SHARD_ITEMS = 1024
+SHARD_BYTES = 4 << 30
+"""Of the files of a shard, where the listing knows their sizes: while one is ingested, its bytes lie there twice."""
 MIN_SHARDS = 8
 
 _PART = re.compile(r"shard-(\d{5,})(-r\d{3,}-[0-9a-f]{16})?\.parquet")
@@ -231,32 +233,32 @@ def refuse_replaced(keys: set[str]) -> None:
 
 
 def new_shards(published: Sequence[ShardItems], listed: Listed, size: int) -> list[ShardItems]:
-    """Shards for the new entries, sorted by key after all old ones. Gaps left by a killed run are filled first, so
-    that every item gets the place it would have had."""
+    """Shards for the new entries, sorted by key after all old ones: of `size` items, fewer where these have more than
+    SHARD_BYTES. Gaps left by a killed run are filled first, so that every item gets the place it would have had."""
     fresh = sorted(listed.new, key=lambda entry: entry.key)
-    shards, at = [], 0
-    for shard in _gaps([item.shard for item in published], size):
-        taken = fresh[at : at + shard.stop - shard.start]
-        at += len(taken)
-        if taken:
-            shards.append(_with_entries(shard, taken, listed.replaced))
-    tail = max((item.shard for item in published), key=lambda shard: shard.index, default=None)
-    index, start = (tail.index + 1, tail.stop) if tail else (0, 0)
-    for number, first in enumerate(range(at, len(fresh), size)):
-        shard = Shard(index=index + number, start=start + number * size, stop=start + (number + 1) * size)
-        shards.append(_with_entries(shard, fresh[first : first + size], listed.replaced))
+    shards, at, index, start = [], 0, 0, 0
+    for after in [*sorted((item.shard for item in published), key=lambda shard: shard.index), None]:
+        while at < len(fresh) and (after is None or index < after.index):
+            room = _fits(fresh, at, size)
+            if after is not None:  # the last shard of a gap has what is left of it
+                room = after.start - start if index == after.index - 1 else min(room, after.start - start)
+            if taken := fresh[at : at + room]:
+                shard = Shard(index=index, start=start, stop=start + room)
+                shards.append(_with_entries(shard, taken, listed.replaced))
+            at, index, start = at + len(taken), index + 1, start + room
+        if after is not None:
+            index, start = after.index + 1, after.stop
     return shards
 
 
-def _gaps(shards: Sequence[Shard], size: int) -> list[Shard]:
-    gaps, index, stop = [], 0, 0
-    for shard in sorted(shards, key=lambda shard: shard.index):
-        for missing in range(index, shard.index):
-            end = shard.start if missing == shard.index - 1 else min(stop + size, shard.start)
-            gaps.append(Shard(index=missing, start=stop, stop=end))
-            stop = end
-        index, stop = shard.index + 1, shard.stop
-    return gaps
+def _fits(entries: Sequence[Entry], at: int, size: int) -> int:
+    """How many entries from `at` on make a shard."""
+    nbytes = 0
+    for number, entry in enumerate(islice(entries, at, at + size)):
+        nbytes += entry.nbytes
+        if number and nbytes > SHARD_BYTES:
+            return number
+    return size
 
 
 def _with_entries(shard: Shard, entries: Sequence[Entry], replaced: set[str]) -> ShardItems:

@@ -24,11 +24,13 @@ class Entry:
         stamp: changes when the bytes may have changed: size and mtime, or an ETag.
         facts: `facts_digest` of the item, where the listing knows its caption, licence and so on; else they are looked
             at when the stamp changes.
+        nbytes: about how large the files are, where the listing knows it: shards of large files have fewer items.
     """
 
     key: str
     stamp: str
     facts: str | None = None
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

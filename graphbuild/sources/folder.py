@@ -71,7 +71,8 @@ class Folder(Source):
             tables = Tables(root, follow_links=self.follow_links)
             keys = sorted(seen.images)
             rows = ((key, self._row(root, key, tables, walked=seen)) for key in keys)
-            entries = [Entry(key, seen.images[key], _facts(key, row)) for key, row in rows]
+            stamps = seen.images
+            entries = [Entry(key, stamps[key], _facts(key, row), _nbytes(stamps[key])) for key, row in rows]
             notes = [*seen.notes(), *(tables.notes(seen.tables, keys[0]) if keys else ())]
         except CaptionError as error:
             raise ValueError(f"source 'folder': {error}") from error
@@ -355,3 +356,8 @@ def _stamp(path: str) -> str:
     except OSError:
         return "unreadable"  # a link to nothing is still an item: its edge says what is wrong
     return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _nbytes(stamp: str) -> int:
+    size = stamp.partition("-")[0]
+    return int(size) if size.isdecimal() else 0
