@@ -12,7 +12,7 @@ from typing import Any
 from graphbuild.contracts import MAX_BYTES
 from graphbuild.errors import GraphError, Unreachable
 from graphbuild.sources.base import Unusable
-from graphbuild.sources.buckets import filesystem_at
+from graphbuild.store.buckets import filesystem_at
 
 # Where the file systems of fsspec put something that changes with a file's content.
 _CONTENT_IDS = ("blob_id", "ETag", "etag", "md5Hash", "content_md5")

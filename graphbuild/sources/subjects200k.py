@@ -16,7 +16,7 @@ from graphbuild.errors import GraphError, Unreachable, UnusableImage
 from graphbuild.images.codecs import Pixels, check_image
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
-from graphbuild.sources.buckets import filesystem_at
+from graphbuild.store.buckets import filesystem_at
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

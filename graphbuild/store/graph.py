@@ -23,6 +23,7 @@ from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.lookup import suggestion
+from graphbuild.store.buckets import filesystem_at
 from graphbuild.store.commits import Commit, newest_spine, read_commits
 from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows
 from graphbuild.store.erased import served
@@ -234,9 +235,10 @@ class Graph:
 
     @cached_property
     def _duckdb(self) -> Any:
-        edges = {kind: [self.fs.path(commit.name) for commit in self.commits(kind)] for kind in self.head}
-        nodes = {kind: self.files(kind) for kind in self.head}
-        return connect(self.items(), edges, nodes, self.head, self.excluded_items)
+        filesystem, root = filesystem_at(self.url) if self.fs.remote else (None, self.url)
+        edges = {kind: [f"{root}/{commit.name}" for commit in self.commits(kind)] for kind in self.head}
+        nodes = {kind: [f"{root}/{name}" for name in self.names_of(kind)] for kind in self.head}
+        return connect(self.items(), edges, nodes, self.head, self.excluded_items, filesystem=filesystem)
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 

@@ -18,12 +18,15 @@ def connect(
     nodes: Mapping[str, list[str]],
     head: Mapping[str, Live],
     excluded: Collection[int],
+    *,
+    filesystem: Any = None,
 ) -> Any:
     """A DuckDB connection in memory with the views that `Graph.sql` tells of.
 
     Args:
         items: the spine.
         edges, nodes: kind -> files with its rows.
+        filesystem: of fsspec, where the files are; None for this machine.
         excluded: `item_ix` of items whose nodes are left out.
 
     Raises:
@@ -40,11 +43,12 @@ def connect(
     views: dict[str, list[str]] = {"edges": [], "nodes": []}
     for number, kind in enumerate(sorted(head)):
         if edges[kind]:
-            connection.register(f"edges{number}", ds.dataset(edges[kind], EDGES).filter(pc.field("kind") == kind))
+            rows = ds.dataset(edges[kind], EDGES, filesystem=filesystem)
+            connection.register(f"edges{number}", rows.filter(pc.field("kind") == kind))
             views["edges"].append(f"select * from edges{number}")
         if nodes[kind]:
             left_out = pc.field("item_ix").isin(pa.array(list(excluded), pa.int64()))
-            connection.register(f"nodes{number}", ds.dataset(nodes[kind]).filter(~left_out))
+            connection.register(f"nodes{number}", ds.dataset(nodes[kind], filesystem=filesystem).filter(~left_out))
             named = f"'{kind}' as kind, '{head[kind].version}' as version"
             views["nodes"].append(f"select {named}, * from nodes{number}")
     for name, parts in views.items():

@@ -26,6 +26,7 @@ from graphbuild.cli import app
 from graphbuild.pipeline import load_pipeline
 from graphbuild.store.verify import verify
 from tests.support.documents import PARSED, Block, blocks, commands
+from tests.support.object_store import BUCKET, ObjectStore
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
@@ -125,9 +126,14 @@ def parse(line: str) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_run(
-    path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    folder: Path,
+    s3: ObjectStore,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An example that does not run teaches something false. Every Python and YAML block is run, or says why not."""
+    s3.upload(folder / "photos", f"s3://{BUCKET}/photos")
     run_page(path, capsys, monkeypatch)
     if path.name == "README.md":
         graph = gb.Graph.open("sample-graph")

@@ -93,6 +93,8 @@ def test_a_graph_in_a_store_is_used_like_a_local_one(s3: ObjectStore, sound: Pat
     local, remote = Graph.open(graph), Graph.open(url)
     assert status_of(remote).kinds == status_of(local).kinds and remote.digest == local.digest
     assert remote.files("canny")[0].startswith(f"{url}/nodes/kind=canny/")
+    count = "select kind, count(*), sum(octet_length(image.bytes)) from nodes group by kind order by kind"
+    assert remote.sql(count).fetchall() == local.sql(count).fetchall()
     samplers = [PathSampler(one, _paths(), on_missing="drop") for one in (local, pickle.loads(pickle.dumps(remote)))]
     for index in range(3):
         one, other = (sampler.task(index, resolution=64).cells(filled=True) for sampler in samplers)

@@ -15,7 +15,7 @@ import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-BUCKET, SECRET = "bucket", "mb7Secret0AccessKey"
+BUCKET, SECRET = "my-bucket", "mb7Secret0AccessKey"
 Fault = Callable[[dict[str, Any]], str]
 """What to do with a request: `""` answers it, `cut` answers it and loses the answer, `lost` does not even do it,
 `slow` takes long, `lenient` forgets its condition, and `503 SlowDown` is such an answer."""
@@ -87,9 +87,9 @@ class ObjectStore:
     def put(self, url: str, data: bytes) -> None:
         self._client.put_object(Bucket=BUCKET, Key=url.removeprefix(f"s3://{BUCKET}/"), Body=data)
 
-    def upload(self, folder: Path) -> str:
+    def upload(self, folder: Path, url: str = "") -> str:
         """The files of a folder as objects; returns their URL."""
-        url = self.new_url()
+        url = url or self.new_url()
         for path in folder.rglob("*"):
             if path.is_file():
                 self.put(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
