@@ -95,10 +95,16 @@ def author_of(cls: type) -> str | None:
     if package == __name__.partition(".")[0]:
         return None
     file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-    for name in packages_distributions().get(package, ()):
+    for name in _owners(tuple(sys.path)).get(package, ()):
         if Path(file).is_relative_to(Path(str(distribution(name).locate_file("")))):
             return name
     return cls.__module__
+
+
+@cache
+def _owners(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Top-level package -> distributions that install it. Looking takes a second: it reads what each one lists."""
+    return packages_distributions()
 
 
 def names_in(group: str) -> list[str]:

@@ -142,7 +142,7 @@ def done(num_shards: int, shard_size: int) -> str:
 
 def _graph(folder: str, paper: Plan) -> Any:
     files = files_at(folder)
-    workspace = Workspace(files, "paper")
+    workspace = Workspace.create(files, "paper")
     files.publish("graph.json", paper.document.model_dump_json().encode(), workspace)
     for producer in paper.producers:
         files.publish(f"lineage/{producer.version}.json", producer.lineage.model_dump_json().encode(), workspace)

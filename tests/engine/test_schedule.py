@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from graphbuild.annotators.base import Resources
 from graphbuild.contracts import RunReport
-from graphbuild.engine.executors.ray import _Driver, _Handle
+from graphbuild.engine.executors.ray import _Driver
 from graphbuild.engine.records import AnnotateUnit, Job, UnitReport
 from graphbuild.engine.schedule import FIRST_ROWS, PART_SECONDS, Schedule
 from tests.support.annotators import BatchOrdered, Styles, build, calls, leftovers, tree
@@ -80,14 +80,16 @@ def test_a_stopped_annotator_takes_what_is_ready_and_what_waits() -> None:
     assert [unit.split()[0] + unit[-1] for unit in schedule.left] == ["a1", "a2", "b1", "b2", "c1", "c2"]
 
 
-def test_no_job_waits_behind_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_job_waits_behind_another() -> None:
     """Guards against a unit that was given to an actor with hours of work while another actor idles."""
-    monkeypatch.setattr(_Driver, "_limit", lambda self, job: 1)
-    driver = _Driver.__new__(_Driver)
-    driver.schedule = Schedule(plan_of(CHAIN, 2))
-    busy = _Handle(None, None, math.inf, jobs={"running": take(driver.schedule)})
-    assert driver._job_for("cpu", [busy]) is None
-    assert [named(job) for job in parts(driver.schedule)] == ["source:paper1"]
+    schedule = Schedule(plan_of(CHAIN, 2))
+    node = SimpleNamespace(id="node", fault=lambda pool: None)
+    busy = SimpleNamespace(worn=False, node=node, asked={"GPU": 0}, jobs={"running": take(schedule)})
+    driver: Any = _Driver.__new__(_Driver)
+    driver.schedule, driver._pools = schedule, {"cpu": [busy]}
+    driver.nodes = SimpleNamespace(on_gpu=lambda asked: False, place=lambda *asked: None)
+    driver._hand_out()
+    assert len(busy.jobs) == 1 and [named(job) for job in parts(schedule)] == ["source:paper1"]
 
 
 # ---- long units --------------------------------------------------------------------------------------------------
