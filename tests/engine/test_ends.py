@@ -15,7 +15,7 @@ import ray
 import typer
 
 from graphbuild.cli.console import refusing
-from graphbuild.engine.executors.ray import _cluster
+from graphbuild.engine.executors.connection import connected
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, calls, complete
 
@@ -72,7 +72,7 @@ def test_sigterm_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, call in {"init": start, "is_initialized": lambda: False, "shutdown": lambda: None}.items():
         monkeypatch.setattr(ray, name, call)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(typer.Exit) as ended, refusing(), _cluster(None):
+    with pytest.raises(typer.Exit) as ended, refusing(), connected(None, []):
         pass
     assert ended.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
 
