@@ -157,4 +157,4 @@ def _check_batch(samples: Sequence[GridSample]) -> None:
             f"batch_size is the batch of its GridTasks"
         )
     if len({sample.shape for sample in samples}) > 1:
-        raise ValueError(f"samples {indices} differ in rows or columns; give the PathSampler path_repeat=world * batch")
+        raise ValueError(f"samples {indices} differ in rows or columns; give the PathSampler path_repeat=batch")

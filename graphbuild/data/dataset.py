@@ -31,8 +31,7 @@ class GridTasks(IterableDataset[GridSample]):
     together the ranks give the same ones for any `world` with the same `world * batch`.
 
     Args:
-        sampler: draws the tasks; its `path_repeat` is 1, or a multiple of `world * batch` so that a batch has one
-            geometry.
+        sampler: draws the tasks; its `path_repeat` is 1, or a multiple of `batch` so that a batch has one geometry.
         resolution: side of a cell in pixels.
         start, stop: global indices; without stop it never ends. With several ranks a whole number of steps.
         batch: samples a rank takes of each step; the `batch_size` of the DataLoader.
@@ -107,10 +106,10 @@ class GridTasks(IterableDataset[GridSample]):
                 f"batch {self.batch}, prefetch {self.prefetch}, threads {self.threads}, rank {self.rank} of "
                 f"{self.world}; allowed: batch and threads from 1, prefetch from 0, rank below world"
             )
-        if repeat > 1 and (repeat % self.stride or self.start % repeat):
+        if repeat > 1 and (repeat % self.batch or self.start % self.batch):
             raise ValueError(
-                f"start {self.start}, world * batch {self.stride}, the sampler's path_repeat {repeat}: a batch would "
-                f"mix geometries; allowed: path_repeat a multiple of world * batch, start a multiple of path_repeat"
+                f"start {self.start}, batch {self.batch} and the sampler's path_repeat {repeat}: a batch would mix "
+                f"geometries; allowed: path_repeat and start multiples of batch"
             )
         if self.stop is not None and self.world > 1 and (self.stop - self.start) % self.stride:
             raise ValueError(f"stop {self.stop}: ranks would end apart; allowed: start + a multiple of {self.stride}")

@@ -57,13 +57,15 @@ def test_the_released_recipe_says_what_the_released_code_does() -> None:
     assert (config.sampler.mask, config.sampler.rows, config.sampler.layout) == ("code", (0.3, 0.4, 0.3), "random")
     assert (config.cells.cell_fit, config.cells.hole_fill) == ("stretch_square", "grey")
     assert config.lora == LoraConfig(layers="all", rank=256, bias=True) and config.lora.scale_alpha == 256
-    assert (config.batch, config.micro_batch, config.steps, config.optimiser.clip) == (16, 2, 20_000, 2.0)
+    assert (config.batch, config.steps, config.optimiser.clip) == (16, 20_000, 2.0)
+    assert (config.mix, config.micro_batch) == ("pass", 1)  # its loader draws each sample for itself
     assert (config.optimiser.learning_rate, config.optimiser.weight_decay, config.optimiser.ema) == (1e-4, 0, 0)
 
 
 def test_the_paper_s_recipe_differs_where_the_paper_does() -> None:
     config = recipe("visualcloze_fill_paper")
     assert (config.shift, config.sampler.mask, config.paths, config.batch) == ("dynamic", "paper", "graph200k", 64)
+    assert (config.mix, config.micro_batch) == ("pass", 1)
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("onepic")])

@@ -100,7 +100,7 @@ def test_a_run_that_is_stopped_keeps_the_steps_it_has_done(ground: Ground, monke
 
 def test_another_config_is_refused_by_field_and_values(ground: Ground, tmp_path: Path) -> None:
     """Guards against a run that goes on with half of its steps made otherwise, and against refusing what is free."""
-    ground.trained("fixed", steps=1)
+    ground.trained("fixed", steps=1, mix="step")
     for changes, words in (
         ({"optimiser": {"learning_rate": 2e-3}}, "optimiser.learning_rate 0.001 instead of 0.002"),
         ({"seed": 1}, "seed 0 instead of 1"),
@@ -111,9 +111,9 @@ def test_another_config_is_refused_by_field_and_values(ground: Ground, tmp_path:
         ({"paths": "graph200k"}, "instead of 'graph200k"),
     ):
         with pytest.raises(GraphError, match=words) as caught:
-            ground.trainer("fixed", **changes)
+            ground.trainer("fixed", mix="step", **changes)
         assert "fixed was trained with" in str(caught.value)
-    assert ground.trained("fixed", steps=2, micro_batch=4, watch={"validate": 0, "sample": 0}).step == 2
+    assert ground.trained("fixed", steps=2, mix="step", micro_batch=4, watch={"validate": 0, "sample": 0}).step == 2
 
 
 def test_a_task_list_is_known_by_what_it_says(ground: Ground, tmp_path: Path) -> None:

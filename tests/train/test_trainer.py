@@ -46,6 +46,8 @@ from tests.support.training import (
 )
 
 EVERY = {"learning_rate": 1e-3, "ema": 0.9}
+ONE_TASK: dict[str, Any] = {"optimiser": EVERY, "mix": "step"}
+"""Steps that do not depend on `micro_batch`."""
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,14 @@ def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 @pytest.fixture(scope="module")
 def plain(ground: Ground) -> Path:
     """Five steps of four samples in passes of two."""
-    return ground.trained("plain", optimiser=EVERY).out
+    return ground.trained("plain", **ONE_TASK).out
 
 
 @pytest.fixture(scope="module")
 def uneven(ground: Ground) -> Path:
     """The same steps with a mistake."""
     with uneven_passes():
-        return ground.trained("uneven", optimiser=EVERY).out
+        return ground.trained("uneven", **ONE_TASK).out
 
 
 # ---- D3: the same steps ----------------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ def uneven(ground: Ground) -> Path:
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_accumulation_does_not_change_a_step(ground: Ground, plain: Path, uneven: Path, micro_batch: int) -> None:
     """Guards against a mean over tokens or micro batches of different sizes."""
-    out = ground.trained(f"micro{micro_batch}", optimiser=EVERY, micro_batch=micro_batch).out
+    out = ground.trained(f"micro{micro_batch}", **ONE_TASK, micro_batch=micro_batch).out
     assert_same_steps(out, plain, uneven)
 
 
@@ -91,7 +93,7 @@ def test_checkpointing_changes_memory_only(
         return checkpoint(block, *arguments, **options)
 
     monkeypatch.setattr(memory, "checkpoint", computed)
-    out = ground.trained(f"spare{every}", optimiser=EVERY, checkpointing=every).out
+    out = ground.trained(f"spare{every}", **ONE_TASK, checkpointing=every).out
     assert_same_steps(out, plain, uneven)
     assert len(again) == 5 * 2 * (2 if every == 1 else 1)  # two blocks, five steps of two passes
 
@@ -99,7 +101,7 @@ def test_checkpointing_changes_memory_only(
 @pytest.mark.numeric
 def test_workers_do_not_change_a_step(ground: Ground, plain: Path) -> None:
     """Guards against samples that come in another order from other processes."""
-    out = ground.trained("workers", optimiser=EVERY, workers=2).out
+    out = ground.trained("workers", **ONE_TASK, workers=2).out
     assert all(torch.equal(tensor, state(out)[name]) for name, tensor in state(plain).items())
 
 

@@ -14,6 +14,7 @@ from graphbuild.tasks.config import CellConfig, SamplerConfig
 
 Layers = Literal["attn", "attn_ff", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
+Mix = Literal["pass", "step"]
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -120,9 +121,13 @@ class TrainConfig(Strict):
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     steps: Count = 20_000
     batch: Count = 64
-    """Grid tasks per optimiser step, over all processes. They share one path and geometry."""
+    """Grid tasks per optimiser step, over all processes."""
     micro_batch: Count = 1
-    """Grid tasks per forward pass; changes speed and memory, not the result."""
+    """Grid tasks per forward pass, of one path and number of rows."""
+    mix: Mix = "pass"
+    """What shares one path and number of rows: `pass`, the `micro_batch` grid tasks of a forward pass, so that a step
+    mixes tasks, with `micro_batch` 1 independently as in VisualCloze's code; or `step`, the whole batch, so that
+    `micro_batch` changes speed and memory alone."""
     checkpointing: Whole = 0
     """Compute every k-th block again in the backward pass instead of keeping its activations; 1 is every block."""
     compile: bool = False
@@ -133,6 +138,11 @@ class TrainConfig(Strict):
     """Main memory for cached VAE posteriors, in GB; only with `walks`. What is cached is not decoded again."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     seed: Whole = 0
+
+    @property
+    def path_repeat(self) -> int:
+        """Consecutive grid tasks that share path and number of rows."""
+        return self.micro_batch if self.mix == "pass" else self.batch
 
     def __post_init__(self) -> None:
         super().__post_init__()

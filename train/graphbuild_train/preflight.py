@@ -42,7 +42,8 @@ def lines(setup: Setup) -> Iterator[str | Table]:
     said = largest or f"memory and work unknown for base {config.base}"
     yield f"largest pass, {config.micro_batch} x {cells} cells: {said}"
     shared = f" on each of {setup.processes} processes" if setup.processes > 1 else ""
-    yield f"a step: {setup.passes} such passes{shared}" + (f"; {_time(setup, largest)}" if largest else "")
+    mixed = "each of its own path and rows" if config.mix == "pass" else "all of one path and number of rows"
+    yield f"a step: {setup.passes} such passes{shared}, {mixed}" + (f"; {_time(setup, largest)}" if largest else "")
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
     if largest and largest.memory > (free := free + largest.base):
         yield (

@@ -43,8 +43,8 @@ from graphbuild_train.objective import objective_of
 from graphbuild_train.preflight import Setup
 from graphbuild_train.validate import Validation, validate
 
-FREE = ("steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch")
-"""Fields that may change when a run is resumed: they do not affect a step."""
+FREE = {"steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch"}
+"""Fields that may change when a run is resumed: they do not affect a step, but for `_bound`."""
 
 
 def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None) -> Path:
@@ -81,7 +81,7 @@ class Trainer:
         self.passes = self._shared_out()
         self.restored = checkpoint.latest(out)
         self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
-        self.sampler = self._sampler(config.sampler.split, path_repeat=config.batch)
+        self.sampler = self._sampler(config.sampler.split, path_repeat=config.path_repeat)
         if self.restored and (different := _differences(self.restored.config, self._document())):
             raise GraphError(f"{out} was trained with {different}; continue with that, or choose another --out")
         with self.accelerator.main_process_first():
@@ -365,10 +365,16 @@ def _accelerator() -> Accelerator:
 
 
 def _differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    old, new = _flat(saved), _flat(config)
-    free = FREE if config["optimiser"]["schedule"] == "constant" else FREE[1:]
+    old, new = {"mix": "step", **_flat(saved)}, _flat(config)  # the first runs have no such field
+    free = FREE - _bound(config)
     names = [name for name in {**old, **new} if name.partition(".")[0] not in free and old.get(name) != new.get(name)]
     return ", ".join(f"{name} {old.get(name)!r} instead of {new.get(name)!r}" for name in names)
+
+
+def _bound(config: Mapping[str, Any]) -> set[str]:
+    """Fields of `FREE` that do affect the steps of this run."""
+    decays = {"steps"} if config["optimiser"]["schedule"] != "constant" else set()
+    return decays | ({"micro_batch"} if config["mix"] == "pass" else set())
 
 
 def _flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
