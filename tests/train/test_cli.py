@@ -20,11 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from graphbuild.store.graph import Graph
 from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.visualcloze import generate
-from graphbuild_train import cli
+from graphbuild_train import cli, sampling
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.export.lora_file import read_diffusers, save_diffusers
+from graphbuild_train.recipes import configured
 from tests.support.training import Ground, grounded, metrics, recorded
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -191,6 +194,34 @@ def test_a_lora_answers_tasks_of_a_graph(ground: Ground, out: Path, tmp_path: Pa
     few = ("--set", "watch.sample_steps=1", "--out", tmp_path / "made")
     made = done("sample", out / WEIGHTS, "--graph", ground.graph, "--count", 2, *few).stdout.split()
     assert [Path(file).name.split("-")[0] for file in made] == ["0000000", "0000001"]
+
+
+def test_tasks_of_a_graph_are_those_of_held_out_items_with_truth_and_words(
+    ground: Ground, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a LoRA that is judged by what it was trained on, and pictures that nobody can score."""
+    black = Image.new("RGB", (64, 64))
+    monkeypatch.setattr(FluxFill, "sample", lambda self, tasks, **_: [[black] * len(task.holes) for task in tasks])
+    made = done("sample", out, "--graph", ground.graph, "--count", 12, "--out", tmp_path).stdout.split()
+    config = configured(sampling.recipe_in(out), [])
+    trained = PathSampler(Graph.open(ground.graph), config.paths, config=config.sampler)
+    held = PathSampler(trained.graph, config.paths, config=replace(config.sampler, split="validation"))
+    pool = {item for walk in trained.walks(0, 200) for item in walk.rows}
+    said = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
+    queried = {item for document in said for item in document["rows"]}
+    assert len(pool) == 15 and len(queried) == 3 and not pool & queried
+    ids = Graph.open(ground.graph).items()["item_id"].to_pylist()
+    for document, file in zip(said, sorted(made), strict=True):
+        (hole,) = document["holes"]
+        assert document["items"] == [ids[item] for item in document["rows"]]
+        assert document["words"].startswith("A grid layout") and document["sampled"]["seed"] == 0
+        truth = np.asarray(Image.open(file.replace(".png", "-truth.png")))
+        task = held.task(document["index"], 64)
+        assert (task.walk.rows, task.walk.holes) == (tuple(document["rows"]), (hole,))
+        assert (truth == task.cell(-1, hole)).all() and truth.std() > 0
+    again = done("sample", out, "--graph", ground.graph, "--split", "train", "--out", tmp_path / "t").stdout.split()
+    assert {*json.loads(Path(again[0].replace("-0.png", ".json")).read_text())["rows"]} <= pool
+    refused(invoke("sample", out, "--graph", ground.graph, "--split", "test"), "split: 'test'; allowed: validation, t")
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,9 @@ def sample(
     caption: Annotated[str, typer.Option(help="Caption of the picture to generate.")] = "",
     graph: Annotated[str | None, typer.Option("--graph", help="Or: tasks drawn from this graph.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of tasks drawn from the graph.")] = 4,
+    split: Annotated[
+        str | None, typer.Option(help="Items they are drawn from: validation, train, all. Default: those held out.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
     recipe: Annotated[str | None, typer.Option(help="Recipe of the training; default: the one in its file.")] = None,
     model: ModelOption = None,
@@ -242,6 +245,8 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Generate with a LoRA: from your own rows of pictures, or from tasks of a graph.
+
+    Beside each picture lie its words and ids (.json) and, from a graph, the truth (-truth.png).
 
     A row is a folder of pictures, sorted by name (2 before 10), one for each of --kinds. The last row lacks its last
     picture, which is generated.
@@ -266,7 +271,7 @@ def sample(
         made = (
             pictures.from_rows(config, lora, rows, kinds=kinds.split(","), caption=caption, out=out, seed=seed)
             if rows is not None
-            else pictures.from_graph(config, lora, str(graph), count=count, out=out, seed=seed)
+            else pictures.from_graph(config, lora, str(graph), count=count, out=out, seed=seed, split=split)
         )
         for file in made:
             typer.echo(file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -10,10 +12,12 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from PIL import Image
 from safetensors import SafetensorError
 
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
+from graphbuild.tasks.config import Split
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.pictures import PictureRows
 from graphbuild.tasks.sampler import PathSampler
@@ -22,6 +26,9 @@ from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.lora_file import read_diffusers
 from graphbuild_train.objective import objective_of
+
+_SIDES: dict[str, Split | None] = {"validation": "validation", "train": "train", "all": None}
+_HELD_OUT: dict[Split | None, Split | None] = {"train": "validation", "validation": "train", None: None}
 
 
 def recipe_in(lora: Path, named: Collection[str] = ()) -> dict[str, Any]:
@@ -62,10 +69,28 @@ def load(config: TrainConfig, lora: Path) -> Base:
     return base
 
 
-def from_graph(config: TrainConfig, lora: Path, graph: str, *, count: int, out: Path, seed: int) -> Iterator[Path]:
-    """Generate the holes of the first tasks that a sampler draws; yields each picture's file."""
-    switches = replace(config.sampler, split=None)
-    sampler = PathSampler(Graph.open(graph), config.paths, seed=seed, on_missing="drop", config=switches)
+def from_graph(
+    config: TrainConfig, lora: Path, graph: str, *, count: int, out: Path, seed: int, split: str | None = None
+) -> Iterator[Path]:
+    """Generate the holes of the first tasks that a sampler draws; yields each picture's file.
+
+    Args:
+        split: the items that are drawn from: `validation`, `train` or `all`; by default those that were not trained
+            on, or all if all were.
+
+    Raises:
+        GraphError: these items serve no path.
+        ValueError: another split.
+    """
+    if split is not None and split not in _SIDES:
+        raise ValueError(f"split: {split!r}; allowed: {', '.join(_SIDES)}")
+    side = _HELD_OUT[config.sampler.split] if split is None else _SIDES[split]
+    try:
+        switches = replace(config.sampler, split=side)
+        sampler = PathSampler(Graph.open(graph), config.paths, seed=seed, on_missing="drop", config=switches)
+    except GraphError as error:
+        hint = "" if side is None else f"; --split all draws from all items, this is the {side} side"
+        raise GraphError(f"{error}{hint}") from error
     tasks = (sampler.task(index, config.resolution, cells=config.cells) for index in range(count))
     yield from _made(config, lora, tasks, out=out, seed=seed)
 
@@ -120,12 +145,34 @@ def _made(config: TrainConfig, lora: Path, tasks: Iterable[GridTask], *, out: Pa
     options: dict[str, Any] = {"steps": config.watch.sample_steps, "guidance": config.watch.sample_guidance}
     for task in tasks:
         (pictures,) = base.sample([task], seed=seed, **options)
-        for number, picture in enumerate(pictures):
-            file = out / f"{task.walk.index:07d}-{task.walk.path.name}-{number}.png"
-            partial = file.with_name(f".{file.name}")
-            try:
-                picture.save(partial, "PNG")
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
+        name = f"{task.walk.index:07d}-{task.walk.path.name}"
+        _write(out / f"{name}.json", json.dumps(_said(task, config, seed), indent=1).encode())
+        for number, (column, picture) in enumerate(zip(task.holes, pictures, strict=True)):
+            if isinstance(task.drawing.graph, Graph):
+                _write(out / f"{name}-{number}-truth.png", _png(Image.fromarray(task.cell(-1, column))))
+            _write(file := out / f"{name}-{number}.png", _png(picture))
             yield file
+
+
+def _said(task: GridTask, config: TrainConfig, seed: int) -> dict[str, Any]:
+    """What a task's pictures were made from: its walk, the ids of its items, and the words."""
+    graph = task.drawing.graph
+    items = graph.items()["item_id"].take(task.walk.rows).to_pylist() if isinstance(graph, Graph) else []
+    options = {"seed": seed, "steps": config.watch.sample_steps, "guidance": config.watch.sample_guidance}
+    return {**task.document().model_dump(), "items": items, "words": task.evaluation.text, "sampled": options}
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(file: Path, data: bytes) -> None:
+    """A file appears whole or not at all."""
+    partial = file.with_name(f".{file.name}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
