@@ -218,7 +218,7 @@ def verify(
     graph: GraphArgument,
     full: Annotated[bool, typer.Option("--full/--quick", help="Read every byte, or only footers and sizes.")] = False,
     mend: Annotated[
-        bool, typer.Option("--repair", help="Check in full and mend: the next run computes what is damaged.")
+        bool, typer.Option("--repair", help="Check in full and repair: the next run computes damaged units again.")
     ] = False,
     reread: Annotated[
         bool, typer.Option("--reread", help="With --repair: also read damaged items from the source again.")

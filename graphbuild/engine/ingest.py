@@ -83,7 +83,7 @@ class Ingesting:
         planned = [[ix, e.key, e.stamp, e.facts, e.key in work.replaces] for ix, e in todo.items()]
         self.spool = Spool(files, workspace, work.unit, work.revision, planned)
         spooled = self.spool.load()
-        again = {row.item_ix for row in spooled if row.retriable}  # what failed may have been mended since
+        again = {row.item_ix for row in spooled if row.retriable}  # the cause may be gone
         self.rows: Rows = {row.key: row for row in spooled if row.item_ix not in again}
         read = {item_ix for item_ix, _, _ in self.rows}
         self.todo = {item_ix: entry for item_ix, entry in todo.items() if item_ix not in read}

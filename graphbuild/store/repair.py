@@ -56,7 +56,7 @@ def repair(
     progress: Callable[[UnitVerdict], None] | None = None,
     mapped: Mapper = map,
 ) -> Repair:
-    """Check a graph in full and mend what can be mended. No run may work on it meanwhile.
+    """Check a graph in full and repair what can be repaired. No run may work on it meanwhile.
 
     Args:
         reread: also withdraw units of the source. Their items are read from it again; those it no longer has are

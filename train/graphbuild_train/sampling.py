@@ -121,7 +121,7 @@ def _pictures(folder: Path, kinds: Sequence[str]) -> list[list[Path | None]]:
         raise GraphError(f"--kinds {','.join(kinds)}: allowed: two or more, such as canny,image")
     folders = _in_order(path for path in folder.iterdir() if path.is_dir())
     if not folders:
-        raise GraphError(f"{folder}: no folders; allowed: one folder a row, such as rows/1, rows/2")
+        raise GraphError(f"{folder}: no folders; allowed: one folder per row, such as rows/1, rows/2")
     rows: list[list[Path | None]] = []
     for row in folders:
         files = _in_order(path for path in row.iterdir() if path.is_file())
