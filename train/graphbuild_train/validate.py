@@ -37,7 +37,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(base: Base, objective: Objective, grids: Iterable[GridBatch], seed: int) -> Validation:
-    """Losses of every grid task at each level, for any batch size the same: each task has its own noise."""
+    """Losses of every grid task at each level; equal for any batch size, as each task has its own noise."""
     objective = objective.sampled()
     losses: list[list[float]] = []
     types: list[str] = []
