@@ -201,6 +201,9 @@ class StatusDocument(Document):
     params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="of each version, live or not")
     gaps: list[str] = Field(default_factory=list, description="units of live versions that are not committed")
     excluded: int = Field(0, description="items that are never sampled nor read")
+    saved: dict[str, int] = Field(
+        default_factory=dict, description="rows of unfinished units, by annotator and version"
+    )
 
 
 class CellDocument(Document):

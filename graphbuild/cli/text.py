@@ -93,6 +93,7 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
         live = "not live" if version in document.not_live else "live"
         if params or live == "not live":
             yield f"{live}: {version} {' '.join(f'{name}={value}' for name, value in params.items())}".rstrip()
+    yield from (f"saved in unfinished units: {counted(rows, 'row')} of {name}" for name, rows in document.saved.items())
     yield from (f"not committed: {unit}" for unit in document.gaps[:10])
     if len(document.gaps) > 10:
         yield f"not committed: {counted(len(document.gaps) - 10, 'more unit')}"

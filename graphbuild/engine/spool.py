@@ -109,7 +109,7 @@ class Spool:
         written = _rows(pa.memory_map(temp).read_buffer())
         self._mark()
         digest = file_checksum(temp)[:16]
-        name = f"{self.folder}/{self.workspace.name.partition('+')[0]}-{self._count:05d}-{digest}.arrow"
+        name = f"{self.folder}/{self.workspace.name.partition('+')[0]}-{self._count:05d}-r{len(rows)}-{digest}.arrow"
         self.files.publish_file(temp, name)
         self._count += 1
         for row, kept in zip(rows, written, strict=True):

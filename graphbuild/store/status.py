@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -9,6 +11,8 @@ from graphbuild.contracts import Status, StatusDocument
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.graph import Graph
 
+_UNIT = re.compile("edges/annotator=([^/]+)/version=([^/]+)/")
+_ROWS = re.compile(r"-r(\d+)-[0-9a-f]{16}\.arrow$")
 _FAILED = ("item_ix", "kind", "variant", "reason", "detail")
 
 
@@ -21,6 +25,7 @@ def status_of(graph: Graph) -> StatusDocument:
         graph=graph.url,
         items=sum(shard.stop - shard.start for shard in graph.shards),
         excluded=len(graph.excluded_items),
+        saved=_saved(graph),
         kinds={kind: _counts(graph, kind) for kind in sorted(graph.head)},
         units={"done": len(commits), "wanted": len(producers) * len(wanted)},
         reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},
@@ -35,6 +40,20 @@ def status_of(graph: Graph) -> StatusDocument:
             for shard in sorted(wanted - {c.ref.shard for c in graph.unit_commits(annotator, version)})
         ],
     )
+
+
+def _saved(graph: Graph) -> dict[str, int]:
+    """Rows that units under way have saved, by annotator and version; a row that was computed twice counts twice."""
+    saved: Counter[str] = Counter()
+    for folder in graph.fs.names("_staging"):
+        try:
+            unit = _UNIT.match(json.loads(graph.fs.read(f"_staging/{folder}/unit.json"))["commit"])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            continue
+        if unit is not None:
+            rows = sum(int(m[1]) for name in graph.fs.names(f"_staging/{folder}") if (m := _ROWS.search(name)))
+            saved[f"{unit[1]} {unit[2]}"] += rows
+    return dict(sorted((+saved).items()))
 
 
 def _shards(graph: Graph) -> set[int]:

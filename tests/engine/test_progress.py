@@ -24,6 +24,7 @@ from graphbuild.errors import GraphError
 from graphbuild.sources import resolve as source
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
+from graphbuild.store.status import _saved
 from tests.support.annotators import build, complete, start
 from tests.support.sources import InMemory
 
@@ -78,6 +79,7 @@ def test_saved_rows_count_from_the_start(
     process = start(InMemory(tag=tag), tmp_path / "g", [], shard_size=6, flush_s=0.0)
     process.join()
     control()
+    assert list(_saved(Graph.open(tmp_path / "g")).values()) == [4], "what status tells of a unit under way"
     monkeypatch.setattr("graphbuild.engine.progress.LINE_SECONDS", 0.0)
     said = Console(record=True, file=io.StringIO(), width=200)
     complete(build(InMemory(tag=tag), tmp_path / "g", [], console=said))

@@ -211,12 +211,13 @@ class Nodes:
 
     # ---- whose fault it is -------------------------------------------------------------------------------------
 
-    def blame(self, node: Node, pool: str, why: str, most: int = IN_A_ROW) -> None:
+    def blame(self, node: Node, pool: str, why: str, most: int = IN_A_ROW, *, alone: bool = False) -> None:
         """A fresh job of a pool failed here; after `most` in a row, while others succeed, the node is left out for that
-        pool."""
+        pool. `alone`: it is the node's fault even if no other succeeds."""
         node.misses[pool] += 1
-        others = [other for other in self.able(pool) if other is not node and not other.misses[pool]]
-        if node.misses[pool] >= (most if others else AT_ALL) and not node.fault(pool):
+        others = any(other is not node and not other.misses[pool] for other in self.able(pool))
+        limit = most if others else AT_ALL if alone else math.inf
+        if node.misses[pool] >= limit and not node.fault(pool):
             node.since = time.monotonic()
             node.faults[pool] = f"{node.misses[pool]} failures in a row, the last: {why}"
             self._tell_left_out(node, pool, node.faults[pool])

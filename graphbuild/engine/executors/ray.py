@@ -283,7 +283,9 @@ class _Driver:
                 self.schedule.died(replace(job, units=(work,)), why, counts=False)
                 return True
         if not job.avoid:
-            self.nodes.blame(node, job.pool, why)
+            self.nodes.blame(node, job.pool, why, alone=report.device_lost)
+        for other in job.avoid - {node.id}:
+            self.nodes.praise(self.nodes.all[other], job.pool)  # it fails elsewhere too
         again = replace(job, units=(work,), avoid=job.avoid | {node.id})
         others = [n for n in self.nodes.hold(job.pool, job.resources) if n.id not in again.avoid]
         if report.device_lost or report.broken:
@@ -309,7 +311,7 @@ class _Driver:
         running, started = next(iter(handle.jobs)), handle.started()
         job = handle.jobs.pop(running)
         if not started and handle.node.alive:
-            self.nodes.blame(handle.node, handle.pool, f"its worker did not start: {why}")
+            self.nodes.blame(handle.node, handle.pool, f"its worker did not start: {why}", alone=True)
         elif handle.node.alive and not job.avoid:
             self.nodes.blame(handle.node, handle.pool, why, AT_ALL)  # a row, or whoever killed it, is likelier
         avoid = job.avoid | {handle.node.id}
