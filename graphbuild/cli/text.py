@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -228,7 +229,8 @@ def tasks_lines(rows: Sequence[Document], bridging: int) -> Iterator[str]:
 def sample_lines(document: Document) -> Iterator[str]:
     """What `explain.sample` says, as lines."""
     given = [f"{name} {document[name]}" for name in ("seed", "path_repeat", "snapshot")]
-    given += [f"{name} {value}" for name, value in document["switches"].items()]
+    switches = document["switches"].items()
+    given += [f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in switches]
     chance = f"chance {document['chance']:.3g} in {document['paths']}"
     yield f"grid task {document['index']}: {document['path']} ({document['type']}), {chance}"
     yield f"drawn with {', '.join(given)}"

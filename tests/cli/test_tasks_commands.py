@@ -133,6 +133,8 @@ def test_sample_takes_the_whole_sampler_configuration(graph: Path) -> None:
         (walk.path.name, walk.rows) for walk in sampler.walks(0, 40)
     ]
     why = json.loads(cli("explain", graph, "--sample", 7, "--sampler", "own.yaml", *options, "--json").stdout)
+    lines = cli("explain", graph, "--sample", 7, "--sampler", "own.yaml", *options).stdout
+    assert 'where {"item_ix": {">=": 4}}' in lines  # as it can be given, not as Python prints it
     assert [row["item_ix"] for row in why["rows"]] == walks[7]["rows"] and {"where", "keep"} <= set(why["switches"])
     assert all("turns" not in walk["instruction"] and len(walk["rows"]) <= 2 for walk in walks)
     assert all(walk["instruction_full"].startswith(walk["instruction"]) and walk["instruction_full"] for walk in walks)
