@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphbuild.annotators.base import Annotator, Condition, Derived, Request, Resources, Skip, each, parameter
     from graphbuild.annotators.testing import AnnotatorCheckError, check_annotator
     from graphbuild.contracts import RunReport
+    from graphbuild.engine.gc import gc
     from graphbuild.engine.run import run
     from graphbuild.errors import CorruptNode, GraphError, MissingNode, MissingWeights, UnusableImage
     from graphbuild.images.node import Node
@@ -38,6 +39,7 @@ _HOMES = {
     "annotators.base": "Annotator Condition Derived Request Resources Skip each parameter",
     "annotators.testing": "AnnotatorCheckError check_annotator",
     "contracts": "RunReport",
+    "engine.gc": "gc",
     "engine.run": "run",
     "errors": "CorruptNode GraphError MissingNode MissingWeights UnusableImage",
     "images.node": "Node",
@@ -102,6 +104,7 @@ __all__ = [
     "check_annotator",
     "check_source",
     "each",
+    "gc",
     "generate",
     "load_paths",
     "location",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphbuild.engine.gc import gc
 from graphbuild.errors import GraphError, Unreachable
 from graphbuild.store import objects, workspace
 from graphbuild.store.blocks import AHEAD_BYTES, BLOCK_BYTES, Blocks
@@ -20,6 +21,7 @@ from graphbuild.store.exclusions import chosen, exclude
 from graphbuild.store.files import AlreadyPublished
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import read_head
+from graphbuild.store.locations import files_at
 from graphbuild.store.objects import ObjectFiles
 from graphbuild.store.promote import promote
 from graphbuild.store.repair import repair
@@ -104,6 +106,21 @@ def test_a_graph_in_a_store_is_used_like_a_local_one(s3: ObjectStore, sound: Pat
     promote(url, version)
     exclude(remote.fs, chosen(remote.items(), [2]), "blurred")
     assert read_head(remote.fs)[0] == number and Graph.open(url).excluded_items == {2: "blurred"}
+
+
+def test_gc_in_a_store_leaves_what_it_leaves_on_a_disk(s3: ObjectStore, sound: Path, graph: Path) -> None:
+    """Guards against objects of a takedown that stay, and against a graph that is damaged by their removal."""
+    url = s3.upload(sound)
+    for where in (url, str(graph)):
+        exclude(files_at(where), chosen(Graph.open(where).items(), [2]), "takedown")
+        found = gc(where, delete=True)
+        assert sorted(line.kind for line in found.waste if line.count) == ["canny", "image"]
+        assert gc(where).waste == [] and verify(where, "full").problems == []
+    kept = ("nodes/", "edges/", "snapshots/")
+    remote, local = (
+        {n: d for n, d in c.items() if n.startswith(kept)} for c in (s3.content(url), local_content(graph))
+    )
+    assert remote == local
 
 
 def _paths() -> Any:
