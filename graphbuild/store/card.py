@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from graphbuild.contracts import Document, GraphDocument
 from graphbuild.errors import GraphError
@@ -17,6 +18,7 @@ from graphbuild.hashing import canonical_json, checksum
 from graphbuild.store.exclusions import exclusion_names, newest_name
 from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
+from graphbuild.store.heads import head_names
 from graphbuild.store.workspace import Workspace
 
 _TEXT = """
@@ -42,11 +44,12 @@ _LAST_LINE = re.compile(r"<!-- graphbuild (.*) -->\n")
 
 
 class CardCheck(Document):
-    """The last line of a card: the graph's document, the checksums of its exclusions and of the card's own text, and
-    the snapshot that the card describes."""
+    """The last line of a card: the graph's document, the checksums of its exclusions, its heads and the card's own
+    text, and the snapshot that the card describes."""
 
     graph: GraphDocument
     exclusions: dict[str, str]
+    heads: dict[str, str] = Field(default_factory=dict)
     snapshot: str
     text: str
 
@@ -59,10 +62,10 @@ def write_card(graph: Graph, workspace: Workspace) -> None:
     text, (found, check) = card_text(graph), _found(graph.fs)
     if found == text and check is None:
         return  # of a release that pinned nothing
-    pinned = {name: checksum(graph.fs.read(name)) for name in exclusion_names(graph.fs)}
     check = CardCheck(
         graph=check.graph if check else graph.document,
-        exclusions={**pinned, **(check.exclusions if check else {})},
+        exclusions=_pinned(graph.fs, exclusion_names(graph.fs), check.exclusions if check else {}),
+        heads=_pinned(graph.fs, head_names(graph.fs), check.heads if check else {}),
         snapshot=graph.digest,
         text=checksum(text.encode()),
     )
@@ -70,6 +73,10 @@ def write_card(graph: Graph, workspace: Workspace) -> None:
     data = f"{text}<!-- graphbuild {last} -->\n".encode()
     if not graph.fs.exists("README.md") or graph.fs.read("README.md") != data:
         graph.fs.replace("README.md", data, workspace)
+
+
+def _pinned(files: Files, names: Iterable[str], before: Mapping[str, str]) -> dict[str, str]:
+    return {**before, **{name: checksum(files.read(name)) for name in names if name not in before}}
 
 
 def renew_card(out: str | os.PathLike[str]) -> None:

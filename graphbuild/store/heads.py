@@ -101,6 +101,11 @@ def head_numbers(files: Files) -> list[int]:
     return [int(match[1]) for match in _named(files, "heads", _HEAD_FILE)]
 
 
+def head_names(files: Files) -> list[str]:
+    """All documents of heads."""
+    return [f"heads/{match[0]}" for match in _named(files, "heads", _HEAD_FILE)]
+
+
 def head_of(files: Files, number: int) -> Head:
     return read_json(files, f"heads/{number:08d}.json", HEAD.validate_json)
 

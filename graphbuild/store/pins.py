@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Literal
 
 from graphbuild.contracts import Document
+from graphbuild.errors import GraphError
 from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import read_json
@@ -21,6 +22,7 @@ PIN_FILE = re.compile(r"([0-9a-f]{16})\.json")
 
 
 class _Pin(Document):
+    snapshot: str | None = None
     used_by: Use
 
 
@@ -39,12 +41,20 @@ def used(files: Files) -> list[str]:
 
 
 def read_use(files: Files, digest: str) -> Use:
-    return read_json(files, f"snapshots/{digest}.json", _Pin.model_validate_json).used_by
+    """What a snapshot is used for.
+
+    Raises:
+        GraphError: the document is damaged, or is that of another snapshot.
+    """
+    pin = read_json(files, name := f"snapshots/{digest}.json", _Pin.model_validate_json)
+    if pin.snapshot not in (None, digest):
+        raise GraphError(f"{files.path(name)}: is of snapshot {pin.snapshot}; see graphbuild verify")
+    return pin.used_by
 
 
 def write_use(files: Files, workspace: Workspace, digest: str, use: Use) -> None:
     """Say what a snapshot is used for; a pin stays a pin until it is dropped."""
-    text = _Pin(used_by=use).model_dump_json() + "\n"
+    text = _Pin(snapshot=digest, used_by=use).model_dump_json() + "\n"
     files.replace(f"snapshots/{digest}.json", text.encode(), workspace)
 
 

@@ -306,7 +306,7 @@ class _Checking:
                 return
             if self._document not in (None, check.graph):
                 self.say("graph.json", "is not what it was when README.md was written")
-            for name, pinned in check.exclusions.items():
+            for name, pinned in {**check.exclusions, **check.heads}.items():
                 if not self.files.exists(name):
                     self.say(name, "missing; README.md names it")
                 elif checksum(self.files.read(name)) != pinned:

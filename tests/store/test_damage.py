@@ -151,7 +151,10 @@ def test_swapped_heads_are_found(grown: Path) -> None:
     texts = first.read_bytes(), last.read_bytes()
     last.write_bytes(texts[0])
     first.write_bytes(texts[1])
-    assert any("order is lost" in problem for problem in verify(grown).problems)
+    problems = verify(grown).problems
+    assert any("order is lost" in problem for problem in problems)
+    for name in (first.name, last.name):  # where no snapshot of before is left to tell
+        assert f"heads/{name}: was altered since README.md was written" in problems
 
 
 def test_documents_that_nothing_follows_are_pinned(graph: Path) -> None:
@@ -185,6 +188,8 @@ def test_a_snapshot_that_only_sample_published(graph: Path) -> None:
     (graph / f"snapshots/{opened.digest}.parquet").unlink()
     (problem,) = verify(graph).problems
     assert problem.startswith(f"snapshots/{opened.digest}.parquet: missing")
+    (graph / f"snapshots/{opened.digest}.json").rename(graph / f"snapshots/{'0' * 16}.json")
+    assert any("is of snapshot" in problem for problem in verify(graph).problems)
 
 
 def test_heads_may_go_back(grown: Path) -> None:
