@@ -164,6 +164,14 @@ def test_gpus_that_come_later_are_used() -> None:
     assert not nodes.on_gpu(wants)
 
 
+def test_work_without_a_model_takes_no_gpu() -> None:
+    """Guards against sources that hold the GPUs of a node, whose models then wait for ever."""
+    node = node_of("gpu", gpus=4)
+    nodes, _ = nodes_of(node)
+    asked = nodes.spread(nodes.asked(Resources(), node), node, 6)
+    assert asked["GPU"] == 0 and node.take(asked) == [] and node.gpus == [1.0] * 4
+
+
 def test_reasons_are_one_line() -> None:
     assert brief(ValueError("first\n\nsecond")) == "first"
     assert brief(ValueError('failed:\n  File "x.py", line 1\nKeyError: 3')) == "KeyError: 3"

@@ -260,7 +260,7 @@ class Nodes:
         emptiest: just over half of what is free there, if the other actors that `jobs` may bring still fit."""
         share, free = asked.get("GPU", 0.0), max(node.gpus, default=0.0)
         half = round(_floor(free / 2) + _STEP, 4)
-        if not share < half < free:
+        if not 0 < share < half < free:
             return asked
         cpus = (node.total["CPU"] - node.used["CPU"]) / asked["CPU"] if asked["CPU"] else math.inf
         others = math.ceil(min(cpus, jobs) / len(node.gpus)) - 1
