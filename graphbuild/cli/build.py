@@ -20,10 +20,12 @@ from graphbuild.cli.console import (
     AnnotatorsOption,
     DeviceOption,
     ExecutorOption,
+    FactsOption,
     FollowOption,
     GraphArgument,
     JsonOption,
     LimitOption,
+    NodesOption,
     OutOption,
     PathOption,
     PipelineOption,
@@ -58,6 +60,8 @@ def run(
     wait: WaitOption = None,
     accept_changed: AcceptOption = False,
     follow_links: FollowOption = False,
+    nodes: NodesOption = None,
+    facts: FactsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Also recompute failed rows that may succeed now.")] = False,
     metrics_port: Annotated[
         int | None,
@@ -82,11 +86,12 @@ def run(
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     how |= {**_where(address, device, wait), "json_lines": as_json, "metrics_port": metrics_port}
     with refusing():
-        chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
+        maps: dict[str, Any] = {"follow_links": follow_links, "nodes": nodes, "facts": facts}
+        chosen, producers, where = assemble(source, path, pipeline, annotators, out, **maps)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
         report = build(chosen, producers, where, executor=executor, console=ERR, **how)  # type: ignore[arg-type]
-    raise typer.Exit(_show_report(report, where, strict=strict, as_json=as_json))
+    raise typer.Exit(show_report(report, where, strict=strict, as_json=as_json))
 
 
 @app.command()
@@ -100,6 +105,8 @@ def plan(
     shard_size: ShardSizeOption = None,
     accept_changed: AcceptOption = False,
     follow_links: FollowOption = False,
+    nodes: NodesOption = None,
+    facts: FactsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Include failed rows that may succeed now.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -117,7 +124,8 @@ def plan(
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
-        chosen, producers, where = assemble(source, path, pipeline, annotators, out, follow_links=follow_links)
+        maps: dict[str, Any] = {"follow_links": follow_links, "nodes": nodes, "facts": facts}
+        chosen, producers, where = assemble(source, path, pipeline, annotators, out, **maps)
         planned = make_plan(files_at(where), chosen, producers, **how)
         estimated = estimate(planned, files_at(where))
     document, lines = text.plan_document(planned, where, estimated), text.plan_lines(planned, where, estimated)
@@ -159,7 +167,7 @@ def retry(
         how: dict[str, Any] = {"executor": executor, "retry": True, "new_items": False}
         how |= _where(address, device, wait)
         report = build(source, producers, graph, console=ERR, **how)
-    code = _show_report(report, graph, strict=False, as_json=as_json)
+    code = show_report(report, graph, strict=False, as_json=as_json)
     raise typer.Exit(UNDONE if refused else code)
 
 
@@ -167,7 +175,7 @@ def _where(address: str | None, device: str, wait: float | None) -> dict[str, An
     return {"address": address, "device": None if device == "auto" else device, "wait_s": wait}
 
 
-def _show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -> int:
+def show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -> int:
     from graphbuild.cli import text
 
     say(report.model_dump_json(), text.report_lines(report, where), as_json)

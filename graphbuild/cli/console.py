@@ -25,7 +25,11 @@ DONE, UNDONE, REFUSED = 0, 1, 2
 GraphArgument = Annotated[str, typer.Argument(help="The graph folder.", metavar="GRAPH")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SourceOption = Annotated[
-    str | None, typer.Option(help="Source of the items: sample, folder, subjects200k, or module:Class.")
+    str | None,
+    typer.Option(
+        help="Source of the items: sample, folder, parquet, webdataset, manifest, pairs, coco, video, subjects200k, or "
+        "module:Class."
+    ),
 ]
 PathOption = Annotated[str | None, typer.Option("--path", help="Folder or URL of the source.")]
 PipelineOption = Annotated[
@@ -56,6 +60,12 @@ WaitOption = Annotated[
 ]
 FollowOption = Annotated[
     bool, typer.Option("--follow-links", help="Folder source: follow links that lead out of it, and linked folders.")
+]
+NodesOption = Annotated[
+    str | None, typer.Option(help="Columns of the source that are kinds, YAML: '{image: target, depth: depth}'.")
+]
+FactsOption = Annotated[
+    str | None, typer.Option(help="Columns of the source that are facts, YAML: '{caption: text, group: scene}'.")
 ]
 AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add changed files as new items.")]
 PathsOption = Annotated[

@@ -53,7 +53,7 @@ def exclude(
             raise GraphError("exclude: say which items, with --items, --keys or --where")
         left_out, changed = dict(opened.excluded), 0
         if asked:
-            ids = exclusions.chosen(table, _numbers(items), keys or (), _conditions(where))
+            ids = exclusions.chosen(table, _numbers(items), keys or (), conditions(where))
             if not ids:
                 raise GraphError("exclude: no item meets the conditions")
             left_out = exclusions.include(opened.fs, ids) if undo else exclusions.exclude(opened.fs, ids, str(why))
@@ -81,7 +81,8 @@ def _numbers(items: str | None) -> set[int]:
     return numbers
 
 
-def _conditions(where: str | None) -> dict[str, Any] | None:
+def conditions(where: str | None) -> dict[str, Any] | None:
+    """The conditions of a `--where` option; None without one."""
     from graphbuild.strict_yaml import parse_yaml
 
     if where is None:

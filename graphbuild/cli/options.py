@@ -17,6 +17,7 @@ from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
+from graphbuild.strict_yaml import parse_yaml
 
 
 def assemble(
@@ -27,10 +28,13 @@ def assemble(
     out: str | None,
     *,
     follow_links: bool = False,
+    nodes: str | None = None,
+    facts: str | None = None,
 ) -> tuple[Source, list[Annotator], str]:
     """Source, annotators and graph folder behind the options that `run` and `plan` share.
 
     A source given with a pipeline replaces the pipeline's; without one, the pipeline of the same name is used, if any.
+    `nodes` and `facts` are YAML: the maps of a source whose files have columns of any name.
 
     Raises:
         GraphError, ValueError: an option is missing, or names what does not exist.
@@ -41,16 +45,19 @@ def assemble(
     look_in(os.getcwd())
     location: dict[str, Any] = {} if path is None else {"path": path}
     location |= {"follow_links": True} if follow_links else {}
+    location |= {name: parse_yaml(text) for name, text in (("nodes", nodes), ("facts", facts)) if text is not None}
     file = pipeline or (source if source in pipeline_names() else None)
     if source is not None and source != file:
         chosen = resolve_source(source, **location)
     elif file is not None:
         chosen = load_pipeline(file, **location).source
     else:
-        raise GraphError("say where items come from: --source NAME (sample, folder, subjects200k) or --pipeline FILE")
+        raise GraphError(f"say where items come from: --source NAME ({', '.join(SOURCES)}) or --pipeline FILE")
     where = out or f"{chosen.name}-graph"
     if annotators is not None:
         return chosen, choose_annotators([name.strip() for name in annotators.split(",") if name.strip()], where), where
+    if file is None and len(chosen.kinds()) > 1:
+        return chosen, [], where  # a data set that comes with its annotations
     if file is None:
         raise GraphError(
             f"source {source!r} has no pipeline of its own: say what to make with --annotators canny,hed or --pipeline "

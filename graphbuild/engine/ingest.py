@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from graphbuild.contracts import Outcome, PartRef, Unit
+from graphbuild.contracts import Outcome, Parent, PartRef, Unit
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.records import IngestUnit, UnitReport
 from graphbuild.engine.rows import Key, failure_of, previous_rows, scrub, spine_of, unit_document
@@ -256,12 +256,16 @@ class Ingesting:
                 nodes = {kind: [changed] * count for kind, count in work.producer.variants.items()}
         row = {**_item_row(work, item_ix, item_id, item, sha256), "stamp": self.todo[item_ix].stamp}
         outcomes: list[Outcome] = []
+        made_from: list[tuple[Outcome, Mapping[str, int]]] = []
         for kind, variant, value in _planned(nodes, work.producer.variants):
             codec, convert = work.producer.lineage.codec[kind], work.source.colours == "srgb"
             encoded, picture = _encode(codec, value, convert=convert)
             if not outcomes and picture is not None:
                 row |= {"width": picture.shape[1], "height": picture.shape[0], "phash": phash(picture)}
             outcomes.append(_outcome(work, item_ix, item_id, (kind, variant), encoded))
+            if isinstance(value, Given) and value.parents:
+                made_from.append((outcomes[-1], value.parents))
+        _link(work, outcomes, made_from)
         outcomes[0].item = canonical_json(row)
         for outcome in outcomes:
             if outcome.status == "failed":
@@ -294,6 +298,15 @@ def _planned(
         contents: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
         for variant in range(count):
             yield kind, variant, contents[variant] if variant < len(contents) else None
+
+
+def _link(work: IngestUnit, outcomes: list[Outcome], made_from: list[tuple[Outcome, Mapping[str, int]]]) -> None:
+    """The parents of an item's nodes among themselves, as far as they could be stored."""
+    stored = {row.key: row.content_hash for row in outcomes if row.status == "ok" and row.content_hash}
+    for row, parents in made_from:
+        keys = [(row.item_ix, kind, variant) for kind, variant in sorted(parents.items())]
+        found = [Parent(*key, work.producer.version, stored[key]) for key in keys if key in stored]
+        row.parents = tuple(found) if row.status == "ok" else ()
 
 
 def _encode(codec: str, value: Content, *, convert: bool) -> tuple[Encoded | Unusable | None, Pixels | None]:

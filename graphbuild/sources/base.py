@@ -57,10 +57,17 @@ class Unusable:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value with facts about it, such as `palette` (RGB colours, 0..255) and `labels` (names) of a label map."""
+    """A value with facts about it.
+
+    Attributes:
+        attrs: such as `palette` (RGB colours, 0..255) and `labels` (names) of a label map.
+        parents: kind -> the variant of the same item that this one was made from: a stylised picture and its reference.
+            A task that shows both takes those that belong together.
+    """
 
     value: bytes | Pixels | str | Mapping[str, Any]
-    attrs: Mapping[str, Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, int] = field(default_factory=dict)
 
 
 Content = bytes | Pixels | str | Mapping[str, Any] | Given | Unusable | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graphbuild.hashing import canonical_json
@@ -20,7 +20,7 @@ Open = Callable[[str], bytes | Unusable]
 PHOTOS = ("jpeg", "jpeg444", "png")
 """Codecs of pictures that annotators make: a file that comes with a data set keeps its bytes instead."""
 
-_KEYS = ("of", "codec", "variants", "palette", "labels")
+_KEYS = ("of", "codec", "variants", "palette", "labels", "with")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -32,6 +32,7 @@ class Node:
         of: a column for each variant, or one whose list has them.
         variants: how many are planned.
         attrs: facts of every node: `palette` and `labels` of label maps without them.
+        parents: kind -> its variant that variant 0 of this one was made from; the next from the next.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Node:
     codec: str
     variants: int
     attrs: Mapping[str, Any]
+    parents: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def declared(cls, name: str, entry: Any) -> Node:
@@ -59,7 +61,8 @@ class Node:
         kind = kind_of(name) if name in KINDS else Kind(name=name, family=_family(codec), codec=codec, description="")
         codec = codec or ("source" if kind.codec in PHOTOS else kind.codec)
         attrs: dict[str, Any] = {key: said[key] for key in ("palette", "labels") if key in said}
-        return cls(kind, tuple(map(str, of)), codec or "source", int(said.get("variants", len(of))), attrs)
+        count, parents = int(said.get("variants", len(of))), mapping(said.get("with", {}), None)
+        return cls(kind, tuple(map(str, of)), codec or "source", count, attrs, parents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,9 @@ class Mapped(Source):
     Args:
         path: a folder, a file or an address.
         nodes: kind -> the column it comes from, or a list of columns for its variants, or `{of: column, codec: ...,
-            variants: ..., labels: [...], palette: [[r, g, b], ...]}`. A column of a structure is `outer.inner`. The
-            picture of the item comes first. A kind of your own needs a codec.
+            variants: ..., labels: [...], palette: [[r, g, b], ...], with: {style_reference: 0}}`. A column of a
+            structure is `outer.inner`. The picture of the item comes first. A kind of your own needs a codec. `with`
+            says which variant of another kind the first one was made from; the next belongs to the next.
         facts: caption, reference_caption, group, split, licence, attribution, subject or category -> a column, or a
             text with `{columns}` in it; `meta` -> a list of columns.
         dataset, revision: the name and version of the data set, recorded with everything that is made from it.
@@ -162,12 +166,23 @@ def look_up(row: Row, column: str) -> Any:
 
 
 def _contents(node: Node, row: Row, opened: Open) -> Content | list[Content]:
-    if node.variants == 1 and len(node.of) == 1:
+    if node.variants == 1 and len(node.of) == 1 and not node.parents:
         return _content(node, look_up(row, node.of[0]), opened)
     values = [look_up(row, column) for column in node.of]
     if len(node.of) == 1:
         values = list(values[0]) if isinstance(values[0], list | tuple) else values
-    return [_content(node, value, opened) for value in values[: node.variants]]
+    contents = [_content(node, value, opened) for value in values[: node.variants]]
+    if not node.parents:
+        return contents
+    return [_linked(content, node.parents, at) for at, content in enumerate(contents)]
+
+
+def _linked(content: Content, first: Mapping[str, int], at: int) -> Content:
+    """A content with its parents: those of variant 0, `at` further."""
+    parents = {kind: variant + at for kind, variant in first.items()}
+    if content is None or isinstance(content, Unusable):
+        return content
+    return replace(content, parents=parents) if isinstance(content, Given) else Given(content, parents=parents)
 
 
 def _content(node: Node, value: Any, opened: Open) -> Content:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from graphbuild.errors import Unreachable
 from graphbuild.sources.places import Place
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def opened(place: Place, file: str) -> Iterator[ParquetRows | ArrowRows]:
                 yield ParquetRows(pq.ParquetFile(handle, **options))
     except (FileNotFoundError, pa.ArrowException) as error:
         raise ValueError(f"source {place.source!r}: {file} cannot be read ({error}); fetch it again") from error
+    except Unreachable:
+        raise
     except OSError as error:
         raise OSError(f"source {place.source!r}: {file}: {error}") from error
 

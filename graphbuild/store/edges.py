@@ -149,17 +149,26 @@ def cached_presence(
 
 NodeParents = NDArray[np.int64]
 """Derivation of nodes, int64 N x 5, one row per (child, parent): child item, child variant, parent item, parent kind,
-parent variant. A parent kind is its index in the sorted names of the lineage's `parents`."""
+parent variant. A parent kind is its index in `parent_kinds`."""
 
 
 def node_parents(files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:
     """The parents that the edges of a kind's `ok` nodes recorded."""
     found = [np.empty((0, 5), np.int64)]
     for commit in commits:
-        names = sorted(commit.document.lineage.parents)
+        names = parent_kinds(commit)
         if names:
             found.append(_parents_in(unit_rows(files, commit, [*_KEYS, "parents"]), kind, names))
     return np.concatenate(found)
+
+
+def parent_kinds(commit: Commit) -> list[str]:
+    """The kinds that edges of a commit may name as parents: those of its version; of a source, its kinds with variants,
+    which tell which of them belong together."""
+    document = commit.document
+    if document.unit.annotator.startswith("source:"):
+        return sorted(kind for kind, count in document.variants.items() if count > 1)
+    return sorted(document.lineage.parents)
 
 
 def cached_node_parents(digest: str, files: Files, commits: Sequence[Commit], kind: str) -> NodeParents:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import GraphError
 from graphbuild.kinds.registry import parents_of
-from graphbuild.store.edges import NodeParents, cached_crossings, cached_node_parents
+from graphbuild.store.edges import NodeParents, cached_crossings, cached_node_parents, parent_kinds
 from graphbuild.store.graph import Graph
 from graphbuild.store.leakage import Pairs
 from graphbuild.tasks.counter_rng import Bits, below
@@ -53,6 +53,7 @@ class Nodes:
         `kind`; -1 if no edge records it.
         """
         if kind not in self._ancestors:
+            self._ancestors[kind] = {}  # kinds of one source may be each other's parents
             self._ancestors[kind] = self._bound_to(kind)
         return self._ancestors[kind]
 
@@ -71,12 +72,14 @@ class Nodes:
         return np.concatenate(found)
 
     def _bound_to(self, kind: str) -> dict[str, Variants]:
-        names = [name for name in self._parent_kinds(kind) if self.has(name)]
+        names = [name for name in self._parent_kinds(kind) if self.has(name) and name != kind]
         near = [name for name in names if self.variants(name) > 1]
         if not near and not any(self.ancestors(name) for name in names):
             return {}  # the edges need not be read
         tables = {name: self._table(kind, name) for name in names}
-        bound = {name: tables[name] for name in near}
+        if self.graph.live(kind).annotator.startswith("source:"):  # which may have none
+            tables = {name: table for name, table in tables.items() if (table >= 0).any()}
+        bound = {name: tables[name] for name in near if name in tables}
         for name, table in tables.items():
             for far, of_name in self.ancestors(name).items():
                 via = np.take_along_axis(of_name, np.maximum(table, 0), axis=1)
@@ -99,7 +102,7 @@ class Nodes:
 
     def _parent_kinds(self, kind: str) -> list[str]:
         commits = self.graph.commits(kind)
-        return sorted(commits[0].document.lineage.parents) if commits else []
+        return parent_kinds(commits[0]) if commits else []
 
 
 _NO_PARENTS: NodeParents = np.empty((0, 5), np.int64)

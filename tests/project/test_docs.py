@@ -81,10 +81,13 @@ def run_page(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 def read_yaml(block: Block) -> None:
-    """A list of annotators, or a task list."""
+    """A list of annotators, a source, or a task list."""
     assert block.language == "yaml" and block.mark == "test"
     if block.code.startswith("- "):
         Path("page.yaml").write_text("source: sample\nannotators:\n" + indent(block.code, "  "))
+        load_pipeline("page.yaml")
+    elif block.code.startswith("source:"):
+        Path("page.yaml").write_text(block.code)
         load_pipeline("page.yaml")
     else:
         Path("page.yaml").write_text(block.code)

@@ -47,7 +47,7 @@ def test_resolve_takes_a_dotted_class_and_its_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("photos", {}, "unknown source 'photos'; known: folder, sample, subjects200k, or module:Class"),
+        ("photos", {}, "unknown source 'photos'; known: coco, folder, manifest, pairs, parquet, sample"),
         ("sample", {"path": "x"}, "source 'sample' has no path; it takes colours"),
         ("folder", {"path": 5}, "source 'folder': path: 5; allowed: "),
         ("folder", {"root": "x", "deep": True}, "has no deep, root; it takes colours, path"),
@@ -62,7 +62,8 @@ def test_resolve_refuses_with_the_valid_choices(name: str, kwargs: dict[str, Any
 
 
 def test_where_the_data_is_does_not_count_as_configuration() -> None:
-    assert [source_params(resolve(name)) for name in SOURCES] == [{}, {}, {}]
+    assert [source_params(resolve(name)) for name in ("folder", "sample", "subjects200k")] == [{}, {}, {}]
+    assert [name for name in SOURCES if "path" in source_params(resolve(name))] == []
 
 
 # --- sample

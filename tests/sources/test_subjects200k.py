@@ -242,7 +242,7 @@ def test_a_replaced_or_damaged_shard_stops_the_read(shards: Path) -> None:
     whole = file.read_bytes()
     keys = [f"data/{file.name}#{index:07d}" for index in range(3)]
     file.write_bytes(parquet([row(b"")]))
-    with pytest.raises(ValueError, match="row 1 asked of a shard with 1; it was replaced"):
+    with pytest.raises(ValueError, match="row 1 asked of a file with 1; it was replaced"):
         list(Subjects200K(path=shards).read(keys))
     file.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
     with pytest.raises(OSError, match=r"train-00000\.parquet: .*CRC"):

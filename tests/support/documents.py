@@ -21,6 +21,11 @@ PARSED = {
     "graphbuild models fetch ": "downloads weights",
     "graphbuild run --pipeline conditions ": "needs weights",
     "graphbuild run --source subjects200k ": "downloads the data set",
+    **dict.fromkeys(
+        ("graphbuild run --source parquet ", "graphbuild run --source pairs ", "graphbuild run --source coco "),
+        "needs a data set; tests/sources/test_mapped.py reads a miniature of each",
+    ),
+    "graphbuild import ": "needs annotations; tests/engine/test_imported.py runs it",
     "graphbuild-train ": "takes minutes; tests/train/test_cli.py runs each of its commands",
     "accelerate launch ": "needs several GPUs",
     "ray job submit ": "needs a cluster; what it submits is parsed",

@@ -1,0 +1,1 @@
+"""A graph, or a part of it, in layouts that other tools read without graphbuild."""
