@@ -66,6 +66,6 @@ def keep_snapshot(graph: Graph, use: Use = "sample") -> OSError | None:
         return error
     with closing(workspace):
         digest = graph.publish_snapshot(workspace)
-        if read_uses(graph.fs).get(digest) not in (use, *PINNED):
+        if digest not in used(graph.fs) or read_use(graph.fs, digest) not in (use, *PINNED):
             write_use(graph.fs, workspace, digest, use)
     return None
