@@ -73,7 +73,7 @@ class KnownItems:
         order = np.argsort(every, kind="stable")
         newest = np.append(every[order][1:] != every[order][:-1], True)[: len(order)]
         order = order[newest]
-        self._every, self.stamps, self.readable, self.shards = (
+        self.keys, self.stamps, self.readable, self.shards = (
             every[order],
             stamps[order],
             readable[order],
@@ -81,15 +81,15 @@ class KnownItems:
         )
 
     def __len__(self) -> int:
-        return len(self._every)
+        return len(self.keys)
 
     def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The place of each key in `stamps`, `readable` and `shards`; -1 for a key that is not known."""
         if not len(self):
             return np.full(len(keys), -1)
         wanted = _keys(keys)
-        places = np.minimum(np.searchsorted(self._every, wanted), len(self) - 1)
-        return np.where(self._every[places] == wanted, places, -1)
+        places = np.minimum(np.searchsorted(self.keys, wanted), len(self) - 1)
+        return np.where(self.keys[places] == wanted, places, -1)
 
 
 def _known(

@@ -16,6 +16,7 @@ import gc
 import heapq
 import json
 import math
+import resource
 import sys
 import tempfile
 import time
@@ -54,7 +55,7 @@ BLOCK, LISTED = 8 << 20, 1000
 
 
 def sort_of(name: str) -> str:
-    """What kind of work an annotator of `fifty` stands for: 6 diffusion models, 6 VLMs, 24 networks, 13 on CPUs."""
+    """What kind of work an annotator of `fifty` stands for: 6 diffusion models, 6 VLMs, 23 networks, 14 on CPUs."""
     number = int(name[1:])
     if not number % 4:
         return "cpu"
@@ -84,17 +85,14 @@ def main() -> None:
 
 def print_cost(name: str, step: Callable[[], str]) -> None:
     gc.collect()
-    before, started = resident(), time.process_time()
+    started = time.process_time()
     said = step()
-    print(f"{name} {time.process_time() - started:8.1f} CPU s {resident() - before:+8.0f} MB  {said}", flush=True)
-
-
-def resident() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+    took, peak = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{name} {took:8.1f} CPU s, {peak:6.0f} MB at most so far; {said}", flush=True)
 
 
 kept: list[Any] = []
-"""What a step made, so that its memory is seen."""
+"""What a step made, so that its memory is not given back before the step ends."""
 
 
 # ---- planning --------------------------------------------------------------------------------------------------
@@ -116,7 +114,7 @@ def done(num_shards: int, shard_size: int) -> str:
         for version in texts
     }
 
-    def read(files: Any, name: str) -> Commit:
+    def read(name: str) -> Commit:
         folder, version, file = name.split("/")[1:]
         producer = (folder.removeprefix("annotator="), version.removeprefix("version="))
         index = int(file.split("-")[1].split(".")[0])
@@ -127,17 +125,18 @@ def done(num_shards: int, shard_size: int) -> str:
         )
         return Commit(name, ref, CommitDocument.model_validate_json(text))
 
-    real = planner.newest_commits, planner.read_commit, planner.published_shards
+    real = planner.newest_commits, planner.read_commits, planner.published_shards
     planner.newest_commits = lambda files: names
-    planner.read_commit = read
+    planner.read_commits = lambda files, names: [read(name) for name in names]
     planner.published_shards = lambda files: [ShardItems(shard, shard_size) for shard in shards]
     try:
         with tempfile.TemporaryDirectory() as folder:
             plan = make_plan(_graph(folder, paper), None, fifty(), here=False)
     finally:
-        planner.newest_commits, planner.read_commit, planner.published_shards = real
-    assert not plan.units and plan.wanted == num_shards * len(texts), plan.reasons()
-    return f"{plan.wanted} commits read, nothing to do"
+        planner.newest_commits, planner.read_commits, planner.published_shards = real
+    kept[:] = [plan]
+    assert not plan.units and plan.wanted == num_shards * (len(texts) - 1), plan.reasons()  # all but the source
+    return f"{num_shards * len(texts)} commits read, nothing to do"
 
 
 def _graph(folder: str, paper: Plan) -> Any:
@@ -188,7 +187,7 @@ class _Cluster:
     def take(self, schedule: Schedule) -> tuple[Job, float] | None:
         """A job that starts now and the seconds before it works; a GPU keeps its model while that has jobs."""
         waiting = schedule.waiting_pools()
-        if self.cpus and waiting.pop(SHARED, 0):
+        if waiting.pop(SHARED, 0) and self.cpus:
             self.cpus -= 1
             job = schedule.next_job(SHARED)
             return (job, 0.0) if job else None

@@ -1,6 +1,6 @@
 """Units scheduled a second, and memory: `python tests/bench/bench_schedule.py [--units 1000000]`.
 
-A new graph on paper of 50 kinds, 13 made on CPUs and 36 by networks, three deep (`tests.support.scale.fifty`): the
+A new graph on paper of 50 kinds, 14 made on CPUs and 35 by networks, three deep (`tests.support.scale.fifty`): the
 real `Schedule` hands out jobs to 16 workers a pool and is told that they are committed, first come, first served. What
 is counted: `Schedule(plan)` and the steps of a driver (`waiting_pools`, `next_job`, `finish`), in one process and in
 CPU seconds, which neighbours do not change; not the

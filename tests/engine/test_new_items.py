@@ -1,50 +1,28 @@
-"""Which shards new items go to."""
+"""What a listing says of a graph: new, vanished and known items, from one pass over its entries."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from graphbuild.contracts import Shard
-from graphbuild.engine import new_items
-from graphbuild.engine.new_items import Listed, ShardItems, new_shards
+from graphbuild.engine.new_items import KnownItems, compare, published_shards
 from graphbuild.sources.base import Entry
-
-SIZES = [3, 3, 9, 1, 1, 1, 1, 1, 30, 2, 2, 2, 8, 8]
-
-
-def listed(sizes: list[int], first: int = 0) -> Listed:
-    return Listed(new=[Entry(f"{first + number:03d}", "", nbytes=size) for number, size in enumerate(sizes)])
+from graphbuild.sources.folder import Folder
+from graphbuild.store.locations import files_at
+from tests.support.annotators import build, complete
 
 
-def keys(shards: list[ShardItems]) -> list[list[str]]:
-    return [[entry.key for entry in shard.entries or ()] for shard in shards]
-
-
-@pytest.fixture(autouse=True)
-def ten_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_items, "SHARD_BYTES", 10)
-
-
-def test_shards_are_bounded_by_bytes() -> None:
-    """Guards against a shard of 1,024 files of 200 MB; a file that is too large by itself has its own shard."""
-    shards = new_shards([], listed(SIZES), 4)
-    sizes = [sum(entry.nbytes for entry in shard.entries or ()) for shard in shards]
-    assert [shard.num_items for shard in shards] == [2, 2, 4, 1, 3, 1, 1] and max(sizes) == 30
-    assert [shard.shard.start for shard in shards] == [0, 2, 4, 8, 9, 12, 13]
-    assert [key for shard in keys(shards) for key in shard] == [f"{number:03d}" for number in range(len(SIZES))]
-
-
-@pytest.mark.parametrize("killed", [{0}, {1, 2}, {0, 1, 2, 3}, {2, 5}, {4, 5, 6}])
-def test_gaps_are_filled_as_they_would_have_been(killed: set[int]) -> None:
-    """Guards against items that get other numbers after a kill than without it."""
-    whole = new_shards([], listed(SIZES), 4)
-    published = [ShardItems(item.shard, item.num_items) for item in whole if item.shard.index not in killed]
-    left = {entry.key for item in whole if item.shard.index in killed for entry in item.entries or ()}
-    again = new_shards(published, Listed(new=[entry for entry in listed(SIZES).new if entry.key in left]), 4)
-    assert again == [item for item in whole if item.shard.index in killed]
-
-
-def test_items_that_came_later_lie_after_all_others() -> None:
-    published = [ShardItems(Shard(index=0, start=0, stop=3), 3)]
-    shards = new_shards(published, listed([1] * 6), 4)
-    assert [(s.shard.index, s.shard.start, s.shard.stop) for s in shards] == [(1, 3, 7), (2, 7, 9)]
+def test_a_listing_is_read_once_and_known_items_take_29_bytes(photos: Path, tmp_path: Path) -> None:
+    """Guards against listings held as a list, and against known items that are held with their names and hashes."""
+    complete(build(photos, tmp_path / "g", [], limit=12, shard_size=5))
+    files, source = files_at(tmp_path / "g"), Folder(path=str(photos))
+    parts = {item.shard.index: f"items/{item.shard.label}.parquet" for item in published_shards(files)}
+    entries = list(source.entries())
+    moved = [Entry("zz" + entry.key, entry.stamp) for entry in entries[:2]]
+    listed = compare(files, source, iter([*entries[2:], *moved]), parts, None)
+    assert (listed.count, listed.vanished) == (18, 2) and not listed.replaced and not listed.revised
+    assert listed.new == [*entries[12:], *moved]
+    first = compare(files, source, iter(entries), parts, 13)
+    assert first.new == entries[12:13] and first.vanished == 0
+    known = KnownItems(files, parts)
+    assert sum(column.nbytes for column in (known.keys, known.stamps, known.readable, known.shards)) == 29 * len(known)
+    assert known.find([entries[3].key, "no"]).tolist()[1] == -1 and len(known) == 12
