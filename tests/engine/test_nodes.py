@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from graphbuild.annotators.base import Resources
 from graphbuild.annotators.canny import Canny
 from graphbuild.engine.executors import probe
+from graphbuild.engine.executors.actors import Handle, Pulse
 from graphbuild.engine.executors.connection import own_code
 from graphbuild.engine.executors.nodes import AGAIN_SECONDS, AT_ALL, IN_A_ROW, Node, Nodes, brief
 from graphbuild.engine.executors.probe import findings, requirements
@@ -170,6 +173,22 @@ def test_work_without_a_model_takes_no_gpu() -> None:
     nodes, _ = nodes_of(node)
     asked = nodes.spread(nodes.asked(Resources(), node), node, 6)
     assert asked["GPU"] == 0 and node.take(asked) == [] and node.gpus == [1.0] * 4
+
+
+def test_a_slow_start_is_not_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against workers of a busy machine that are killed as soon as they have started, for ever."""
+    began = [False]
+    monkeypatch.setattr(Handle, "started", lambda handle: began[0])
+    job = SimpleNamespace(stall_s=6.0)
+    handle = Handle(None, node_of("a"), "cpu", {}, math.inf, [], None, jobs={"running": job})  # type: ignore[dict-item]
+    handle.since -= 100
+    assert handle.stalled() is None
+    began[0] = True
+    assert handle.stalled() is None and handle.stalled() is None
+    handle.since -= 100
+    assert handle.stalled() == "no row was finished within 6 s"
+    handle.pulse = Pulse(1, True, {})
+    assert handle.stalled() is None, "a model that is being loaded"
 
 
 def test_reasons_are_one_line() -> None:

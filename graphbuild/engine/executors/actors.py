@@ -83,6 +83,7 @@ class Handle:
     jobs: dict[Any, Job] = field(default_factory=dict)
     pulse: Pulse = _NONE_YET
     asking: Any = None
+    seen: bool = False
 
     def started(self) -> bool:
         """Whether its process is there; a process that failed to start is not."""
@@ -125,8 +126,11 @@ class Handle:
         if not self.jobs:
             return None
         waited = time.monotonic() - self.since
-        if not self.started():
+        if not self.seen and not self.started():
             return f"no process has started within {START_SECONDS:g} s" if waited > START_SECONDS else None
+        if not self.seen:
+            self.seen, self.since = True, time.monotonic()  # its rows are waited for from now on
+            return None
         if self.pulse.loading:
             return f"no model was loaded within {LOADING_SECONDS:g} s" if waited > LOADING_SECONDS else None
         limit = next(iter(self.jobs.values())).stall_s
