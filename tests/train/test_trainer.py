@@ -113,7 +113,7 @@ def test_a_graph_in_a_store_trains_the_same(
     out = ground.trained("stored", optimiser=EVERY, workers=1).out
     assert recorded(out, "loss") == recorded(plain, "loss")
     reads = [request for request in s3.requests if request.startswith("GET") and "/nodes/" in request]
-    assert 0 < len(reads) <= 20  # of 80 cells
+    assert 0 < len(reads) <= 30  # for 80 cells in 10 parts, by two threads
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
