@@ -74,7 +74,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     path = save(tmp_path, written)
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {path.stat().st_mode & 0o666}  # the umask's
     assert path == tmp_path / "checkpoints" / "step-00000500"
-    found = read(path)
+    read(path)
+    found = read(path)  # again: a run resumes more than once in a process
     assert (found.step, found.next, found.seed, found.config, found.snapshot) == (
         500, 32_000, 7, written.config, "0123456789ab",
     )  # fmt: skip

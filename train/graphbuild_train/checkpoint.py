@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,6 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     _sync(folder)
 
 
-@cache
 def _verified(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))

@@ -147,9 +147,9 @@ def _made(config: TrainConfig, lora: Path, tasks: Iterable[GridTask], *, out: Pa
         (pictures,) = base.sample([task], seed=seed, **options)
         name = f"{task.walk.index:07d}-{task.walk.path.name}"
         _write(out / f"{name}.json", json.dumps(_said(task, config, seed), indent=1).encode())
-        for number, (column, picture) in enumerate(zip(task.holes, pictures, strict=True)):
+        for number, picture in enumerate(pictures):
             if isinstance(task.drawing.graph, Graph):
-                _write(out / f"{name}-{number}-truth.png", _png(Image.fromarray(task.cell(-1, column))))
+                _write(out / f"{name}-{number}-truth.png", _png(Image.fromarray(task.cell(-1, task.holes[number]))))
             _write(file := out / f"{name}-{number}.png", _png(picture))
             yield file
 
