@@ -63,6 +63,7 @@ def run(
     nodes: NodesOption = None,
     facts: FactsOption = None,
     retry: Annotated[bool, typer.Option("--retry", help="Also recompute failed rows that may succeed now.")] = False,
+    reuse: Annotated[str | None, typer.Option(help="Copy nodes of this graph that would come out the same.")] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Serve progress for Prometheus at this port of 127.0.0.1."),
@@ -84,7 +85,7 @@ def run(
     from graphbuild.engine.run import run as build
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
-    how |= {**_where(address, device, wait), "json_lines": as_json, "metrics_port": metrics_port}
+    how |= {**_where(address, device, wait), "json_lines": as_json, "metrics_port": metrics_port, "reuse": reuse}
     with refusing():
         maps: dict[str, Any] = {"follow_links": follow_links, "nodes": nodes, "facts": facts}
         chosen, producers, where = assemble(source, path, pipeline, annotators, out, **maps)

@@ -95,6 +95,7 @@ def make_plan(
     retry: bool = False,
     new_items: bool = True,
     here: bool = True,
+    reuse: str | None = None,
 ) -> Plan:
     """Compare what is wanted with what is committed. Writes nothing; opens no image unless a file's stamp changed.
 
@@ -110,7 +111,7 @@ def make_plan(
         MissingWeights: checkpoints, packages or memory that the work needs are not here; the message lists them all.
     """
     document = document_of(files, source, shard_size)
-    planner = _Planner(files, read_head(files)[1], retry)
+    planner = _Planner(files, read_head(files)[1], retry, reuse)
     published = published_shards(files)
     listing, listed = Listing(()), Listed()
     if source is not None and new_items:
@@ -146,8 +147,8 @@ def make_plan(
 
 
 class _Planner:
-    def __init__(self, files: Files, head: Head, retry: bool) -> None:
-        self.files, self.head, self.retry = files, head, retry
+    def __init__(self, files: Files, head: Head, retry: bool, reuse: str | None) -> None:
+        self.files, self.head, self.retry, self.reuse = files, head, retry, reuse
         self.producers: list[Producer] = []
         self.units: list[PlannedUnit] = []
         self.retriable = 0
@@ -257,6 +258,7 @@ class _Planner:
                 revision=commit.ref.revision + 1 if commit else 0,
                 retry=self.retry,
                 after=tuple(sources) if annotator.item_facts else (),
+                reuse=self.reuse,
             )
             why = missing if commit is None else self._why_again(work, commit)
             if why is not None:

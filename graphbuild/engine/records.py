@@ -43,7 +43,7 @@ class AnnotateUnit:
     run alone. `after` comes before it besides its parents: the source, for an annotator that looks at facts of items.
 
     A long unit is divided: each `part` makes the rows of these items (`item_ix`) and leaves them in the spool; then the
-    unit itself, which `gathers` them, commits.
+    unit itself, which `gathers` them, commits. `reuse` is a graph whose nodes are taken where they would be the same.
     """
 
     annotator: Annotator
@@ -56,6 +56,7 @@ class AnnotateUnit:
     after: tuple[Live, ...] = ()
     part: range | None = None
     gathers: bool = False
+    reuse: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ def run(
     accept_changed: bool = False,
     retry: bool = False,
     new_items: bool = True,
+    reuse: str | os.PathLike[str] | None = None,
     address: str | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     wait_s: float | None = None,
@@ -78,6 +79,8 @@ def run(
         accept_changed: add files whose bytes changed as new items instead of refusing.
         retry: compute failed rows that may succeed now again.
         new_items: False adds no items to the graph, whatever the source has.
+        reuse: another graph, whose nodes are copied where the same would be computed: by the same annotator and
+            version, from parents with the same content, for the same item.
         device: where annotators that want a GPU run; None: on GPUs if there is one, else on the CPU. "cuda" waits for a
             node with a GPU, as `wait_s` says.
         wait_s: seconds to wait for a node that can work for an annotator; None: 600 for one that was there and is gone,
@@ -98,6 +101,7 @@ def run(
     chosen = [resolve(a) if isinstance(a, str) else a for a in annotators]
     options: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed}
     options["new_items"] = new_items
+    options["reuse"] = None if reuse is None else Graph.open(reuse).url
     options["here"] = address is None and "RAY_ADDRESS" not in os.environ
     first = make_plan(files, source, chosen, retry=retry, **options)
     where = {"address": address, "device": device, "wait_s": wait_s}

@@ -12,6 +12,7 @@ from graphbuild.contracts import Item, Outcome
 from graphbuild.engine.commit import publish_unit
 from graphbuild.engine.micro_batches import Loaded, annotate
 from graphbuild.engine.records import AnnotateUnit, UnitReport
+from graphbuild.engine.reuse import taken_rows
 from graphbuild.engine.rows import Key, failure_of, rows_of, unit_document
 from graphbuild.engine.spool import CAREFUL_FLUSH_SECONDS, Spool
 from graphbuild.errors import GraphError
@@ -73,7 +74,19 @@ class Annotating:
             planned.append(self.plan.items_part)
         part = "" if work.part is None else f"-{work.part.start}"
         self.spool = Spool(files, workspace, work.unit, work.revision, planned, part)
+        self._taken = 0
         self._resume()
+        if work.reuse is not None and not work.gathers:
+            self._reuse(work.reuse)
+
+    def _reuse(self, url: str) -> None:
+        """Rows that another graph has already."""
+        wanted = {key: row for key, row in self._todo.items() if key not in self.rows and key[0] in self._span}
+        producer = (self.work.producer.name, self.work.producer.version)
+        taken = taken_rows(url, producer, wanted, self._items, self._annotator.item_facts) if wanted else []
+        self.rows.update((row.key, row) for row in taken)
+        self.spool.add(taken, self.flush_s)
+        self._taken = len(taken)
 
     def _resume(self) -> None:
         # A failure that is not committed may have been mended since; what came out well goes before it.
@@ -216,7 +229,7 @@ class Annotating:
             renewed=bool(self.plan.corrected),
         )
         self.spool.close()
-        self.report.reused = len(self.plan.kept)
+        self.report.reused = len(self.plan.kept) + self._taken
         self.report.settle(committed, rows)
         return self.report
 

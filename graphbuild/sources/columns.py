@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from graphbuild.hashing import canonical_json
@@ -100,7 +101,14 @@ class Mapped(Source):
             raise ValueError(f"source {self.name!r}: {error}") from error
 
     def declared(self) -> tuple[Node, ...]:
-        """The map of nodes, read; the picture first."""
+        """The map of nodes, read once; the picture first."""
+        return self._declared
+
+    @cached_property
+    def _declared(self) -> tuple[Node, ...]:
+        return self._read_map()
+
+    def _read_map(self) -> tuple[Node, ...]:
         order = sorted(self.nodes, key=lambda kind: kind != "image")
         return tuple(Node.declared(kind, self.nodes[kind]) for kind in order)
 
@@ -194,8 +202,8 @@ def _content(node: Node, value: Any, opened: Open) -> Content:
         return None
     if is_picture and isinstance(value, str):
         value = opened(value)
-    elif node.codec == "text" and not isinstance(value, bytes):
-        value = _text(value) or None
+    elif node.codec == "text":
+        value = value.strip() if isinstance(value, bytes) else _text(value).strip() or None
     elif isinstance(value, str):
         value = value.encode()
     if is_picture and not isinstance(value, bytes | Unusable):

@@ -40,10 +40,10 @@ class Pairs(Mapped):
 
     name: ClassVar[str] = "pairs"
 
-    def declared(self) -> tuple[Node, ...]:
-        """The map of nodes, read; without one, the folders that are named like kinds."""
+    def _read_map(self) -> tuple[Node, ...]:
+        """Without a map, the folders that are named like kinds."""
         if self.nodes or self.path is None:
-            return super().declared()
+            return super()._read_map()
         files = _files(self._place())
         folders = sorted({file.partition("/")[0] for file, _ in files if "/" in file} & KINDS.keys())
         stored = [name for name in folders if not KINDS[name].is_computed]
