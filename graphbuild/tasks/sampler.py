@@ -144,6 +144,13 @@ class PathSampler:
         served = zip(self.listed.paths, self._served, strict=True)
         return {path.name: {**self.stock.counts(path), "all": found.pool.size} for path, found in served}
 
+    def most_rows(self) -> dict[str, int]:
+        """TaskPath -> rows of its largest grid, for those that are drawn: fewer than configured where items are few, or
+        related to each other."""
+        groups = {path.name: found.pool.groups for path, found in zip(self.listed.paths, self._served, strict=True)}
+        chances = {path.name: self.config.rows[: groups[path.name]] for path in self.paths}
+        return {name: max(at for at, chance in enumerate(own, 1) if chance) for name, own in chances.items()}
+
     def probabilities(self) -> dict[str, float]:
         """Path name -> its probability among the paths that are drawn; sums to 1."""
         weighted = self.paths

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TRAINER: tuple[set[str], ...] = (
     {"config"},
     {"batch"},
-    {"objective", "lora", "forecast", "latent_cache", "model_setup", "recipes"},
+    {"objective", "lora", "forecast", "latent_cache", "model_setup", "recipes", "resume"},
     {"bases"},
     {"validate"},
     {"export", "preflight", "journal", "checkpoint"},

@@ -191,9 +191,9 @@ def _kill_after(step: int) -> None:
 def _kill_while_saving(step: int) -> None:
     save = safetensors.torch.save_file
 
-    def half(tensors: Any, file: Path) -> None:
-        save(tensors, file)
-        if file.parent.name == f".tmp-step-{step:08d}" and file.stem == "ema":
+    def half(tensors: Any, file: Path, header: Any = None) -> None:
+        save(tensors, file, header)
+        if file.parent.name == f".tmp-step-{step:08d}" and file.stem == "optimiser":
             _die()
 
     setattr(checkpoint, "save_file", half)  # noqa: B010

@@ -19,11 +19,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from graphbuild.errors import GraphError
 from graphbuild_train import checkpoint as module
 from graphbuild_train.checkpoint import Checkpoint, latest, locked, read, rng_state, save, set_rng_state, steps
+from graphbuild_train.export.lora_file import read_diffusers
 
+FINISHED = "pytorch_lora_weights.safetensors"
 PROCESSES = multiprocessing.get_context("fork")
 
 
@@ -84,8 +87,36 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert found.versions["torch"] == torch.__version__.split("+")[0] and "peft" in found.versions
     assert (found.optimiser, found.rng) == ({}, {})
-    assert {file.name for file in path.iterdir()} == {"lora.safetensors", "ema.safetensors", "state.json"}
+    assert {file.name for file in path.iterdir()} == {FINISHED, "lora.safetensors", "state.json"}
     assert latest(tmp_path / "nothing") is None
+
+
+def test_a_checkpoint_holds_the_lora_as_users_load_it(tmp_path: Path) -> None:
+    """Guards against a run that was stopped and leaves nothing that a pipeline reads, and the raw weights in place of
+    their average."""
+    for step, ema in ((1, at(1).ema), (2, {})):
+        written = at(step, ema=ema, header={"graphbuild": '{"steps_done": 1}'})
+        found = read_diffusers(save(tmp_path, written))
+        wanted = ema or written.lora
+        assert (found.part, found.recipe) == ("transformer", {"steps_done": 1})
+        assert found.state.keys() == wanted.keys()
+        assert all(torch.equal(found.state[name], tensor) for name, tensor in wanted.items())
+
+
+def test_checkpoints_of_before_are_read(tmp_path: Path) -> None:
+    """Guards against a run of weeks that a new release cannot resume."""
+    written = at(3)
+    path = save(tmp_path, written)
+    document = json.loads((path / "state.json").read_text())
+    (path / FINISHED).unlink()
+    save_file(dict(written.ema), path / "ema.safetensors")
+    document["files"] = {name: module._digest(path / name) for name in ("lora.safetensors", "ema.safetensors")}
+    del document["part"], document["digest"]
+    (path / "state.json").write_text(json.dumps({**document, "digest": module._digest_of(document)}))
+    found = read(path)
+    for name in ("lora", "ema"):
+        ours, theirs = getattr(written, name), getattr(found, name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
@@ -122,7 +153,7 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
-@pytest.mark.parametrize("name", ["lora.safetensors", "ema.safetensors", "state.json"])
+@pytest.mark.parametrize("name", [FINISHED, "lora.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage: Callable[[Path], None], name: str, tmp_path: Path
 ) -> None:
@@ -240,7 +271,7 @@ def test_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pyte
     save(tmp_path, at(1))
     temporary = ".tmp-step-00000001"
     moved = done.index(f"{temporary}>step-00000001")
-    assert set(done[:moved]) == {"lora.safetensors", "ema.safetensors", "state.json", temporary}
+    assert set(done[:moved]) == {FINISHED, "lora.safetensors", "state.json", temporary}
     assert done[moved - 1] == temporary and done[moved + 1] == "checkpoints"
 
 

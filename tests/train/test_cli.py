@@ -224,6 +224,16 @@ def test_tasks_of_a_graph_are_those_of_held_out_items_with_truth_and_words(
     refused(invoke("sample", out, "--graph", ground.graph, "--split", "test"), "split: 'test'; allowed: validation, t")
 
 
+def test_a_checkpoint_is_a_lora(ground: Ground, out: Path, tmp_path: Path) -> None:
+    """Guards against a run that was stopped and has nothing to sample from or to export."""
+    saved = out / "checkpoints" / "step-00000002"
+    assert sampling.recipe_in(saved)["paths"] == sampling.recipe_in(out)["paths"]
+    assert read_diffusers(saved).recipe["steps_done"] == 2
+    done("export", saved, "--format", "kohya", "--out", tmp_path / "two.safetensors")
+    newest, whole = load_file(out / "checkpoints" / "step-00000004" / WEIGHTS), load_file(out / WEIGHTS)
+    assert newest.keys() == whole.keys() and all(torch.equal(newest[name], whole[name]) for name in whole)
+
+
 @pytest.mark.parametrize(
     ("kinds", "words"),
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,6 +100,19 @@ def test_a_run_that_is_stopped_keeps_the_steps_it_has_done(ground: Ground, monke
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_checkpoint_is_written_when_the_last_one_is_old(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against 500 slow steps that a cluster takes back at the 499th."""
+    clock = count(0, 60)  # a minute passes whenever it is asked
+    monkeypatch.setattr(
+        "graphbuild_train.trainer.time",
+        SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: float(next(clock))),
+    )
+    out = ground.trained("slow", steps=6, watch={**NEVER, "minutes": 2}).out
+    assert checkpoint.steps(out) == [2, 4, 6]
+    clock = count(0, 60)
+    assert checkpoint.steps(ground.trained("quick", steps=6, watch={**NEVER, "minutes": 0}).out) == [6]
+
+
 def test_another_config_is_refused_by_field_and_values(ground: Ground, tmp_path: Path) -> None:
     """Guards against a run that goes on with half of its steps made otherwise, and against refusing what is free."""
     ground.trained("fixed", steps=1, mix="step")
@@ -162,5 +177,9 @@ def test_a_finished_run_is_left_as_it_is(ground: Ground) -> None:
     before = ground.trained("done", steps=2).out
     kept = state(before), (before / "metrics.jsonl").read_text()
     ground.trained("done", steps=2)
+    with pytest.raises(
+        GraphError, match=r"done: 2 steps are done, more than steps: 1; ask for more or choose another --out"
+    ):
+        ground.trained("done", steps=1)
     assert kept[1] == (before / "metrics.jsonl").read_text()
     assert all(torch.equal(tensor, kept[0][name]) for name, tensor in state(before).items())

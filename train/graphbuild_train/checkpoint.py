@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to resume exactly, in folders that appear whole or not at all.
 
-    OUT/checkpoints/step-00000500/   lora, ema, optimiser, rng .safetensors, state.json
+    OUT/checkpoints/step-00000500/pytorch_lora_weights.safetensors   for users; the moving average if there is one
+    OUT/checkpoints/step-00000500/   lora (beside an average), optimiser, rng .safetensors, state.json
     OUT/lock                         held by the run that writes there
 
 Draws are counted per walk, so a data position is one integer and a checkpoint fits any number of processes.
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 import xxhash
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,7 +34,8 @@ from graphbuild.errors import GraphError
 
 FOLDER = "checkpoints"
 _STEP = re.compile(r"step-(\d{8,})")
-_PARTS = ("lora", "ema", "optimiser", "rng")
+_PARTS = ("lora", "ema", "optimiser", "rng", "header")
+_FINISHED = Path(LORA_WEIGHT_NAME_SAFE).stem
 _PACKAGES = ("torch", "diffusers", "peft", "transformers")
 _held: set[int] = set()
 
@@ -62,6 +65,10 @@ class Checkpoint:
     """State of the optimiser, from its `state_dict()`."""
     rng: Mapping[str, Tensor] = field(default_factory=dict)
     """Global generators, from `rng_state`."""
+    part: str = "transformer"
+    """The pipeline's module that the LoRA belongs to."""
+    header: Mapping[str, str] = field(default_factory=dict)
+    """Header of the LoRA's file in diffusers' form, from `header_of_run`; it is not read back."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the packages that wrote it; filled in by `save`."""
 
@@ -136,6 +143,10 @@ def read(path: Path) -> Checkpoint:
     scalars = document.pop("optimiser")
     if scalars is not None:
         tensors["optimiser"] = _joined(scalars, tensors["optimiser"])
+    if _FINISHED in tensors:
+        cut = len(document["part"]) + 1
+        finished = {name[cut:]: tensor for name, tensor in tensors.pop(_FINISHED).items()}
+        tensors["ema" if "lora" in tensors else "lora"] = finished
     try:
         return Checkpoint(**document, **tensors)
     except TypeError as error:
@@ -181,11 +192,16 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     scalars, moments = _split(checkpoint.optimiser) if checkpoint.optimiser else (None, {})
-    tensors = {name: getattr(checkpoint, name) for name in _PARTS} | {"optimiser": moments}
+    finished = {f"{checkpoint.part}.{name}": tensor for name, tensor in (checkpoint.ema or checkpoint.lora).items()}
+    tensors = {
+        _FINISHED: finished, "lora": checkpoint.lora if checkpoint.ema else {}, "optimiser": moments,
+        "rng": checkpoint.rng,
+    }  # fmt: skip
     files = {}
-    for part in [part for part in _PARTS if tensors[part]]:
+    for part in [part for part in tensors if tensors[part]]:
         file = folder / f"{part}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors[part].items()}, file)
+        header = {"format": "pt", **checkpoint.header} if part == _FINISHED else None
+        save_file({name: tensor.contiguous() for name, tensor in tensors[part].items()}, file, header)
         file.chmod(folder.stat().st_mode & 0o666)  # the umask's; safetensors makes files that only their owner can read
         _sync(file)
         files[file.name] = _digest(file)

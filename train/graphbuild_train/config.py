@@ -70,6 +70,8 @@ class WatchConfig(Strict):
 
     checkpoint: Whole = 500
     """Steps between checkpoints."""
+    minutes: NotNegative = 30.0
+    """A checkpoint is also written when the last one is this old."""
     keep: Count = 3
     """Newest checkpoints that are kept."""
     validate: Whole = 500
@@ -152,6 +154,10 @@ class TrainConfig(Strict):
             raise ValueError(f"cache_gb: {self.cache_gb}; allowed only with walks: no picture would come again")
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch}; allowed: a divisor of batch, {self.batch}")
+        if self.cells.cell_fit == "aspect" and self.micro_batch > 1:
+            raise ValueError(
+                f"micro_batch: {self.micro_batch}; allowed: 1 with cells.cell_fit aspect, as cells differ in size"
+            )
 
 
 def config_from(document: Mapping[str, Any]) -> TrainConfig:

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 
 from graphbuild.tasks.sampler import PathSampler
+from graphbuild_train.bases import base_class
 from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import GIB, Forecast, forecast, peak_of
@@ -54,7 +55,18 @@ def lines(setup: Setup) -> Iterator[str | Table]:
         size = cache_bytes(setup)
         fits = "all" if size <= config.cache_gb * 1e9 else f"{config.cache_gb * 1e9 / size:.0%} of them"
         yield f"VAE cache: at most {size / 1e9:.2f} GB for {config.walks} grid tasks; cache_gb holds {fits}"
+    if said := _examples(setup.sampler):
+        yield said
     yield coverage(setup.sampler)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse, before a model is loaded, what its base could not train or sample.
+
+    Raises:
+        ValueError: a field and its value, and what is allowed.
+    """
+    base_class(config.base).check(config)
 
 
 def pass_of(setup: Setup, image_tokens: int) -> Forecast | None:
@@ -110,5 +122,18 @@ def _time(setup: Setup, largest: Forecast) -> str:
 
 def _most_cells(sampler: PathSampler) -> int:
     """Cells of the largest grid that can be drawn."""
-    rows = max(number for number, chance in enumerate(sampler.config.rows, start=1) if chance)
-    return rows * max(len(path.cells) for path in sampler.paths)
+    rows = sampler.most_rows()
+    return max(rows[path.name] * len(path.cells) for path in sampler.paths)
+
+
+def _examples(sampler: PathSampler) -> str:
+    """A warning about paths whose grids have no example rows, though the recipe asks for some."""
+    rows = sampler.most_rows()
+    alone = [name for name, most in rows.items() if most == 1]
+    if not alone or not any(sampler.config.rows[1:]):
+        return ""
+    some = f"{', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''}"
+    return (
+        f"no examples: {len(alone)} of {len(rows)} paths ({some}) are served by one item, or by items related to each "
+        "other, so that their grids have one row"
+    )

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Set
+from collections.abc import Generator, Iterator, Set
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -31,20 +32,17 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.tasks.config import Split
 from graphbuild.tasks.sampler import PathSampler
-from graphbuild_train import checkpoint, lora, preflight
+from graphbuild_train import checkpoint, lora, preflight, resume
 from graphbuild_train.bases import base_class, load_base, tiny
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.export.run import export_run
+from graphbuild_train.export.run import export_run, header_of_run
 from graphbuild_train.journal import Journal, Step
 from graphbuild_train.latent_cache import Known, LatentCache
 from graphbuild_train.model_setup import autocast_only, compiled, forward_within, sound_attention, spare
 from graphbuild_train.objective import objective_of
 from graphbuild_train.preflight import Setup
 from graphbuild_train.validate import Validation, validate
-
-FREE = {"steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch"}
-"""Fields that may change when a run is resumed: they do not affect a step, but for `_bound`."""
 
 
 def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None) -> Path:
@@ -82,8 +80,11 @@ class Trainer:
         self.restored = checkpoint.latest(out)
         self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
         self.sampler = self._sampler(config.sampler.split, path_repeat=config.path_repeat)
-        if self.restored and (different := _differences(self.restored.config, self._document())):
-            raise GraphError(f"{out} was trained with {different}; continue with that, or choose another --out")
+        self.step = self.restored.step if self.restored else 0
+        if self.restored:
+            resume.check_config(out, self.restored.config, self._document())
+        resume.check_processes(out, gather_object([resume.place(self.step, self.graph.digest, self._document())]))
+        preflight.check(config)
         with self.accelerator.main_process_first():
             self.model_name = tiny.made(config.model or base_class(config.base).checkpoint, config.base, out)
         self.objective = objective_of(config.objective, config.shift)
@@ -101,7 +102,6 @@ class Trainer:
         self.lora = lora.lora_state(self.base.bare)
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
         self.base.cache = LatentCache(config.cache_gb)
-        self.step = 0
         self.whole = True
         """Whether parameters, optimiser and journal are those of `step`; not while a step updates them."""
         if self.restored:
@@ -139,7 +139,6 @@ class Trainer:
         lora.load_lora(self.base.bare, saved.lora)
         self.ema = {name: saved.ema[name].to(own.device) for name, own in self.ema.items()}
         checkpoint.set_rng_state(saved.rng)
-        self.step = saved.step
 
     def _document(self) -> dict[str, Any]:
         """The config as JSON values; the task list by name and digest, not by its path."""
@@ -150,6 +149,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train until the last step; validate, sample and save on the way."""
+        resume.check_steps(self.out, self.step, self.config.steps)
         self._begin()
         with self.journal, closing(self.grids), self._kept_when_stopped():
             if self.step == 0:
@@ -194,6 +194,7 @@ class Trainer:
         self.base.model = DistributedDataParallel(model) if self.world > 1 else model
         self.grids = self._grids(self.step * config.batch)
         self.work = cache(self._work)
+        self.saved_at = time.monotonic()
 
     def _work(self, tokens: int) -> float:
         """FLOP of a forward and backward pass; 0 if unknown."""
@@ -280,12 +281,17 @@ class Trainer:
         every = {"validate": watch.validate, "sample": watch.sample, "checkpoint": watch.checkpoint}
         due = {name for name, steps in every.items() if steps and (last or self.step % steps == 0)}
         due = due | {"checkpoint"} if last else due if self.step else due & {"validate"}
-        if due and self.main:
+        if self.main:
             self._report(due)
-            if "checkpoint" in due:
+            if "checkpoint" in due or self._overdue():
                 self.save()
         if due:
             self.accelerator.wait_for_everyone()
+
+    def _overdue(self) -> bool:
+        """Whether the last checkpoint is old; the other processes wait for the next gradient then."""
+        minutes = self.config.watch.minutes
+        return bool(minutes and self.step) and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _report(self, due: Set[str]) -> None:
         if due & {"validate", "sample"}:
@@ -311,8 +317,10 @@ class Trainer:
         saved = Checkpoint(
             step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self._document(),
             snapshot=self.graph.digest, lora=self.lora, ema=self.ema, optimiser=self.optimiser.state_dict(),
-            rng=checkpoint.rng_state(),
+            rng=checkpoint.rng_state(), part=self.base.denoiser,
+            header=header_of_run(self.config, self.base, graph=self.graph, model=self.model_name, steps=self.step),
         )  # fmt: skip
+        self.saved_at = time.monotonic()
         return checkpoint.save(self.out, saved, keep=self.config.watch.keep)
 
     def validation(self) -> Validation | None:
@@ -362,24 +370,3 @@ def _accelerator() -> Accelerator:
     """What `accelerate` makes of the processes that were launched; the loop casts for itself."""
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the others wait while one validates and samples
     return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no", kwargs_handlers=[patience])
-
-
-def _differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    old, new = {"mix": "step", **_flat(saved)}, _flat(config)  # the first runs have no such field
-    free = FREE - _bound(config)
-    names = [name for name in {**old, **new} if name.partition(".")[0] not in free and old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name)!r} instead of {new.get(name)!r}" for name in names)
-
-
-def _bound(config: Mapping[str, Any]) -> set[str]:
-    """Fields of `FREE` that do affect the steps of this run."""
-    decays = {"steps"} if config["optimiser"]["schedule"] != "constant" else set()
-    return decays | ({"micro_batch"} if config["mix"] == "pass" else set())
-
-
-def _flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in document.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found

@@ -14,6 +14,7 @@ from graphbuild.data import GridBatch
 from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.batch import LatentBatch, stacked
+from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import Work
 from graphbuild_train.latent_cache import LatentCache
 from graphbuild_train.objective import Objective, generators
@@ -57,6 +58,8 @@ class Base(ABC):
     """Suffixes of the feed-forward layers that `attn_ff` adds."""
     token: ClassVar[int] = 16
     """Side of a token in pixels."""
+    multiple: ClassVar[int] = 16
+    """Sides of a cell are multiples of this, in pixels: a hole would end inside a token."""
     text_tokens: ClassVar[int] = 512
     """Tokens of an instruction, with padding."""
     load_options: ClassVar[str] = ""
@@ -84,6 +87,16 @@ class Base(ABC):
         """Load from a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`."""
         pipe = cls.pipeline_class().from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
         return cls(pipe.to(device), objective, guidance=guidance, hole_fill=hole_fill)
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """Refuse a recipe that this base cannot train, before it is loaded.
+
+        Raises:
+            ValueError: a field and its value, and what is allowed.
+        """
+        if config.resolution % cls.multiple:
+            raise ValueError(f"resolution: {config.resolution}; allowed: multiples of {cls.multiple}")
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, stacked, views
+from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import Work, transformer_work
 from graphbuild_train.objective import generator
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _TOKEN = 16
 """Pixels along the side of a token."""
+_LEAST, _MOST = 64, 1024
+"""Sides of a square reference that the pipeline takes as it is."""
 _APART = 10
 """Between the time coordinates of pictures: the pipeline has the target at 0 and references at 10, 20, ..."""
 
@@ -46,6 +49,15 @@ class Flux2Klein(Base):
     )
     feed_forward = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
 
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        super().check(config)
+        if not _LEAST <= config.resolution <= _MOST:
+            raise ValueError(
+                f"resolution: {config.resolution}; allowed for flux2_klein: {_LEAST} to {_MOST}; its pipeline refuses "
+                "smaller references and shrinks larger ones"
+            )
+
     def work(self, image: int, text: int) -> Work:
         return transformer_work(self.bare, image, text)
 
@@ -54,7 +66,7 @@ class Flux2Klein(Base):
         return list(chain(*cells))
 
     def pictures(self, grid: GridBatch) -> list[Tensor]:
-        check_sides(grid, _TOKEN)
+        check_sides(grid, self.multiple)
         return [floats(cell).contiguous() for cell in cells_of(grid)]
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ class FluxDev(Base):
         return list(chain(*cells))
 
     def pictures(self, grid: GridBatch) -> list[Tensor]:
-        check_sides(grid, flux.TOKEN)
+        check_sides(grid, self.multiple)
         return [floats(cell) for cell in cells_of(grid)]
 
     @torch.no_grad()

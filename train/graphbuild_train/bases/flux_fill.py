@@ -18,6 +18,7 @@ from graphbuild.tasks.visualcloze import generate
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, check_sides, floats, holes_in_row, views
+from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import Work, transformer_work
 from graphbuild_train.objective import generator
 
@@ -53,6 +54,14 @@ class FluxFill(Base):
     objectives = ("visualcloze_fill",)
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        super().check(config)
+        if config.watch.sample and config.cells.decode != "exact":
+            raise ValueError(
+                f"cells.decode: {config.cells.decode!r}; allowed: exact, as its pipeline samples, or watch.sample: 0"
+            )
+
     def work(self, image: int, text: int) -> Work:
         return transformer_work(self.bare, image, text)
 
@@ -62,7 +71,7 @@ class FluxFill(Base):
         return [*rows[:-1], f"{rows[-1]} without {list(holes)}", rows[-1]]
 
     def pictures(self, grid: GridBatch) -> list[Tensor]:
-        check_sides(grid, flux.TOKEN)
+        check_sides(grid, self.multiple)
         rows = [floats(row) for row in grid.rows()]
         if not rows:
             return []

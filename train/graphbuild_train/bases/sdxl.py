@@ -13,6 +13,7 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, holes_in_row
+from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import Work, unet_work
 from graphbuild_train.objective import Ddpm, Objective, generator
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LATENT = 8
-"""Pixels along the side of a latent pixel; the UNet wants pairs of those."""
+"""Pixels along the side of a latent pixel."""
 
 
 class Sdxl(Base):
@@ -35,6 +36,7 @@ class Sdxl(Base):
     pipeline = "StableDiffusionXLPipeline"
     objectives = ("onepic",)
     token, text_tokens = 8, 77
+    multiple = 2 * _LATENT  # the UNet halves what it gets
     denoiser = "unet"
     attention = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # those of the paper: .618 % of the model at rank 32
     feed_forward = (
@@ -44,6 +46,12 @@ class Sdxl(Base):
 
     def work(self, image: int, text: int) -> Work:
         return unet_work(self.bare, image, text)
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        super().check(config)
+        if config.cells.cell_fit == "aspect" and config.cells.row_sizes == "own":
+            raise ValueError("cells.row_sizes: 'own'; allowed for sdxl: shared, as cells fill a canvas")
 
     @classmethod
     def load(cls, model: str, objective: Objective, *, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Self:
@@ -63,7 +71,7 @@ class Sdxl(Base):
         return list(chain(*cells))
 
     def pictures(self, grid: GridBatch) -> list[Tensor]:
-        check_sides(grid, 2 * _LATENT)
+        check_sides(grid, self.multiple)
         return [floats(cell) for cell in cells_of(grid)]
 
     @torch.no_grad()

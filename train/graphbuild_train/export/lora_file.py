@@ -104,10 +104,15 @@ def save_diffusers(lora: Lora, folder: Path) -> Path:
 
     The file is that of the pipeline's `save_lora_weights`, with the recipe added to its header.
     """
-    adapter = json.dumps({f"{lora.part}.{name}": value for name, value in lora.adapter.items()}, sort_keys=True)
-    header = {LORA_ADAPTER_METADATA_KEY: adapter} if lora.adapter else {}
     state = {f"{lora.part}.{name}": tensor for name, tensor in lora.state.items()}
-    return write(folder / LORA_WEIGHT_NAME_SAFE, state, lora.recipe, header)
+    return write(folder / LORA_WEIGHT_NAME_SAFE, state, {}, header_of(lora.part, lora.adapter, lora.recipe))
+
+
+def header_of(part: str, adapter: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The header of a file in diffusers' form; see `Lora`."""
+    named = json.dumps({f"{part}.{name}": value for name, value in adapter.items()}, sort_keys=True)
+    said = {RECIPE_KEY: json.dumps(recipe, sort_keys=True)} if recipe else {}
+    return {**({LORA_ADAPTER_METADATA_KEY: named} if adapter else {}), **said}
 
 
 def read_diffusers(path: Path) -> Lora:

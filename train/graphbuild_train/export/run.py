@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from graphbuild.store.graph import Graph
 from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.card import write_card
-from graphbuild_train.export.lora_file import Lora, recipe_of, save_diffusers
+from graphbuild_train.export.lora_file import Lora, header_of, recipe_of, save_diffusers
 from graphbuild_train.lora import adapter_config
 
 
@@ -28,11 +29,20 @@ def export_run(
         state: the LoRA, as `lora_state` gives it.
         steps: optimiser steps done.
     """
-    config = replace(config, model=model)
-    recipe = recipe_of(config, model=model, snapshot=graph.digest, hole_fill=config.cells.hole_fill, steps=steps)
+    recipe = _recipe(config, graph, model, steps)
     file = save_diffusers(Lora(part=base.denoiser, state=state, adapter=adapter_config(base.bare), recipe=recipe), out)
     write_card(out, recipe, licences=licences(graph))
     return file
+
+
+def header_of_run(config: TrainConfig, base: Base, *, graph: Graph, model: str, steps: int) -> dict[str, str]:
+    """The header of the file that `export_run` would write."""
+    return header_of(base.denoiser, adapter_config(base.bare), _recipe(config, graph, model, steps))
+
+
+def _recipe(config: TrainConfig, graph: Graph, model: str, steps: int) -> dict[str, Any]:
+    fill = config.cells.hole_fill
+    return recipe_of(replace(config, model=model), model=model, snapshot=graph.digest, hole_fill=fill, steps=steps)
 
 
 def licences(graph: Graph) -> dict[str, int]:

@@ -1,0 +1,76 @@
+"""What is refused or said before a model is loaded, let alone trained for a night."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphbuild.errors import GraphError
+from graphbuild_train import preflight
+from graphbuild_train.config import config_from
+from tests.support.training import NEVER, Ground, grounded, said
+
+
+@pytest.fixture(scope="module")
+def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with grounded(tmp_path_factory.mktemp("preflight"), photos) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"resolution": 380}, "resolution: 380; allowed: multiples of 16"),
+        ({"base": "sdxl", "objective": "onepic", "resolution": 392}, "resolution: 392; allowed: multiples of 16"),
+        ({"cells": {"cell_fit": "aspect"}, "batch": 4, "micro_batch": 2}, "micro_batch: 2; allowed: 1 with cells.cell"),
+        ({"cells": {"decode": "fast"}}, "cells.decode: 'fast'; allowed: exact, as its pipeline samples"),
+        (
+            {"base": "sdxl", "objective": "onepic", "cells": {"cell_fit": "aspect", "row_sizes": "own"}},
+            "cells.row_sizes: 'own'; allowed for sdxl: shared",
+        ),
+        ({"base": "flux2_klein", "resolution": 48}, "resolution: 48; allowed for flux2_klein: 64 to 1024"),
+    ],
+)
+def test_cells_that_a_base_cannot_train_or_sample_are_refused(recipe: dict[str, Any], words: str) -> None:
+    """Guards against a refusal after 24 GB were loaded, or at the first sampling, 500 steps on."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are compared whole
+        preflight.check(config_from(recipe))
+    assert words in str(caught.value)
+
+
+def test_a_run_checks_cells_before_it_loads(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a check that nobody calls."""
+    monkeypatch.setattr("graphbuild_train.trainer.load_base", lambda *_, **__: pytest.fail("was loaded"))
+    with pytest.raises(ValueError, match="resolution: 40"):
+        ground.trainer("odd", resolution=40)
+
+
+def test_processes_that_would_train_different_steps_are_refused(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against two machines with folders of their own, one of which resumes and one begins: they would train
+    together and hang at the end."""
+    monkeypatch.setattr("graphbuild_train.trainer.load_base", lambda *_, **__: pytest.fail("was loaded"))
+    for other, words in (({"step": 500}, r"\(step 0 and 500\)"), ({"snapshot": "abc"}, r"\(snapshot \w+ and abc\)")):
+        monkeypatch.setattr(
+            "graphbuild_train.trainer.gather_object", lambda own, other=other: [*own, {**own[0], **other}]
+        )
+        with pytest.raises(GraphError, match=f"processes 0 and 1 would begin differently {words}; allowed: one recipe"):
+            ground.trainer("two")
+
+
+def test_paths_without_examples_are_said(ground: Ground) -> None:
+    """Guards against an in-context LoRA that has never seen an example: one photograph, or photographs of one scene."""
+    options: dict[str, Any] = {"micro_batch": 4, "watch": NEVER}
+    everything = ground.trainer("many", **options)
+    everything.journal.say(preflight.lines(everything.setup))
+    assert "no examples" not in said(everything) and everything.sampler.most_rows()["canny-to-image"] == 2
+    (first,) = everything.graph.items()["item_id"].slice(0, 1).to_pylist()
+    one = ground.trainer("one", sampler={"split": None, "where": {"item_id": first}, "rows": [0.5, 0.5]}, **options)
+    one.journal.say(preflight.lines(one.setup))
+    words = " ".join(said(one).split())
+    assert "no examples: 3 of 3 paths (canny-to-image, image-to-canny, noise-to-image) are served by one item" in words
+    assert "largest pass, 4 x 2 cells" in words
