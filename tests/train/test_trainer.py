@@ -110,7 +110,7 @@ def test_a_graph_in_a_store_trains_the_same(
 ) -> None:
     """Guards against a loader that cannot read from a store, or waits for ever in a forked worker."""
     monkeypatch.setattr(ground, "graph", s3.upload(ground.graph))
-    out = ground.trained("stored", optimiser=EVERY, workers=1).out
+    out = ground.trained("stored", **ONE_TASK, workers=1).out
     assert recorded(out, "loss") == recorded(plain, "loss")
     reads = [request for request in s3.requests if request.startswith("GET") and "/nodes/" in request]
     assert 0 < len(reads) <= 30  # for 80 cells in 10 parts, by two threads
