@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from typer.testing import CliRunner
 
 import graphbuild as gb
@@ -69,6 +71,10 @@ def run_page(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
             for command in commands(block.code):
                 said = parse(command.line) if command.unrun else run_command(command.line, monkeypatch)
                 assert all(line in said for line in command.shown), said
+        elif block.language == "bash":
+            subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
+        elif block.language == "yaml" and block.mark == "parsed":
+            assert block.note and isinstance(yaml.safe_load(block.code), dict)
         elif block.mark == "test" and block.note:
             Path(block.note).write_text(block.code, encoding="utf-8")
         elif block.language == "python":
@@ -109,11 +115,16 @@ def parse(line: str) -> str:
     argv = shlex.split(line.replace("--steps N", "--steps 1"))
     if argv[0] == "make":
         assert re.search(rf"^{argv[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    elif argv[0] == "python":
+        assert (ROOT / argv[1]).is_file(), line
     elif argv[:2] == ["pip", "install"]:
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", argv[-1])) <= {*known, "graphbuild"}, line
     else:
         argv = [word for word in (word.strip("[]") for word in argv) if word != "..."]
+        if argv[:2] == ["ray", "start"]:
+            import_module("ray.scripts.scripts").start.make_context("start", argv[2:])
+            return ""
         if argv[0] == "ray":
             argv = argv[argv.index("--") + 1 :]
         if argv[0] == "accelerate":
@@ -150,8 +161,10 @@ def test_all_code_is_collected() -> None:
     found = {path.name: blocks(path.read_text(encoding="utf-8")) for path in PAGES}
     for name, of_page in found.items():
         for block in of_page:
-            assert block.language in {"sh", "python", "yaml", "text"}, (name, block)
-            assert block.mark or block.language in {"sh", "text"}, f"{name}, line {block.line}: run it, or say why not"
+            assert block.language in {"sh", "bash", "python", "yaml", "text"}, (name, block)
+            assert block.mark or block.language in {"sh", "bash", "text"}, (
+                f"{name}, line {block.line}: run it, or say why not"
+            )
     lines = [c for of_page in found.values() for b in of_page if b.language == "sh" for c in commands(b.code)]
     assert {c.unrun for c in lines if c.unrun} == set(PARSED.values())
     assert sum(c.unrun is None for c in lines) >= 10
