@@ -43,10 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 TRAINER: tuple[set[str], ...] = (
     {"config"},
     {"batch"},
-    {"objective", "lora", "forecast", "latent_cache", "model_setup", "recipes", "resume"},
+    {"objective", "lora", "forecast", "latent_cache", "model_setup", "recipes", "resume", "memory", "planned"},
     {"bases"},
     {"validate"},
     {"export", "preflight", "journal", "checkpoint"},
+    {"plan", "cards"},
     {"trainer", "sampling"},
     {"cli"},
     {"__main__"},

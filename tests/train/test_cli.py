@@ -108,6 +108,16 @@ def test_a_dry_run_says_what_it_takes_and_trains_nothing(ground: Ground, tmp_pat
     assert not (tmp_path / "o").exists()
 
 
+def test_a_forecast_says_what_fits(ground: Ground, tmp_path: Path) -> None:
+    """Guards against a card that is rented to find out."""
+    model = tmp_path / "configs"
+    shutil.copytree(ground.model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    said = done("forecast", "tiny", "--model", model, "--card", 24).stdout
+    assert "largest pass: 2 x 2 x 2 cells of 64 px" in said and "fits 24 GB" in said
+    assert "smallest card with checkpointing: 0: 24 GB" in said and "cached VAE posteriors: " in said
+    refused(invoke("forecast", "tiny", "--card", 16), "card: 16; allowed: 24, 40, 80, 141")
+
+
 def test_a_first_argument_that_is_a_file_means_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against the short form that the documentation shows."""
     monkeypatch.setattr(sys, "argv", ["graphbuild-train", "mine.yaml", "--graph", "g"])

@@ -70,9 +70,9 @@ def test_passes_are_not_cut_otherwise_in_the_middle_of_a_run(ground: Ground) -> 
     with pytest.raises(GraphError, match="micro_batch 2 instead of 1"):
         ground.trainer("cut", steps=2, micro_batch=1)
     made.config = ground.config(steps=1, mix="step")
-    document = made._document()
+    document = made.document()
     del document["mix"]
-    made._document = lambda: document  # type: ignore[method-assign]
+    made.document = lambda: document  # type: ignore[method-assign]
     made.save()
     with pytest.raises(GraphError, match="mix 'step' instead of 'pass'"):
         ground.trainer("cut", steps=2)

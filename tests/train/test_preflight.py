@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from graphbuild.errors import GraphError
 from graphbuild_train import preflight
 from graphbuild_train.config import config_from
+from graphbuild_train.lora import count_lora
+from graphbuild_train.plan import Plan
+from graphbuild_train.preflight import pass_of
 from tests.support.training import NEVER, Ground, grounded, said
 
 
@@ -46,6 +52,22 @@ def test_a_run_checks_cells_before_it_loads(ground: Ground, monkeypatch: pytest.
     monkeypatch.setattr("graphbuild_train.trainer.load_base", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(ValueError, match="resolution: 40"):
         ground.trainer("odd", resolution=40)
+
+
+def test_a_forecast_needs_no_weights(ground: Ground, tmp_path: Path) -> None:
+    """Guards against a dry run that loads 34 GB to say that they do not fit."""
+    model = tmp_path / "configs"
+    shutil.copytree(ground.model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    plan = Plan(ground.config(model=str(model)), ground.graph, tmp_path / "out", console=Console(file=io.StringIO()))
+    loaded = ground.trainer("loaded")
+    ours, theirs = (pass_of(made.config, made.setup.base, 2, 2) for made in (plan, loaded))
+    assert ours == theirs and ours is not None and ours.memory > 100_000
+    assert plan.setup.lora == str(count_lora(loaded.base.bare))
+    weights = [parameter.nbytes for name, parameter in loaded.base.bare.named_parameters() if "lora_" not in name]
+    assert ours.base == sum(weights)
+    with pytest.raises(ValueError, match="model: "):
+        ground.trainer("weightless", model=str(model))
+    assert not (tmp_path / "out").exists()
 
 
 def test_processes_that_would_train_different_steps_are_refused(

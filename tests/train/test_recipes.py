@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from graphbuild.errors import GraphError
 from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import load
 from graphbuild_train.bases import BASES, base_class
+from graphbuild_train.cards import CARDS
 from graphbuild_train.config import LoraConfig, TrainConfig
 from graphbuild_train.objective import objective_of
 from graphbuild_train.recipes import configured, read_recipe, recipe_file, recipe_names
@@ -32,7 +34,10 @@ def test_every_recipe_loads_and_what_it_names_exists(name: str) -> None:
     assert listed.kind_where == ({"reference": rated} if pairs else {})  # no list trains on poor pairs
     assert config.base in BASES and objective_of(config.objective, config.shift)
     assert all(masks(path, config.sampler) for path in listed.paths)
-    assert recipe_file(name).read_text().startswith("# ")
+    text = recipe_file(name).read_text()
+    assert text.startswith("# ")
+    card = re.search(r"^# Smallest card: (\d+) GB", text, re.MULTILINE)
+    assert name == "tiny" or (card is not None and int(card[1]) in CARDS)
 
 
 def test_the_lists_beside_the_recipes_are_used() -> None:

@@ -278,8 +278,61 @@ def test_a_gpu_that_is_too_small_is_said_with_what_helps(ground: Ground, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(FluxFill, "predict", fail)
-    with pytest.raises(MemoryError, match=r"step 1: out of GPU memory; try checkpointing: 1"):
+    with pytest.raises(MemoryError, match=r"step 1: out of GPU memory; try micro_batch: 1, checkpointing: 1,"):
         ground.trained("small")
+
+
+def test_memory_that_does_not_suffice_is_said_wherever_it_is_wanted(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a traceback after an hour, from a model, a validation or a picture that is too large."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    watch = {**NEVER, "validate": 1, "sample": 1, "tasks": 1, "samples": 1}
+    for place, words in (
+        ("graphbuild_train.trainer.load_base", "loading the model: out of GPU memory; try"),
+        ("graphbuild_train.trainer.validate", "validation: out of GPU memory; try"),
+        ("graphbuild_train.bases.flux_fill.FluxFill.sample", r"sampling \(watch.sample: 0 leaves it out\): out of"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, fail)
+            with pytest.raises(MemoryError, match=words):
+                ground.trained("wanted", steps=1, watch={**watch, "sample": int("sample" in place)})
+    trainer = ground.trainer("rehearsed")
+    with monkeypatch.context() as patched:
+        patched.setattr(FluxFill, "predict", fail)
+        with pytest.raises(MemoryError, match="the largest pass: out of GPU memory"):
+            trainer._rehearse()
+
+
+def test_the_rehearsal_of_the_largest_pass_leaves_no_trace(ground: Ground) -> None:
+    """Guards against a first step with somebody else's gradients, or other noise."""
+    trainer, shapes = ground.trainer("rehearsal", optimiser=EVERY), []
+    before = {name: tensor.clone() for name, tensor in trainer.lora.items()}
+    trainer.base.bare.register_forward_pre_hook(
+        lambda _, __, options: shapes.append(tuple(options["hidden_states"].shape)), with_kwargs=True
+    )
+    draws = torch.get_rng_state()
+    trainer._rehearse()
+    assert shapes == [(2, 2 * 2 * 2 * 2, 384)]  # two rows of two cells of 2 x 2 tokens
+    assert all(parameter.grad is None for parameter in trainer.base.bare.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.lora.items())
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_norms_stay_out_of_autocast(ground: Ground) -> None:
+    """Guards against float32 copies of all that passes a norm: 9 GiB for the largest grids of FLUX.1."""
+    trainer = ground.trainer("norms", dtype="bfloat16", steps=1)
+    seen: set[torch.dtype] = set()
+    norms = [
+        module for module in trainer.base.bare.modules() if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm)
+    ]
+    for module in norms:
+        module.register_forward_hook(lambda _, __, made: seen.add(made.dtype))
+    trainer.fit()
+    assert len(norms) >= 8 and seen == {torch.bfloat16}
 
 
 def test_targets_that_match_nothing_are_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

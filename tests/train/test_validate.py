@@ -58,7 +58,7 @@ def test_it_is_the_same_number_twice_and_for_every_batch(ground: Ground, trainer
 
 
 def grouped(trainer: Trainer, repeat: int) -> PathSampler:
-    return trainer._sampler("validation", path_repeat=repeat)
+    return trainer.sampler_of("validation", path_repeat=repeat)
 
 
 def test_it_is_by_noise_level_and_by_task_type(trainer: Trainer) -> None:

@@ -39,6 +39,14 @@ class LatentBatch:
     text: Mapping[str, Tensor]
     index: Tensor
 
+    @classmethod
+    def blank(
+        cls, z: Tensor, ids: Tensor, size: tuple[tuple[int, int], ...], text: Mapping[str, Tensor]
+    ) -> LatentBatch:
+        """A batch of which only shapes matter; every token is to be generated."""
+        tokens = z.new_zeros(z.shape[:2], dtype=torch.int64)
+        return cls(z=z, generated=tokens == 0, view=tokens, ids=ids, size=size, text=text, index=tokens[:, 0])
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each unit."""

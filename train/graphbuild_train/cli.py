@@ -161,16 +161,42 @@ def run(
     """  # fmt: skip
     with refusing(None if dry_run else out):
         config = config_of(recipe, steps, model, sets)
-        from graphbuild_train import checkpoint, preflight
-        from graphbuild_train import trainer as loop
-
         if dry_run:
+            from graphbuild_train import checkpoint, preflight
+            from graphbuild_train.plan import Plan
+
             with TemporaryDirectory() as scratch:  # for the tiny model
-                resumed = out if checkpoint.steps(out) else Path(scratch)
-                trainer = loop.Trainer(config, graph, resumed, console=ERR)
-                trainer.journal.say(preflight.lines(trainer.setup))
+                plan = Plan(config, graph, out if checkpoint.steps(out) else Path(scratch), console=ERR)
+                plan.journal.say(preflight.lines(plan.setup))
         else:
-            typer.echo(loop.train(config, graph, out, console=ERR))
+            from graphbuild_train.trainer import train
+
+            typer.echo(train(config, graph, out, console=ERR))
+
+
+@app.command()
+def forecast(
+    recipe: RecipeArgument,
+    card: Annotated[int, typer.Option(help="Memory of the GPU in GB: 24, 40, 80 or 141.")] = 80,
+    model: ModelOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Print what a recipe takes on a GPU. No graph is needed, and of the model only its configs are read.
+
+    Example:
+
+      graphbuild-train forecast visualcloze_fill --card 80 --set lora.layers=attn
+    """
+    with refusing(), TemporaryDirectory() as scratch:
+        config = config_of(recipe, None, model, sets)
+        from graphbuild_train import cards, preflight
+        from graphbuild_train.bases import base_class, tiny
+
+        preflight.check(config)
+        name = tiny.made(config.model or base_class(config.base).checkpoint, config.base, Path(scratch))
+        out = Console(soft_wrap=True, highlight=False)
+        for line in cards.lines(config, name, card):
+            out.print(line, markup=False)
 
 
 @app.command()

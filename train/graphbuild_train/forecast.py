@@ -1,7 +1,6 @@
-"""Memory and time of a training step, computed from the model's layers before the first step.
+"""Memory and time of a training step, computed from the model's layers before anything is loaded.
 
-A FLUX.1 step is counted to within 5 %; what activations take was measured on its layers in bfloat16 with fused
-attention and is carried over to other models by width and number of blocks. Kernels need a little on top.
+Work is counted to within 5 %, memory by running a pass on the meta device. Kernels need a little on top.
 """
 
 from __future__ import annotations
@@ -12,16 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from graphbuild_train.config import Layers
-
 GIB = 1 << 30
-_KEPT = {"attn": 4.7, "attn_ff": 5.3, "all": 7.3}
-"""GiB that a forward pass of FLUX.1 keeps for the backward pass, per 1,000 tokens, by adapted layers. peft's float32
-copies of the inputs, about 2 more, are not in it: `peft.helpers.disable_input_dtype_casting` under autocast."""
-_FLUX_WIDTHS = 57 * 3072
 _LORA_BYTES = 16
 """Of one trained parameter: value, gradient and the two moments of Adam, all float32."""
 _PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
@@ -36,8 +28,6 @@ class Work:
     """Width, number of queries and number of keys of each attention."""
     rows: Callable[[str], float]
     """Number of vectors that pass through a layer, by its name."""
-    text: int
-    """Text tokens: an attention with that many keys attends to text alone, and keeps little for the backward pass."""
 
 
 UTILISATION = 0.45
@@ -49,68 +39,85 @@ class Forecast:
     """Memory and work of one forward and backward pass. Sizes are in bytes."""
 
     base: int
-    """Frozen weights."""
+    """Frozen weights that get the LoRA."""
+    others: int
+    """Weights beside them: text encoders and VAE."""
     lora: int
-    """Trained weights, their gradients and the optimiser's moments."""
+    """Trained weights, their gradients, the optimiser's moments, and further copies."""
     activations: int
+    """Most that a pass, the VAE before it, or a swap of the weights for their average, holds at once."""
     flops: float
     """Of forward and backward pass; without what checkpointing computes again."""
     recomputed: float
     """FLOP that checkpointing adds."""
-    estimated: bool
-    """Whether the activations are carried over from FLUX.1."""
 
     @property
     def memory(self) -> int:
         """All of it, bytes."""
-        return self.base + self.lora + self.activations
+        return self.base + self.others + self.lora + self.activations
 
     def seconds(self, peak: float) -> float:
         """Time of the two passes on a device of `peak` TFLOP/s, of which it reaches `UTILISATION`."""
         return (self.flops + self.recomputed) / (peak * 1e12 * UTILISATION)
 
     def __str__(self) -> str:
-        sizes = {"base": self.base, "LoRA": self.lora, "activations": self.activations}
+        sizes = {
+            "base": self.base, "encoders and VAE": self.others, "LoRA and Adam": self.lora, "pass": self.activations
+        }  # fmt: skip
         parts = " + ".join(f"{name} {size / GIB:.1f}" for name, size in sizes.items())
-        how = ", estimated" if self.estimated else ""
         work = (self.flops + self.recomputed) / 1e12
-        return f"memory {self.memory / GIB:.1f} GiB ({parts}{how}); {work:,.1f} TFLOP a pass"
+        return f"memory {self.memory / GIB:.1f} GiB ({parts}); {work:,.1f} TFLOP a pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """What is kept of each trained parameter beside value, gradient and moments."""
+
+    low: bool = False
+    """Autocast's copy in half precision, for the length of a pass."""
+    buckets: bool = False
+    """The gradients' buckets of data-parallel training."""
+    average: bool = False
+    """A moving average, and while it is in use the weights that it replaces."""
 
 
 def forecast(
-    model: nn.Module, layers: Layers, work: Work, *, batch: int = 1, checkpointing: int = 0, others: int = 0
-) -> Forecast:
+    model: nn.Module, work: Work, *, activations: int, encoding: int = 0, batch: int = 1, checkpointing: int = 0,
+    others: int = 0, copies: Copies | None = None,
+) -> Forecast:  # fmt: skip
     """Forecast a forward and backward pass of an adapted model; it may be on the meta device.
 
     Args:
-        layers: the preset that was adapted.
         work: of the model with one sample.
+        activations: peak of the pass beyond all weights, bytes.
+        encoding: peak of the VAE's pass before it.
         batch: samples in the pass.
         checkpointing: every how many blocks one is computed again in the backward pass; 0 is none.
         others: bytes of weights beside the model, such as text encoders and VAE.
+        copies: of the trained parameters.
     """
-    parameters = list(model.parameters())
+    copies, trained = copies or Copies(), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    forward, backward = flops_of(model, work)
+    again = 1 / checkpointing if checkpointing else 0.0
+    return Forecast(
+        base=sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad),
+        others=others,
+        lora=trained * (_LORA_BYTES + 4 * copies.buckets + 4 * copies.average),
+        activations=max(activations + 2 * trained * copies.low, encoding, 4 * trained * copies.average),
+        flops=batch * (forward + backward),
+        recomputed=batch * forward * again,
+    )
+
+
+def flops_of(model: nn.Module, work: Work) -> tuple[float, float]:
+    """FLOP of the forward and of the backward pass over one sample; frozen weights get no gradient."""
     linear = {"base": 0.0, "lora": 0.0}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             kind = "lora" if ".lora_" in name else "base"
             linear[kind] += 2 * layer.weight.numel() * work.rows(name)
     attention = sum(4.0 * width * queries * keys for width, queries, keys in work.attention)
-    blocks = [width * queries for width, queries, keys in work.attention if keys != work.text]
-    kept = _KEPT[layers] * GIB / 1000 / _FLUX_WIDTHS * sum(blocks)
-    again = 1 / checkpointing if checkpointing else 0.0
-    if checkpointing:  # of the blocks computed again the inputs in bfloat16, and the inside of one
-        kept = (1 - again) * kept + again * 2 * sum(blocks) + kept / len(blocks)
-    forward = linear["base"] + linear["lora"] + attention
-    backward = linear["base"] + 2 * linear["lora"] + 2 * attention  # frozen weights get no gradient
-    return Forecast(
-        base=others + sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad),
-        lora=_LORA_BYTES * sum(p.numel() for p in parameters if p.requires_grad),
-        activations=round(batch * kept),
-        flops=batch * (forward + backward),
-        recomputed=batch * forward * again,
-        estimated=not isinstance(model, FluxTransformer2DModel),
-    )
+    return linear["base"] + linear["lora"] + attention, linear["base"] + 2 * linear["lora"] + 2 * attention
 
 
 def peak_of(device: str) -> float | None:
@@ -123,7 +130,7 @@ def transformer_work(model: nn.Module, image: int, text: int) -> Work:
     config: Any = model.config
     width, both = config.num_attention_heads * config.attention_head_dim, image + text
     count = config.num_layers + config.num_single_layers
-    return Work([(width, both, both)] * count, partial(_transformer_rows, image=image, text=text), text)
+    return Work([(width, both, both)] * count, partial(_transformer_rows, image=image, text=text))
 
 
 def unet_work(model: nn.Module, image: int, text: int) -> Work:
@@ -135,7 +142,7 @@ def unet_work(model: nn.Module, image: int, text: int) -> Work:
         (int(layer.out_features), rows(name), rows(name) if ".attn1." in name else text)
         for name, layer in queries.items()
     ]
-    return Work(sites, rows, text)
+    return Work(sites, rows)
 
 
 def _transformer_rows(name: str, *, image: int, text: int) -> float:

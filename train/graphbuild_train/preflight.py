@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rich.table import Table
+from torch import nn
 
 from graphbuild.tasks.sampler import PathSampler
-from graphbuild_train.bases import base_class
+from graphbuild_train.bases import base_class, plan_base
 from graphbuild_train.bases.base import Base
+from graphbuild_train.batch import LatentBatch
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.forecast import GIB, Forecast, forecast, peak_of
+from graphbuild_train.forecast import GIB, Copies, Forecast, forecast, peak_of
+from graphbuild_train.lora import LoraCount, add_lora
+from graphbuild_train.memory import peak_bytes
+from graphbuild_train.model_setup import spare
+from graphbuild_train.objective import objective_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,7 @@ class Setup:
 
     config: TrainConfig
     base: Base
-    """With the LoRA in it."""
+    """On the meta device, with the LoRA in it."""
     sampler: PathSampler
     model: str
     """The checkpoint of the base."""
@@ -36,21 +43,19 @@ class Setup:
 
 def lines(setup: Setup) -> Iterator[str | Table]:
     """Lines and tables to print before training."""
-    config, cells = setup.config, _most_cells(setup.sampler)
+    config = setup.config
     yield f"{config.base} {setup.model}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
     yield f"LoRA: {setup.lora}"
-    largest = pass_of(setup, cells * (config.resolution // setup.base.token) ** 2)
+    rows, columns = largest_grid(setup.sampler)
+    largest = pass_of(setup.config, setup.base, rows, columns, setup.processes)
     said = largest or f"memory and work unknown for base {config.base}"
-    yield f"largest pass, {config.micro_batch} x {cells} cells: {said}"
+    yield f"largest pass, {config.micro_batch} x {rows * columns} cells: {said}"
     shared = f" on each of {setup.processes} processes" if setup.processes > 1 else ""
     mixed = "each of its own path and rows" if config.mix == "pass" else "all of one path and number of rows"
     yield f"a step: {setup.passes} such passes{shared}, {mixed}" + (f"; {_time(setup, largest)}" if largest else "")
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
-    if largest and largest.memory > (free := free + largest.base):
-        yield (
-            f"that is more than the {free / GIB:.0f} GiB of this GPU: set checkpointing: 1, a smaller micro_batch or "
-            "resolution, or fewer layers"
-        )
+    if largest and largest.memory > free:
+        yield f"that is more than the {free / GIB:.0f} GiB free on this GPU: {advice(config)}"
     if config.cache_gb:
         size = cache_bytes(setup)
         fits = "all" if size <= config.cache_gb * 1e9 else f"{config.cache_gb * 1e9 / size:.0%} of them"
@@ -69,22 +74,84 @@ def check(config: TrainConfig) -> None:
     base_class(config.base).check(config)
 
 
-def pass_of(setup: Setup, image_tokens: int) -> Forecast | None:
-    """Memory and work of a forward and backward pass over grid tasks of so many tokens; None if the base does not know
-    its work."""
-    config, base = setup.config, setup.base
-    if (work := base.work(image_tokens, base.text_tokens)) is None:
+def planned(config: TrainConfig, model: str) -> tuple[Base, LoraCount]:
+    """The base of a recipe with its LoRA on the meta device: sizes and work, before anything is loaded.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the recipe does not fit it.
+    """
+    dtype = getattr(torch, config.dtype)
+    objective = objective_of(config.objective, config.shift)
+    base = plan_base(config.base, model, objective, dtype=dtype, revision=config.revision)
+    with torch.device("meta"):
+        count = add_lora(base.bare, config.lora, base.targets(config.lora.layers), seed=config.seed)
+    nn.Module.to(base.bare, dtype)  # as autocast has it in a pass
+    return base, count
+
+
+def pass_of(config: TrainConfig, base: Base, rows: int, columns: int, processes: int = 1) -> Forecast | None:
+    """Memory and work of a forward and backward pass over grids of this shape.
+
+    Args:
+        base: from `planned`.
+
+    Returns:
+        None if the base does not know its inputs or its work.
+    """
+    batch = base.blank(rows, columns, config.resolution, config.micro_batch)
+    if batch is None or (work := base.work(batch.z.shape[1], base.text_tokens)) is None:
         return None
-    modules = [module for module in base.pipe.components.values() if isinstance(module, torch.nn.Module)]
+    spare(base.bare, config.checkpointing)
+    height, width = base.unit(columns, config.resolution)
+    vae = base.pipe.vae
+    picture = torch.zeros(1, 3, height, width, device="meta", dtype=vae.dtype)
+    modules = [module for module in base.pipe.components.values() if isinstance(module, nn.Module)]
     others = [parameter for module in modules if module is not base.bare for parameter in module.parameters()]
     return forecast(
-        base.bare,
-        config.lora.layers,
-        work,
-        batch=config.micro_batch,
-        checkpointing=config.checkpointing,
+        base.bare, work, batch=config.micro_batch, checkpointing=config.checkpointing,
+        activations=peak_bytes(lambda: rehearse(base, batch), [*base.bare.parameters(), batch.z]),
+        encoding=peak_bytes(torch.no_grad()(lambda: vae.encode(picture)), vae.parameters()),
         others=sum(parameter.nbytes for parameter in others),
-    )
+        copies=Copies(
+            low=config.dtype != "float32", buckets=processes > 1, average=bool(config.optimiser.ema),
+        ),
+    )  # fmt: skip
+
+
+def rehearse(base: Base, batch: LatentBatch) -> None:
+    """A forward and backward pass over a batch whose values do not matter; the gradients are dropped."""
+    level = torch.full(batch.z.shape[:2], 0.5, device=batch.z.device)
+    base.predict(batch.z, level, batch).square().mean().backward()  # type: ignore[no-untyped-call]
+    base.bare.zero_grad(set_to_none=True)
+
+
+def advice(config: TrainConfig) -> str:
+    """What to change where memory does not suffice."""
+    changes = [
+        f"micro_batch: {config.micro_batch // 2}" if config.micro_batch > 1 else "",
+        "checkpointing: 1" if config.checkpointing != 1 else "",
+        f"lora.rank: {config.lora.rank // 2}" if config.lora.rank > 16 else "",
+        "lora.layers: attn" if config.lora.layers != "attn" else "",
+        "fewer sampler.rows" if len(config.sampler.rows) > 1 else "",
+        "a smaller resolution",
+    ]
+    return "try " + ", ".join(change for change in changes if change)
+
+
+@contextmanager
+def within_memory(config: TrainConfig, doing: str) -> Iterator[None]:
+    """A GPU whose memory does not suffice is one line that says what to change.
+
+    Args:
+        doing: what the memory is used for.
+
+    Raises:
+        MemoryError: that line.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"{doing}: out of GPU memory; {advice(config)}") from error
 
 
 def cache_bytes(setup: Setup) -> int:
@@ -120,10 +187,11 @@ def _time(setup: Setup, largest: Forecast) -> str:
     return f"{work:.3g} TFLOP at most, {seconds:.1f} s at 45 % of {peak} TFLOP/s"
 
 
-def _most_cells(sampler: PathSampler) -> int:
-    """Cells of the largest grid that can be drawn."""
+def largest_grid(sampler: PathSampler) -> tuple[int, int]:
+    """Rows and columns of the largest grid that can be drawn."""
     rows = sampler.most_rows()
-    return max(rows[path.name] * len(path.cells) for path in sampler.paths)
+    shapes = [(rows[path.name], len(path.cells)) for path in sampler.paths]
+    return max(shapes, key=lambda shape: shape[0] * shape[1])
 
 
 def _examples(sampler: PathSampler) -> str:

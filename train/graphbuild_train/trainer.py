@@ -6,21 +6,18 @@ is a mean over its own sample, each draw is counted by its walk, and a place in 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Generator, Iterator, Set
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, replace
-from datetime import timedelta
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -28,20 +25,18 @@ from torch.utils.data import DataLoader
 
 from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.errors import GraphError
-from graphbuild.store.graph import Graph
 from graphbuild.store.pins import keep_snapshot
-from graphbuild.tasks.config import Split
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import checkpoint, lora, preflight, resume
-from graphbuild_train.bases import base_class, load_base, tiny
+from graphbuild_train.bases import load_base
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.run import export_run, header_of_run
-from graphbuild_train.journal import Journal, Step
+from graphbuild_train.forecast import flops_of
+from graphbuild_train.journal import Step
 from graphbuild_train.latent_cache import Known, LatentCache
 from graphbuild_train.model_setup import autocast_only, compiled, forward_within, sound_attention, spare
-from graphbuild_train.objective import objective_of
-from graphbuild_train.preflight import Setup
+from graphbuild_train.plan import Plan, accelerator_here
 from graphbuild_train.validate import Validation, validate
 
 
@@ -58,47 +53,34 @@ def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, cons
         FloatingPointError, MemoryError: it went wrong on the way; the checkpoints so far are kept.
         KeyboardInterrupt: it was stopped; the steps done are in a checkpoint.
     """
-    accelerator = _accelerator()
+    accelerator = accelerator_here()
     with checkpoint.locked(out) if accelerator.is_main_process else nullcontext():
-        trainer = Trainer(config, graph, out, console=console, accelerator=accelerator)
-        trainer.journal.say(preflight.lines(trainer.setup))
+        trainer = Trainer(config, graph, out, console=console, accelerator=accelerator, announced=True)
         trainer.fit()
         return trainer.export()
 
 
-class Trainer:
-    """A run: its newest checkpoint if it has one, else its beginning. `fit` trains, `export` writes what users load."""
+class Trainer(Plan):
+    """A run with its model. `fit` trains, `export` writes what users load.
+
+    Args:
+        announced: say what it takes before the model is loaded.
+    """
 
     def __init__(
         self, config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None,
-        accelerator: Accelerator | None = None,
+        accelerator: Accelerator | None = None, announced: bool = False,
     ) -> None:  # fmt: skip
-        self.config, self.out = config, out
-        self.accelerator = accelerator or _accelerator()
-        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
-        self.passes = self._shared_out()
-        self.restored = checkpoint.latest(out)
-        self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
-        self.sampler = self._sampler(config.sampler.split, path_repeat=config.path_repeat)
-        self.step = self.restored.step if self.restored else 0
-        if self.restored:
-            resume.check_config(out, self.restored.config, self._document())
-        resume.check_processes(out, gather_object([resume.place(self.step, self.graph.digest, self._document())]))
-        preflight.check(config)
-        with self.accelerator.main_process_first():
-            self.model_name = tiny.made(config.model or base_class(config.base).checkpoint, config.base, out)
-        self.objective = objective_of(config.objective, config.shift)
-        self.base = load_base(
-            config.base, self.model_name, self.objective,
-            device=self.accelerator.device, dtype=self.dtype, revision=config.revision,
-            guidance=config.guidance, hole_fill=config.cells.hole_fill,
-        )  # fmt: skip
-        layers = self.base.targets(config.lora.layers)
-        self.count = lora.add_lora(self.base.bare, config.lora, layers, seed=config.seed)
-        self.setup = Setup(
-            config=config, base=self.base, sampler=self.sampler, model=self.model_name, lora=str(self.count),
-            processes=int(self.world), passes=self.passes,
-        )  # fmt: skip
+        super().__init__(config, graph, out, console=console, accelerator=accelerator)
+        if announced:
+            self.journal.say(preflight.lines(self.setup))
+        with preflight.within_memory(config, "loading the model"):
+            self.base = load_base(
+                config.base, self.model_name, self.objective,
+                device=self.accelerator.device, dtype=self.dtype, revision=config.revision,
+                guidance=config.guidance, hole_fill=config.cells.hole_fill,
+            )  # fmt: skip
+        lora.add_lora(self.base.bare, config.lora, self.base.targets(config.lora.layers), seed=config.seed)
         self.lora = lora.lora_state(self.base.bare)
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
         self.base.cache = LatentCache(config.cache_gb)
@@ -106,44 +88,16 @@ class Trainer:
         """Whether parameters, optimiser and journal are those of `step`; not while a step updates them."""
         if self.restored:
             self._restore(self.restored)
-        shown = (console or Console(stderr=True)) if self.main else Console(quiet=True)
-        self.journal = Journal(out, shown, first=self.step, last=config.steps)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the frozen base and of activations."""
-        return torch.float32 if self.config.dtype == "float32" else torch.bfloat16
 
     @property
     def known(self) -> Known | None:
         """Tells loaders which pictures need no decoding, as their posteriors are cached."""
         return Known(self.base.cache, self.base.units) if self.config.cache_gb else None
 
-    def _shared_out(self) -> int:
-        """Forward passes of each process for one step."""
-        config = self.config
-        together = int(self.world) * config.micro_batch
-        if config.batch % together:
-            raise GraphError(
-                f"batch: {config.batch}; allowed for {self.world} processes with micro_batch {config.micro_batch}: "
-                f"a multiple of {together}"
-            )
-        return config.batch // together
-
-    def _sampler(self, split: Split | None, path_repeat: int) -> PathSampler:
-        switches = replace(self.config.sampler, split=split)
-        options: dict[str, Any] = {"seed": self.config.seed, "path_repeat": path_repeat, "config": switches}
-        return PathSampler(self.graph, self.config.paths, on_missing="drop", **options)
-
     def _restore(self, saved: Checkpoint) -> None:
         lora.load_lora(self.base.bare, saved.lora)
         self.ema = {name: saved.ema[name].to(own.device) for name, own in self.ema.items()}
         checkpoint.set_rng_state(saved.rng)
-
-    def _document(self) -> dict[str, Any]:
-        """The config as JSON values; the task list by name and digest, not by its path."""
-        document: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
-        return document | {"paths": f"{self.sampler.listed.name} {self.sampler.listed.digest}"}
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -154,11 +108,11 @@ class Trainer:
         with self.journal, closing(self.grids), self._kept_when_stopped():
             if self.step == 0:
                 self._watch()
+            if self.accelerator.device.type == "cuda":
+                self._rehearse()
             while self.step < self.config.steps:
-                try:
+                with preflight.within_memory(self.config, f"step {self.step + 1}"):
                     done = self._step()
-                except torch.OutOfMemoryError as error:
-                    raise MemoryError(f"step {self.step + 1}: out of GPU memory; try checkpointing: 1") from error
                 self.step += 1
                 self.journal.step(self.step, done)
                 self.whole = True
@@ -173,6 +127,14 @@ class Trainer:
             if self.main and self.step and self.whole and self.step not in checkpoint.steps(self.out):
                 self.save()
             raise
+
+    def _rehearse(self) -> None:
+        """One pass of the largest geometry, so that memory that does not suffice is noticed now and not in an hour."""
+        rows, columns = preflight.largest_grid(self.sampler)
+        batch = self.base.blank(rows, columns, self.config.resolution, self.config.micro_batch)
+        if batch is not None:
+            with preflight.within_memory(self.config, "the largest pass"), self.finished(), self.autocast():
+                preflight.rehearse(self.base, batch)
 
     def _begin(self) -> None:
         """Prepare the model for training, its optimiser and its data."""
@@ -198,8 +160,8 @@ class Trainer:
 
     def _work(self, tokens: int) -> float:
         """FLOP of a forward and backward pass; 0 if unknown."""
-        largest = preflight.pass_of(self.setup, tokens)
-        return largest.flops if largest else 0.0
+        work = self.base.work(tokens, self.base.text_tokens)
+        return self.config.micro_batch * sum(flops_of(self.base.bare, work)) if work else 0.0
 
     def _step(self) -> Step:
         """One optimiser step over `batch` grid tasks of all processes."""
@@ -297,9 +259,11 @@ class Trainer:
         if due & {"validate", "sample"}:
             with self.finished():
                 if "validate" in due:
-                    self.journal.validation(self.step, self.validation())
+                    with preflight.within_memory(self.config, "validation"):
+                        self.journal.validation(self.step, self.validation())
                 if "sample" in due:
-                    self._sample()
+                    with preflight.within_memory(self.config, "sampling (watch.sample: 0 leaves it out)"):
+                        self._sample()
 
     @contextmanager
     def finished(self) -> Iterator[None]:
@@ -315,7 +279,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of the steps done."""
         saved = Checkpoint(
-            step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self._document(),
+            step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self.document(),
             snapshot=self.graph.digest, lora=self.lora, ema=self.ema, optimiser=self.optimiser.state_dict(),
             rng=checkpoint.rng_state(), part=self.base.denoiser,
             header=header_of_run(self.config, self.base, graph=self.graph, model=self.model_name, steps=self.step),
@@ -338,7 +302,7 @@ class Trainer:
     def spared(self) -> PathSampler | None:
         """Sampler over the held-out items; over all items if none are held out."""
         try:
-            return self._sampler("validation" if self.config.sampler.split == "train" else None, path_repeat=1)
+            return self.sampler_of("validation" if self.config.sampler.split == "train" else None, path_repeat=1)
         except GraphError as error:
             self.journal.note(f"no validation: {error}")
             return None
@@ -364,9 +328,3 @@ class Trainer:
                 )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return self.out / "pytorch_lora_weights.safetensors"
-
-
-def _accelerator() -> Accelerator:
-    """What `accelerate` makes of the processes that were launched; the loop casts for itself."""
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the others wait while one validates and samples
-    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no", kwargs_handlers=[patience])

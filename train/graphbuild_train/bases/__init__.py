@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +48,32 @@ def load_base(name: str, model: str | None, objective: Objective, **options: Any
     Raises:
         ValueError: no such base or checkpoint, or it cannot be trained for that objective.
     """
-    from safetensors import SafetensorError
+    cls, model = _fitting(name, model, objective)
+    with _reading(model):
+        return cls.load(model, objective, **options)
 
+
+def plan_base(name: str, model: str | None, objective: Objective, **options: Any) -> Base:
+    """The same on the meta device, of which only configs are read; options of `Base.planned`."""
+    cls, model = _fitting(name, model, objective)
+    with _reading(model):
+        return cls.planned(model, objective, **options)
+
+
+def _fitting(name: str, model: str | None, objective: Objective) -> tuple[type[Base], str]:
     cls = base_class(name)
     if objective.family not in cls.objectives:
         raise ValueError(f"objective: {objective.name!r}; allowed for base {name}: {', '.join(cls.objectives)}")
+    return cls, model or cls.checkpoint
+
+
+@contextmanager
+def _reading(model: str) -> Iterator[None]:
+    """A wrong name, a failed download or a damaged file is a ValueError that names the model."""
+    from safetensors import SafetensorError
+
     try:
-        return cls.load(model or cls.checkpoint, objective, **options)
-    except (OSError, RecursionError, SafetensorError) as error:  # a wrong name, a failed download, or a damaged file
-        named = model or cls.checkpoint
-        get = "" if Path(named).exists() else "; a folder of diffusers, or: graphbuild models fetch org/name"
-        raise ValueError(f"model: {named!r}: {' '.join(str(error).split())[:200]}{get}") from error
+        yield
+    except (OSError, RecursionError, SafetensorError) as error:
+        get = "" if Path(model).exists() else "; a folder of diffusers, or: graphbuild models fetch org/name"
+        raise ValueError(f"model: {model!r}: {' '.join(str(error).split())[:200]}{get}") from error

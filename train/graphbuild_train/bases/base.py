@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -18,6 +19,7 @@ from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import Work
 from graphbuild_train.latent_cache import LatentCache
 from graphbuild_train.objective import Objective, generators
+from graphbuild_train.planned import planned_parts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,6 +58,8 @@ class Base(ABC):
     """Suffixes of the names of attention's linear layers."""
     feed_forward: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the feed-forward layers that `attn_ff` adds."""
+    dtypes: ClassVar[Mapping[str, torch.dtype]] = {}
+    """Networks of the pipeline that keep a dtype of their own, by name."""
     token: ClassVar[int] = 16
     """Side of a token in pixels."""
     multiple: ClassVar[int] = 16
@@ -85,8 +89,17 @@ class Base(ABC):
         hole_fill: HoleFill = "black",
     ) -> Self:  # fmt: skip
         """Load from a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`."""
-        pipe = cls.pipeline_class().from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
+        kept: Any = {"default": dtype, **cls.dtypes} if cls.dtypes else dtype
+        pipe = cls.pipeline_class().from_pretrained(model, revision=revision, dtype=kept, use_safetensors=True)
         return cls(pipe.to(device), objective, guidance=guidance, hole_fill=hole_fill)
+
+    @classmethod
+    def planned(
+        cls, model: str, objective: Objective, *, dtype: torch.dtype = torch.bfloat16, revision: str | None = None
+    ) -> Self:
+        """The same networks on the meta device, from the checkpoint's configs: nothing is loaded."""
+        parts = planned_parts(model, revision, {"default": dtype, **cls.dtypes})
+        return cls(SimpleNamespace(components=parts, **parts), objective)
 
     @classmethod
     def check(cls, config: TrainConfig) -> None:
@@ -119,6 +132,17 @@ class Base(ABC):
     def work(self, image: int, text: int) -> Work | None:
         """Work of a forward pass over one sample of so many image and text tokens; None if it is unknown."""
         return None
+
+    def blank(self, rows: int, columns: int, side: int, count: int) -> LatentBatch | None:
+        """A batch of `count` grids of square cells, all zeros, as `encode` would give it; None if it is unknown."""
+        return None
+
+    def unit(self, columns: int, side: int) -> tuple[int, int]:
+        """Height and width in pixels of what the VAE encodes at once."""
+        return side, side
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
 
     def posteriors(self, grid: GridBatch) -> list[list[DiagonalGaussianDistribution]]:
         """The VAE's posterior of every unit of every sample, from the cache or its pixels.

@@ -77,6 +77,15 @@ def encoded_text(pipe: Any, prompts: Sequence[str], device: torch.device) -> dic
     }
 
 
+def blank_text(transformer: Any, count: int) -> dict[str, Tensor]:
+    """What `encoded_text` gives for `count` instructions, all zeros."""
+    config, like = transformer.config, next(transformer.parameters())
+    return {
+        "prompt_embeds": like.new_zeros(count, TEXT_LENGTH, config.joint_attention_dim),
+        "pooled": like.new_zeros(count, config.pooled_projection_dim),
+    }
+
+
 def guidance_of(transformer: Any, guidance: float, count: int) -> Tensor | None:
     """The guidance value `count` times, for a guidance-distilled model; None for others."""
     return torch.full((count,), guidance, device=transformer.device) if transformer.config.guidance_embeds else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -60,6 +60,17 @@ class Flux2Klein(Base):
 
     def work(self, image: int, text: int) -> Work:
         return transformer_work(self.bare, image, text)
+
+    def blank(self, rows: int, columns: int, side: int, count: int) -> LatentBatch:
+        config: Any = self.bare.config
+        size = ((side // _TOKEN, side // _TOKEN),) * (rows * columns)
+        tokens = sum(height * width for height, width in size)
+        text = {
+            "prompt_embeds": self._zeros(count, self.text_tokens, config.joint_attention_dim),
+            "ids": self._zeros(self.text_tokens, 4),
+        }
+        z = self._zeros(count, tokens, config.in_channels)
+        return LatentBatch.blank(z, self._zeros(tokens, 4), size, text)
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:

@@ -40,6 +40,13 @@ class FluxDev(Base):
     def work(self, image: int, text: int) -> Work:
         return transformer_work(self.bare, image, text)
 
+    def blank(self, rows: int, columns: int, side: int, count: int) -> LatentBatch:
+        config: Any = self.bare.config
+        size = ((side // flux.TOKEN, side // flux.TOKEN),) * (rows * columns)
+        tokens = sum(height * width for height, width in size)
+        z = self._zeros(count, tokens, config.in_channels)
+        return LatentBatch.blank(z, self._zeros(tokens, 3), size, flux.blank_text(self.bare, count))
+
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
         return list(chain(*cells))

@@ -6,7 +6,8 @@ The model's inputs equal those of diffusers' `VisualClozePipeline` bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,18 @@ class FluxFill(Base):
 
     def work(self, image: int, text: int) -> Work:
         return transformer_work(self.bare, image, text)
+
+    def blank(self, rows: int, columns: int, side: int, count: int) -> LatentBatch:
+        config: Any = self.bare.config
+        size = ((side // flux.TOKEN, columns * side // flux.TOKEN),) * rows
+        tokens = sum(height * width for height, width in size)
+        z = self._zeros(count, tokens, config.out_channels)
+        extra = self._zeros(count, tokens, config.in_channels - config.out_channels)
+        text = flux.blank_text(self.bare, count)
+        return replace(LatentBatch.blank(z, self._zeros(tokens, 3), size, text), extra=extra)
+
+    def unit(self, columns: int, side: int) -> tuple[int, int]:
+        return side, columns * side
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Sdxl(Base):
     pipeline = "StableDiffusionXLPipeline"
     objectives = ("onepic",)
     token, text_tokens = 8, 77
+    dtypes: ClassVar = {"vae": torch.float32}
     multiple = 2 * _LATENT  # the UNet halves what it gets
     denoiser = "unet"
     attention = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # those of the paper: .618 % of the model at rank 32
@@ -60,11 +61,21 @@ class Sdxl(Base):
         Raises:
             ValueError: a checkpoint that does not predict noise.
         """
-        kept: Any = {"default": dtype, "vae": torch.float32}
-        base = super().load(model, objective, dtype=kept, **options)
+        base = super().load(model, objective, dtype=dtype, **options)
         if (says := base.pipe.scheduler.config.prediction_type) != "epsilon":
             raise ValueError(f"model: {model!r} predicts {says}; allowed for sdxl: models that predict epsilon")
         return base
+
+    def blank(self, rows: int, columns: int, side: int, count: int) -> LatentBatch:
+        config: Any = self.bare.config
+        down, across = rows * side // _LATENT, columns * side // _LATENT
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        text = {
+            "prompt_embeds": self._zeros(count, self.text_tokens, config.cross_attention_dim),
+            "pooled": self._zeros(count, pooled), "sizes": self._zeros(count, 6),
+        }  # fmt: skip
+        z = self._zeros(count, down * across, config.in_channels)
+        return LatentBatch.blank(z, self._zeros(down * across, 2), ((down, across),), text)
 
     @staticmethod
     def units(rows: Sequence[str], cells: Sequence[Sequence[str]], holes: Sequence[int]) -> list[str]:
