@@ -82,9 +82,9 @@ def test_what_is_cached_is_not_decoded(ground: Ground, decodes: list[str]) -> No
 
 def test_a_batch_of_which_a_part_is_cached(ground: Ground) -> None:
     """Guards against latents of another sample of the batch, and bits that depend on how many are encoded at once."""
-    trainer = ground.trainer("part", **ROUNDS, cache_gb=1.0)
+    trainer = ground.trainer("part", **ROUNDS, mix="step", cache_gb=1.0)
     whole = trainer.base.encode(*next(trainer._grids(0)))
-    one = ground.trainer("one", **{**ROUNDS, "micro_batch": 1}, cache_gb=1.0)
+    one = ground.trainer("one", **{**ROUNDS, "micro_batch": 1}, mix="step", cache_gb=1.0)
     one.base.encode(*next(one._grids(0)))
     trainer.base.cache = one.base.cache
     grid, seed = next(trainer._grids(0))
