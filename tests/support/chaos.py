@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +19,7 @@ import cv2
 import pyarrow.parquet as pq
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Resources
+from graphbuild.engine.spool import CONDEMN_AFTER
 from graphbuild.sources.base import SourceItem, Unusable
 from graphbuild.sources.folder import Folder
 from graphbuild.store.graph import Graph
@@ -84,19 +86,19 @@ def _drive(source: Mounted, out: Path, annotators: Sequence[Annotator], log: Pat
 
     from graphbuild.engine.executors import nodes
 
-    nodes.AGAIN_SECONDS = 15.0
+    nodes.AGAIN_SECONDS = 60.0
     with open(log, "a") as file:
         complete(build(source, out, annotators, executor="ray", console=Console(file=file, width=300), **options))
 
 
 @contextmanager
 def cluster_of(**wrong: str) -> Iterator[Any]:
-    """A Ray cluster: a head, two nodes, and one more for each name, with what is wrong with it."""
+    """A Ray cluster: a head, one node, and one more for each name, with what is wrong with it."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        for name in ("a", "b", *wrong):
+        for name in ("a", *wrong):
             add_node(cluster, name, wrong.get(name, ""))
         yield cluster
     finally:
@@ -111,8 +113,12 @@ def add_node(cluster: Any, name: str, wrong: str = "") -> Any:
 
 @dataclass
 class Chaos:
-    """Kills workers, nodes and the driver of one run, until it ends or was killed often enough. Between two kills rows
-    are finished, so that a slow machine is not killed to a standstill."""
+    """Kills workers, nodes and the driver of one run until it ends, or `deck` is empty: up to four, then rows have to
+    be begun, so that a slow machine is not killed to a standstill.
+
+    Args:
+        deck: what is still to be killed: "worker", "node" or "driver".
+    """
 
     cluster: Any
     source: Mounted
@@ -120,33 +126,41 @@ class Chaos:
     annotators: Sequence[Annotator]
     log: Path
     rng: random.Random
+    declared: set[int]
+    deck: list[str]
     options: dict[str, Any]
     kills: Counter[str] = field(default_factory=Counter)
+    driver: Any = None
 
-    def run(self, most: int, pause: float) -> None:
-        driver = self._start()
-        while driver.is_alive():
-            self._wait_for_rows(driver)
-            time.sleep(self.rng.random() * pause)
-            if self.kills.total() >= most:
-                driver.join()
-                break
-            what = self.rng.choices(("worker", "node", "driver"), (8, 1, 1))[0]
-            if what == "worker":
-                self._kill_worker()
-            elif what == "node":
-                self._kill_node()
-            elif driver.is_alive():
-                driver.kill()
-                driver.join()
-                self.kills["driver"] += driver.exitcode == -signal.SIGKILL
-                driver = self._start() if driver.exitcode else driver
-        driver.join()
-        assert driver.exitcode == 0, self.log.read_text()[-3000:]
+    def run(self, pause: float) -> None:
+        self.driver = self._start()
+        while self.deck and self.driver.is_alive():
+            self._wait_for_rows()
+            for _ in range(self.rng.randint(1, 4)):
+                time.sleep(self.rng.random() * pause)
+                if self.deck and self.driver.is_alive() and not self._unlucky() and self._kill(self.deck[-1]):
+                    self.kills[self.deck.pop()] += 1
+        self.driver.join()
+        assert self.driver.exitcode == 0, self.log.read_text()[-3000:]
 
-    def _wait_for_rows(self, driver: Any) -> None:
+    def _kill(self, what: str) -> bool:
+        return {"worker": self._kill_worker, "node": self._kill_node, "driver": self._kill_driver}[what]()
+
+    def _unlucky(self) -> bool:
+        """Whether a harmless row runs alone that died as often as a row may: one more kill and it is given up."""
+        for path in self.out.glob("_staging/*/alone*.json"):
+            deaths = path.with_name(path.name.replace("alone", "deaths"))
+            try:
+                key, died = json.loads(path.read_text()), json.loads(deaths.read_text()) if deaths.exists() else []
+            except (OSError, ValueError):
+                continue
+            if key[0] not in self.declared and [row for row, _ in died].count(key) >= CONDEMN_AFTER - 1:
+                return True
+        return False
+
+    def _wait_for_rows(self) -> None:
         before, deadline = self._saved(), time.monotonic() + 20
-        while driver.is_alive() and self._saved() == before and time.monotonic() < deadline:
+        while self.driver.is_alive() and self._saved() == before and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def _saved(self) -> int:
@@ -161,19 +175,26 @@ class Chaos:
         process.start()
         return process
 
-    def _kill_worker(self) -> None:
-        if pids := [pid for pid in _descendants(os.getpid()) if _command(pid).startswith("ray::_Actor")]:
-            try:
-                os.kill(self.rng.choice(pids), signal.SIGKILL)
-                self.kills["worker"] += 1
-            except ProcessLookupError:
-                return
+    def _kill_worker(self) -> bool:
+        pids = [pid for pid in _descendants(os.getpid()) if _command(pid).startswith("ray::_Actor")]
+        try:
+            os.kill(self.rng.choice(pids), signal.SIGKILL)
+        except (IndexError, ProcessLookupError):
+            return False
+        return True
 
-    def _kill_node(self) -> None:
+    def _kill_node(self) -> bool:
         node = self.rng.choice([node for node in self.cluster.worker_nodes if not node.wrong])
         self.cluster.remove_node(node, allow_graceful=False)
-        self.kills["node"] += 1
-        add_node(self.cluster, self.rng.choice("abcdef") + str(self.kills["node"]))
+        add_node(self.cluster, f"a{self.kills['node'] + 1}")
+        return True
+
+    def _kill_driver(self) -> bool:
+        self.driver.kill()
+        self.driver.join()
+        killed: bool = self.driver.exitcode == -signal.SIGKILL
+        self.driver = self._start() if killed else self.driver
+        return killed
 
 
 def _command(pid: int) -> str:
