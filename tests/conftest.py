@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRAPHBUILD_TEST_DATA") or ROOT.parent / "shared" / "data")
 """Real photographs and reference outputs; tests that need them skip without."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has Ctrl-C ignored, by them and by every process they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SESSION = Path(tempfile.mkdtemp(prefix="graphbuild-tests-"))
 # Set before anything is imported or started, so that Ray workers and subprocesses see the same.

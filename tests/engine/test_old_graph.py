@@ -26,8 +26,14 @@ from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete, tree
 
 OLD = Path(__file__).parent / "old_graph"
-SINCE = {"sam2": "v3b7171c56021", "open_world": "v29d27555e6b0", "grabcut": "v7a44b7f7276c"}
-"""Versions of annotators that make other nodes since: colours drawn for each item, and no empty masks."""
+SINCE = {
+    **{"sam2": "v3b7171c56021", "open_world": "v29d27555e6b0"},
+    "grabcut": "v7a44b7f7276c",
+    **{"instant_style": "v72085ced19ea", "redux_style": "v8c6a95353c84"},
+    **{"fill_edit": "vc783cbba696a", "depth_edit": "vbfac9f5c25b5"},
+}
+"""Versions of annotators that make other nodes since: colours drawn for each item; no empty masks; styles and edits at
+the picture's own size."""
 FACTS: dict[str, Any] = json.loads((OLD / "facts.json").read_text())
 
 
