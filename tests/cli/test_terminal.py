@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -98,6 +98,7 @@ def test_downloads_show_the_hubs_bars(monkeypatch: pytest.MonkeyPatch, tmp_path:
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    enable_progress_bars()  # models of other tests have switched them off in this process
     fetched = CliRunner().invoke(app, ["models", "fetch", "sam2", "a/b"])
     assert [line.partition(" (")[0] for line in fetched.stderr.splitlines()] == [
         "1 of 2: facebook/sam2.1-hiera-large", "2 of 2: a/b",
