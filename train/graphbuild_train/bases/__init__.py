@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,9 @@ def _reading(model: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        yield
+        with warnings.catch_warnings():  # diffusers hands the hub's library an argument that it no longer reads
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
+            yield
     except (OSError, RecursionError, SafetensorError) as error:
         get = "" if Path(model).exists() else "; a folder of diffusers, or: graphbuild models fetch org/name"
         raise ValueError(f"model: {model!r}: {' '.join(str(error).split())[:200]}{get}") from error
