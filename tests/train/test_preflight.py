@@ -77,9 +77,7 @@ def test_processes_that_would_train_different_steps_are_refused(
     together and hang at the end."""
     monkeypatch.setattr("graphbuild_train.trainer.load_base", lambda *_, **__: pytest.fail("was loaded"))
     for other, words in (({"step": 500}, r"\(step 0 and 500\)"), ({"snapshot": "abc"}, r"\(snapshot \w+ and abc\)")):
-        monkeypatch.setattr(
-            "graphbuild_train.plan.gather_object", lambda own, other=other: [*own, {**own[0], **other}]
-        )
+        monkeypatch.setattr("graphbuild_train.plan.gather_object", lambda own, other=other: [*own, {**own[0], **other}])
         with pytest.raises(GraphError, match=f"processes 0 and 1 would begin differently {words}; allowed: one recipe"):
             ground.trainer("two")
 
