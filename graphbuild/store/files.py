@@ -12,7 +12,9 @@ import stat
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedWriter
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Protocol
@@ -326,6 +328,18 @@ class LocalFiles:
             shutil.rmtree(path, ignore_errors=True)
         else:
             _unlink(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BufferedWriter]:
+    """A new file that takes its name when it is whole; for what is written outside a graph."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def file_checksum(path: str) -> str:

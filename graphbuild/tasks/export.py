@@ -6,7 +6,6 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
 from graphbuild.lookup import find
+from graphbuild.store.files import replacing
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import local_path
 from graphbuild.tasks.config import CellConfig, SamplerConfig
@@ -126,7 +126,7 @@ def _pictures(tasks: Tasks, out: Path) -> Iterator[Path]:
             asked, picture = _settings(task), out / _name(task.walk.index, task.walk.path.name)
             if asked not in before or not picture.exists():
                 image = task.image()
-                with _replacing(picture) as file:
+                with replacing(picture) as file:
                     walks.unlink(missing_ok=True)  # its pictures are being replaced
                     image.save(file, "PNG")
             lines.append(before[asked] if asked in before else task.document().model_dump_json())
@@ -152,7 +152,7 @@ def _lines(tasks: Tasks, out: Path) -> Iterator[Path]:
 
 
 def _written(walks: Path, lines: Iterable[str]) -> Path:
-    with _replacing(walks) as file:
+    with replacing(walks) as file:
         file.writelines(f"{line}\n".encode() for line in lines)
     return walks
 
@@ -184,7 +184,7 @@ def _drawn(walks: Path) -> dict[tuple[object, ...], str]:
 
 def _parquet(tasks: Tasks, out: Path) -> Iterator[Path]:
     with (
-        _replacing(out / "tasks.parquet") as file,
+        replacing(out / "tasks.parquet") as file,
         pq.ParquetWriter(file, TASKS, use_dictionary=False, write_statistics=["index"]) as writer,
     ):
         rows: list[dict[str, Any]] = []
@@ -213,7 +213,7 @@ def _row(task: GridTask) -> dict[str, Any]:
 
 
 def _webdataset(tasks: Tasks, out: Path) -> Iterator[Path]:
-    with _replacing(out / "tasks.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
+    with replacing(out / "tasks.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
         for task in tasks:
             for name, data in _members(task).items():
                 member = tarfile.TarInfo(f"{task.walk.index:07d}.{name}")
@@ -237,18 +237,6 @@ def _png(cell: Pixels) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(cell).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A new file that takes its name when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 _WRITERS: Mapping[str, Callable[[Tasks, Path], Iterator[Path]]] = {

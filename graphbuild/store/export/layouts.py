@@ -7,7 +7,6 @@ import json
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from graphbuild.hashing import canonical_json
 from graphbuild.images.node import Node
 from graphbuild.store.export import coco
 from graphbuild.store.export.items import DRAWN, ExportItem, Selection, facts_of, file_of, is_text
+from graphbuild.store.files import replacing
 
 FACTS = ("item_id", "key", "source", "uri", "licence", "attribution", "split", "group", "caption", "subject")
 """Columns of the items table that go with every item."""
@@ -104,7 +104,7 @@ class WebDataset(Layout):
 
     def write(self, label: str, items: Iterator[ExportItem]) -> list[str]:
         name = f"{label}.tar"
-        with _replacing(self.out / name) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        with replacing(self.out / name) as file, tarfile.open(fileobj=file, mode="w") as archive:
             for item in items:
                 about = {name: item.row[name] for name in FACTS} | {"meta": item.meta, "nodes": {}}
                 for kind, variant, node in _each(item):
@@ -125,7 +125,7 @@ class Datasets(Layout):
     def write(self, label: str, items: Iterator[ExportItem]) -> list[str]:
         name, schema = f"data/{label}.parquet", self._schema()
         (self.out / "data").mkdir(exist_ok=True)
-        with _replacing(self.out / name) as file, pq.ParquetWriter(file, schema, use_dictionary=list(FACTS)) as writer:
+        with replacing(self.out / name) as file, pq.ParquetWriter(file, schema, use_dictionary=list(FACTS)) as writer:
             rows = []
             for item in items:
                 rows.append(self._row(item))
@@ -215,15 +215,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A new file that takes its name when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
