@@ -64,6 +64,27 @@ foreground
 background
     a photo with the subject blacked out | a picture of the surroundings only | a scene whose main subject was cut out
     the background with a black gap in the shape of the subject | an image in which only the background is left
+inpaint_box
+    a white box on black that marks what to paint | a mask with one white rectangle to be filled in
+    a rectangular inpainting mask | a black picture whose white box is the area to repaint
+inpaint_brush
+    a brush mask that marks what to paint | a free-form inpainting mask | a map of strokes to be filled in
+    a black picture whose white strokes are the area to repaint
+inpaint_random
+    an irregular inpainting mask | a mask of white patches to be filled in | a map of white patches to repaint
+    a black picture whose white patches are the area to repaint
+masked_box
+    a photo with a grey box over a part of it | a picture that lacks a rectangular part
+    an image with a rectangle left blank | a photo whose boxed area is missing
+masked_brush
+    a photo with grey brush strokes over it | a picture with freehand strokes left blank
+    an image with a painted-over area to be filled in | a photo whose brushed area is missing
+masked_random
+    a photo with irregular patches left blank | a picture with grey patches over it | an image with irregular gaps
+    a photo whose patches are missing
+tile
+    a very small version of the photo enlarged again | a photo without any fine detail left
+    a rough blurry guide picture | an enlarged thumbnail that needs its detail back
 
 style_reference
     an example of the wanted style | a picture that sets the artistic style | a style reference

@@ -66,6 +66,13 @@ def _cut_out(name: str, compute: Compute, description: str) -> Kind:
     )  # fmt: skip
 
 
+def _seeded(name: str, compute: Compute, description: str) -> Kind:
+    return Kind(
+        name=name, family="condition", codec=None, description=description, phrases=PHRASES.get(name, ()),
+        computed=compute, parents=("image",), seeded=True,
+    )  # fmt: skip
+
+
 def _degradation(name: str, description: str, *, version: int = 1) -> Kind:
     return Kind(
         name=name, family="degradation", codec=None, description=description, phrases=PHRASES.get(name, ()),
@@ -92,6 +99,13 @@ _DECLARED: tuple[Kind, ...] = (
     _stored("foreground_mask", "condition", "png1", "main subject white, the rest black"),
     _cut_out("foreground", computed.foreground, "the image where the foreground mask is white, black elsewhere"),
     _cut_out("background", computed.background, "the image where the foreground mask is black, black elsewhere"),
+    _seeded("inpaint_box", partial(computed.inpaint_mask, "box"), "a white box on black, where to paint"),
+    _seeded("inpaint_brush", partial(computed.inpaint_mask, "brush"), "white brush strokes on black, where to paint"),
+    _seeded("inpaint_random", partial(computed.inpaint_mask, "random"), "white irregular regions, where to paint"),
+    _seeded("masked_box", partial(computed.masked, "box"), "the image, grey where its inpaint_box is white"),
+    _seeded("masked_brush", partial(computed.masked, "brush"), "the image, grey where its inpaint_brush is white"),
+    _seeded("masked_random", partial(computed.masked, "random"), "the image, grey where its inpaint_random is white"),
+    _seeded("tile", computed.tile, "the image at a few dozen pixels, enlarged again"),
     _stored("style_reference", "style", "source", "a picture in the style that a stylised image takes on"),
     _stored("style_content", "style", "jpeg", "the image in a new style, content and layout kept"),
     _stored("style_semantic", "style", "jpeg", "the subject of the image in a new style, layout free"),

@@ -28,6 +28,7 @@ DEGRADATIONS = """
     saturate_strengthen saturate_weaken gray color_distortion inpainting rotate_90 rotate_180 rotate_270 barrel
     pincushion elastic rain frost
 """
+SEEDED = "inpaint_box inpaint_brush inpaint_random masked_box masked_brush masked_random tile"
 PICTURES = [kind for kind in KINDS.values() if kind.family != "text"]
 
 
@@ -43,7 +44,7 @@ def test_stored_kinds_have_the_codecs_of_the_design() -> None:
 def test_computed_kinds_and_their_parents() -> None:
     computed = {kind.name: kind.parents for kind in KINDS.values() if kind.is_computed}
     cut_outs = dict.fromkeys(("foreground", "background"), ("image", "foreground_mask"))
-    assert computed == cut_outs | dict.fromkeys(DEGRADATIONS.split(), ("image",))
+    assert computed == cut_outs | dict.fromkeys([*DEGRADATIONS.split(), *SEEDED.split()], ("image",))
     assert all(KINDS[parent].codec for parents in computed.values() for parent in parents), "a computed kind is chained"
 
 
@@ -53,7 +54,7 @@ def test_groups() -> None:
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 55 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 62 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)
