@@ -140,6 +140,9 @@ def retry(
     pipeline: Annotated[
         str | None, typer.Option(help="Annotators to use instead of the graph's: a pipeline's name or .yaml file.")
     ] = None,
+    trust_graph: Annotated[
+        bool, typer.Option("--trust-graph", help="Read the source where the graph says it was.")
+    ] = False,
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
     device: DeviceOption = "auto",
@@ -148,20 +151,22 @@ def retry(
 ) -> None:
     """Recompute failed rows that may succeed now; other rows are kept. Publishes a new revision, adds no items.
 
-    Your own annotators, model servers and local models are not taken from a graph; name them with --pipeline.
+    Nothing is read or run because a graph names it: the source's own rows are retried with --path, and your own
+    annotators, model servers and local models with --pipeline.
 
-    Example:
+    Examples:
 
       graphbuild retry photos-graph
+      graphbuild retry photos-graph --path photos
     """
     from graphbuild.cli.options import live_annotators, live_source
     from graphbuild.engine.run import run as build
     from graphbuild.pipeline import load_annotators
 
     with refusing():
-        source = live_source(graph, path)
+        source = live_source(graph, path, trust=trust_graph)
         if source is None:
-            ERR.print("source not found; retrying annotators only (give --path)", markup=False)
+            ERR.print("annotators only; --path FOLDER retries rows of the source too", markup=False)
         producers, refused = (list(load_annotators(pipeline)), []) if pipeline else live_annotators(graph)
         for line in refused:
             ERR.print(f"not retried: {shown(line)}", markup=False)
@@ -185,7 +190,9 @@ def show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -
         ERR.print(f"{left} left undone; continue with: {command_line()}", markup=False)
         return UNDONE
     if report.failed:
-        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(where)}"
+        path = report.source_args.get("path")
+        source = f" --path {shlex.quote(str(path))}" if path else ""
+        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(where)}{source}"
         ERR.print(f"{counted(report.failed, 'failed row')}{again if report.retriable else ''}", markup=False)
     return UNDONE if report.errors or (strict and report.failed) else DONE
 

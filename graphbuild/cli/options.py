@@ -111,11 +111,11 @@ def _live_commits(out: str | os.PathLike[str]) -> list[CommitDocument]:
     return [commits[0].document for commits in found if commits]
 
 
-def live_source(out: str | os.PathLike[str], path: str | None = None) -> Source | None:
-    """The source of an existing graph, at `path` or where its last run found it; None if it is not there any more, or
-    is not one of ours: its class is not imported because a graph names it."""
+def live_source(out: str | os.PathLike[str], path: str | None = None, *, trust: bool = False) -> Source | None:
+    """The source of an existing graph, at `path` or, if the graph is trusted, where its last run found it; None if it
+    is not there, or is not one of ours: nothing is imported or read because a graph names it."""
     graph = Graph.open(out)
-    location = {**last_location(graph), **({} if path is None else {"path": path})}
+    location = {**(last_location(graph) if trust else {}), **({} if path is None else {"path": path})}
     if not graph.source_commits:
         return None
     try:

@@ -17,14 +17,17 @@ import pytest
 
 from graphbuild.annotators.base import Resources
 from graphbuild.annotators.canny import Canny
+from graphbuild.contracts import Shard
 from graphbuild.engine.executors import probe
 from graphbuild.engine.executors.actors import Handle, Pulse
 from graphbuild.engine.executors.connection import own_code
 from graphbuild.engine.executors.nodes import AGAIN_SECONDS, AT_ALL, IN_A_ROW, Node, Nodes, brief
 from graphbuild.engine.executors.probe import findings, requirements
+from graphbuild.engine.executors.ray import _Driver
 from graphbuild.engine.micro_batches import Loaded, annotate, device_lost
 from graphbuild.engine.plan import make_plan
 from graphbuild.engine.preflight import refuse_client
+from graphbuild.engine.records import Job
 from graphbuild.engine.worker import Worker
 from graphbuild.errors import GraphError
 from graphbuild.sources.folder import Folder
@@ -142,6 +145,24 @@ def test_what_fails_everywhere_is_not_a_nodes_fault() -> None:
     assert nodes.able("cpu") == []
 
 
+def test_a_gpu_that_never_worked_is_not_the_rows_fault() -> None:
+    """Guards against rows given up as `killed_worker` because they ran on a broken GPU after a kill elsewhere."""
+    good, bad = node_of("good"), node_of("bad")
+    nodes, said = nodes_of(good, bad)
+    died: list[bool] = []
+    schedule = SimpleNamespace(died=lambda job, why, *, counts: died.append(counts))
+    driver: Any = SimpleNamespace(nodes=nodes, schedule=schedule, _end=lambda handle: None)
+    unit: Any = SimpleNamespace(part=None)
+    job = Job("sam2", Shard(index=0, start=0, stop=4), (unit,), avoid=frozenset({"good"}))
+    lost: Any = SimpleNamespace(status="failed", error="CUDA error", unseen=(), device_lost=True, broken=False)
+    handle: Any = SimpleNamespace(node=bad)
+    for _ in range(IN_A_ROW):
+        assert _Driver._moved(driver, handle, job, unit, lost)
+    assert died == [False] * IN_A_ROW and len(said) == 1 and nodes.able("sam2") == [good]
+    nodes.praise(good, "sam2")
+    assert _Driver._moved(driver, SimpleNamespace(node=good), job, unit, lost) and died[-1], "it worked there before"  # type: ignore[arg-type]
+
+
 def test_actors_go_to_the_emptiest_node_and_leave_room() -> None:
     small, large = node_of("small", 2), node_of("large", 4)
     nodes, _ = nodes_of(small, large)
@@ -248,8 +269,6 @@ def test_a_file_that_another_process_listed_may_be_there(
     worker = Worker(files.url, workspace.name, 60.0)
     works = [replace(unit.work, gone=gone) for unit in plan.units]  # type: ignore[call-arg]
     assert works
-    from graphbuild.engine.records import Job
-
     (report,) = worker.run(Job("cpu", works[0].unit.shard, (works[0],)), lambda *rows: None)
     if gone is None:
         assert report.status == "committed" and report.reasons == {"failed:missing": 1}

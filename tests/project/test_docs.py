@@ -6,28 +6,24 @@ import ast
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import pytest
 import typer.main
-import yaml
 from typer.testing import CliRunner
 
 import graphbuild as gb
 import graphbuild_train.cli
 from graphbuild.annotators import BUILTIN, load_class
 from graphbuild.cli import app
-from graphbuild.pipeline import load_pipeline
 from graphbuild.store.verify import verify
-from tests.support.documents import PARSED, Block, blocks, commands
+from tests.support.documents import PARSED, Command, blocks, commands, run_page
 from tests.support.object_store import BUCKET, ObjectStore
 
 ROOT = Path(__file__).parents[2]
@@ -60,53 +56,16 @@ def page(name: str) -> str:
 # ---- what is run -------------------------------------------------------------------------------------------------
 
 
-def run_page(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a page from top to bottom, with tracebacks that point into it."""
-    names: dict[str, object] = {"__name__": "__main__"}
-    printed = ""
-    for block in blocks(path.read_text(encoding="utf-8")):
-        if block.language == "text":
-            assert not printed or block.code in printed
-        elif block.language == "sh":
-            for command in commands(block.code):
-                said = parse(command.line) if command.unrun else run_command(command.line, monkeypatch)
-                assert all(line in said for line in command.shown), said
-        elif block.language == "bash":
-            subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
-        elif block.language == "yaml" and block.mark == "parsed":
-            assert block.note and isinstance(yaml.safe_load(block.code), dict)
-        elif block.mark == "test" and block.note:
-            Path(block.note).write_text(block.code, encoding="utf-8")
-        elif block.language == "python":
-            code = compile("\n" * block.line + block.code, str(path), "exec")
-            if block.mark == "test":
-                exec(code, names)
-        else:
-            read_yaml(block)
-        printed = capsys.readouterr().out if block.language == "python" else ""
-
-
-def read_yaml(block: Block) -> None:
-    """A list of annotators, a source, or a task list."""
-    assert block.language == "yaml" and block.mark == "test"
-    if block.code.startswith("- "):
-        Path("page.yaml").write_text("source: sample\nannotators:\n" + indent(block.code, "  "))
-        load_pipeline("page.yaml")
-    elif block.code.startswith("source:"):
-        Path("page.yaml").write_text(block.code)
-        load_pipeline("page.yaml")
-    else:
-        Path("page.yaml").write_text(block.code)
-        gb.load_paths("page.yaml")
-
-
-def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def run_command(command: Command) -> str:
     """What a command prints that ends well; in this process, and without a Ray instance for each."""
-    argv = shlex.split(line)
+    if command.unrun:
+        return parse(command.line)
+    argv = shlex.split(command.line)
     inline = ["--executor", "inline"] if argv[1] == "run" else []
-    monkeypatch.setattr(sys, "argv", argv)
-    result = CliRunner().invoke(APPS[argv[0]], [*argv[1:], *inline])
-    assert result.exit_code == 0, (line, result.output, result.exception)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        result = CliRunner().invoke(APPS[argv[0]], [*argv[1:], *inline])
+    assert result.exit_code == 0, (command.line, result.output, result.exception)
     return result.stdout + result.stderr
 
 
@@ -139,16 +98,10 @@ def parse(line: str) -> str:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_pages_run(
-    path: Path,
-    folder: Path,
-    s3: ObjectStore,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pages_run(path: Path, folder: Path, s3: ObjectStore) -> None:
     """An example that does not run teaches something false. Every Python and YAML block is run, or says why not."""
     s3.upload(folder / "photos", f"s3://{BUCKET}/photos")
-    run_page(path, capsys, monkeypatch)
+    run_page(path, run_command)
     if path.name == "README.md":
         graph = gb.Graph.open("sample-graph")
         assert graph.kinds() == dict.fromkeys(("canny", "caption", "image", "lines"), 15) | {"foreground_mask": 12}
@@ -171,9 +124,7 @@ def test_all_code_is_collected() -> None:
     assert sum(b.language == "python" and b.mark == "test" for of_page in found.values() for b in of_page) >= 9
 
 
-def test_what_a_page_shows_is_compared(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_page_shows_is_compared(folder: Path) -> None:
     """The second block sees the first; a failing one names the file and line; output and options are checked."""
     first = "<!-- test: mine.py -->\n```python\nx = 1\n```\n<!-- test -->\n```python\nfrom mine import x\n```\n"
     wrong: dict[str, type[Exception]] = {
@@ -186,7 +137,7 @@ def test_what_a_page_shows_is_compared(
     for text, error in wrong.items():
         Path("page.md").write_text(first + text)
         with pytest.raises(error) as caught:
-            run_page(folder / "page.md", capsys, monkeypatch)
+            run_page(folder / "page.md", run_command)
         if error is AttributeError:
             assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == (str(folder / "page.md"), 12)
 

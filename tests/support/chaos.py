@@ -143,6 +143,13 @@ class Chaos:
         self.driver.join()
         assert self.driver.exitcode == 0, self.log.read_text()[-3000:]
 
+    def again(self) -> None:
+        """Failed rows once more, undisturbed."""
+        self.options = {**self.options, "retry": True}
+        self.driver = self._start()
+        self.driver.join()
+        assert self.driver.exitcode == 0, self.log.read_text()[-3000:]
+
     def _kill(self, what: str) -> bool:
         return {"worker": self._kill_worker, "node": self._kill_node, "driver": self._kill_driver}[what]()
 

@@ -49,7 +49,8 @@ def describe(amounts: Mapping[str, float], names: Collection[str] = _AMOUNTS) ->
 
 @dataclass(eq=False)
 class Node:
-    """One node. `faults` are reasons why it is left out, by pool; "" is every pool."""
+    """One node. `faults` are reasons why it is left out, by pool; "" is every pool.
+    `served`: pools whose rows came out well here."""
 
     id: str
     name: str
@@ -59,6 +60,7 @@ class Node:
     gpu_gb: float = 0.0
     faults: dict[str, str] = field(default_factory=dict)
     misses: Counter[str] = field(default_factory=Counter)
+    served: set[str] = field(default_factory=set)
     probe: Any = None
     asked: int = 0
     since: float = 0.0
@@ -209,6 +211,12 @@ class Nodes:
         what = f" for {'work on one CPU' if pool == SHARED else pool.partition('@')[0]}" if pool else ""
         self.tell(f"node {node.name} is left out{what}: {reason} (it is looked at again every {AGAIN_SECONDS:g} s)")
 
+    def doubt(self, node: Node) -> None:
+        """A worker there is out of reach: nothing is placed on its node until that answers again."""
+        if node.alive and node.probe is None:
+            node.probed, node.asked = False, 0
+            self._ask(node)
+
     # ---- whose fault it is -------------------------------------------------------------------------------------
 
     def blame(self, node: Node, pool: str, why: str, most: int = IN_A_ROW, *, alone: bool = False) -> None:
@@ -223,7 +231,9 @@ class Nodes:
             self._tell_left_out(node, pool, node.faults[pool])
 
     def praise(self, node: Node, pool: str) -> None:
+        """Rows of a pool came out well here."""
         node.misses[pool] = 0
+        node.served.add(pool)
 
     # ---- what goes where ---------------------------------------------------------------------------------------
 

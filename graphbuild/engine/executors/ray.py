@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from graphbuild.engine.executors.actors import Handle, remote_actor, start
 from graphbuild.engine.executors.connection import MOST_BUNDLES, Wish, connected
@@ -256,6 +256,10 @@ class _Driver:
                 UnitReport(unit=w.unit, revision=w.revision, status="failed", error=f"{w.unit}: {brief(error)}")
                 for w in job.units
             ]
+        except ActorUnavailableError as error:  # Ray takes a quarter of a minute to say that a node is dead
+            self.nodes.doubt(handle.node)
+            self._bury(handle, brief(error), None)
+            return
         except RayError as error:
             self._bury(handle, brief(error))
             return
@@ -282,16 +286,17 @@ class _Driver:
                 work = replace(work, gone=(work.gone or frozenset()) | gone)
                 self.schedule.died(replace(job, units=(work,)), why, counts=False)
                 return True
-        if not job.avoid:
+        if report.device_lost or not job.avoid:
             self.nodes.blame(node, job.pool, why, alone=report.device_lost)
         for other in job.avoid - {node.id}:
-            self.nodes.praise(self.nodes.all[other], job.pool)  # it fails elsewhere too
+            self.nodes.all[other].misses[job.pool] = 0  # it fails elsewhere too
         again = replace(job, units=(work,), avoid=job.avoid | {node.id})
         others = [n for n in self.nodes.hold(job.pool, job.resources) if n.id not in again.avoid]
         if report.device_lost or report.broken:
             self._end(handle)
         if report.device_lost or (report.broken and not job.avoid) or (others and len(job.avoid) < OTHER_NODES):
-            self.schedule.died(again, why, counts=report.device_lost and not others)
+            proved = job.pool in node.served  # a GPU that never worked says nothing about a row
+            self.schedule.died(again, why, counts=report.device_lost and not others and proved)
             return True
         return False
 
@@ -305,18 +310,21 @@ class _Driver:
             self.schedule.died(job, "", counts=False)
         handle.jobs.clear()
 
-    def _bury(self, handle: Handle, why: str, reason: Death = "killed_worker") -> None:
-        """The actor died with its jobs: only the first was running; a lost node is not counted against it."""
+    def _bury(self, handle: Handle, why: str, reason: Death | None = "killed_worker") -> None:
+        """The actor died with its jobs: only the first was running; a lost node is not counted against it, nor a death
+        without a reason."""
         self.nodes.look()
         running, started = next(iter(handle.jobs)), handle.started()
         job = handle.jobs.pop(running)
         if not started and handle.node.alive:
             self.nodes.blame(handle.node, handle.pool, f"its worker did not start: {why}", alone=True)
-        elif handle.node.alive and not job.avoid:
+        elif handle.node.alive and reason and not job.avoid:
             self.nodes.blame(handle.node, handle.pool, why, AT_ALL)  # a row, or whoever killed it, is likelier
         avoid = job.avoid | {handle.node.id}
-        counts = started and handle.node.alive
-        self.schedule.died(replace(job, avoid=avoid), why, counts=counts, reason=reason)
+        if started and handle.node.alive and reason:
+            self.schedule.died(replace(job, avoid=avoid), why, reason=reason)
+        else:
+            self.schedule.died(replace(job, avoid=avoid), why, counts=False)
         self._end(handle)
 
     def _watch(self) -> None:
