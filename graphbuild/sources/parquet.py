@@ -13,7 +13,7 @@ from graphbuild.lookup import suggestion
 from graphbuild.sources.base import Entry, SourceItem
 from graphbuild.sources.columns import Mapped
 from graphbuild.sources.places import Place
-from graphbuild.sources.tables import ENDINGS, opened
+from graphbuild.sources.tables import ENDINGS, going_on, opened
 
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|validation|val|valid|test|dev)(?=[/_.-])")
 _GENERATED = ("__file__", "__split__")
@@ -26,7 +26,8 @@ class Parquet(Mapped):
 
     A column of a picture is an Image feature (bytes, or a path relative to `path`), bytes, or a path. Addresses are not
     fetched. `__split__` stands for the split that a file's name says, `__file__` for the name. Only row groups with
-    wanted rows are read, a few rows at a time; an Arrow file is read from its start.
+    wanted rows are read, a few rows at a time, and once for all units of one process; an Arrow file is read from its
+    start.
     """
 
     name: ClassVar[str] = "parquet"
@@ -60,7 +61,7 @@ class Parquet(Mapped):
             wanted = [int(key.rpartition("#")[2]) for key in numbered]
             split = _SPLIT.search(file)
             facts = {"__file__": file, "__split__": split[1].replace("val", "validation") if split else None}
-            with opened(place, file) as rows:
+            with going_on(place, file) as rows:
                 for row, values in rows.read(wanted, self._projected(rows.columns)):
                     yield self.item(f"{file}#{row:07d}", {**values, **facts}, place.read)
 

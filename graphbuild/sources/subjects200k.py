@@ -14,7 +14,7 @@ from graphbuild.images.codecs import Pixels, check_image
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
 from graphbuild.sources.places import Place
-from graphbuild.sources.tables import opened
+from graphbuild.sources.tables import going_on, opened
 
 COLUMNS = ("image.bytes", "collection", "quality_assessment", "description")
 """What is read of each row; other columns of a shard are left alone."""
@@ -84,7 +84,7 @@ class Subjects200K(Source):
         place = Place.at(self.path, self.name)
         for file, numbered in groupby(keys, key=lambda key: key.rpartition("#")[0]):
             wanted = [int(key.rpartition("#")[2]) for key in numbered]
-            with opened(place, file) as rows:
+            with going_on(place, file) as rows:
                 for row, values in rows.read(wanted, COLUMNS):
                     yield _item(f"{file}#{row:07d}", values)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+import atexit
+import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,11 +32,31 @@ class _Run(NamedTuple):
     rows: list[int]
 
 
+class _Cursor:
+    """Goes forward through one row group, a few rows at a time."""
+
+    def __init__(self, parquet: pq.ParquetFile, group: int, start: int, columns: Sequence[str]) -> None:
+        self._group, self._start, self._columns = group, start, list(columns)
+        self._batches = parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns, use_threads=False)
+        self._batch = next(self._batches)
+
+    def reaches(self, group: int, row: int, columns: Sequence[str]) -> bool:
+        """Whether a row, counted from the file's start, is not behind."""
+        return group == self._group and row >= self._start and list(columns) == self._columns
+
+    def row(self, row: int) -> dict[str, Any]:
+        while row >= self._start + self._batch.num_rows:
+            self._start += self._batch.num_rows
+            self._batch = next(self._batches)
+        return {name: self._batch.column(name)[row - self._start].as_py() for name in self._batch.schema.names}
+
+
 class ParquetRows:
-    """A Parquet file."""
+    """A Parquet file. A read goes on in the row group where the last one stopped."""
 
     def __init__(self, parquet: pq.ParquetFile) -> None:
         self.parquet = parquet
+        self._cursor: _Cursor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -54,16 +76,16 @@ class ParquetRows:
             ValueError: the file has fewer rows.
         """
         for run in _runs(self.parquet, rows):
-            start = run.start
-            for batch in self.parquet.iter_batches(
-                _BATCH_ROWS, row_groups=[run.group], columns=list(columns), use_threads=False
-            ):
-                stop = start + batch.num_rows
-                for row in run.rows[bisect_left(run.rows, start) : bisect_left(run.rows, stop)]:
-                    yield row, {name: batch.column(name)[row - start].as_py() for name in batch.schema.names}
-                if run.rows[-1] < stop:
-                    break  # the rest of the row group is not wanted
-                start = stop
+            for row in run.rows:
+                yield row, self._row(run, row, columns)
+
+    def _row(self, run: _Run, row: int, columns: Sequence[str]) -> dict[str, Any]:
+        cursor, self._cursor = self._cursor, None  # a cursor that fails is not used again
+        if cursor is None or not cursor.reaches(run.group, row, columns):
+            cursor = _Cursor(self.parquet, run.group, run.start, columns)
+        values = cursor.row(row)
+        self._cursor = cursor
+        return values
 
 
 class ArrowRows:
@@ -143,6 +165,67 @@ def opened(place: Place, file: str) -> Iterator[ParquetRows | ArrowRows]:
         raise
     except OSError as error:
         raise OSError(f"source {place.source!r}: {file}: {error}") from error
+
+
+_Key = tuple[int, Place, str, str]
+"""Process, place, file and its stamp."""
+
+
+class _Kept(NamedTuple):
+    """A table that stays open."""
+
+    key: _Key
+    rows: ParquetRows | ArrowRows
+    stack: ExitStack
+
+
+_kept: list[_Kept] = []
+"""At most one; a reader takes it out while it reads, so that no other moves it on."""
+
+
+@contextmanager
+def going_on(place: Place, file: str) -> Iterator[ParquetRows | ArrowRows]:
+    """`opened`, for one reader after the other: the table stays open until another one is read. Units of a source are
+    read like this, so that a worker reads a row group once, however many units it has rows of.
+
+    Raises:
+        ValueError, OSError: as `opened`.
+    """
+    key = (os.getpid(), place, file, place.stamp(file))
+    kept = _take(key) or _open(key)
+    with kept.stack as stack:
+        try:
+            yield kept.rows
+        except GeneratorExit:  # the reader has what it wanted
+            _keep(kept._replace(stack=stack.pop_all()))
+            raise
+        _keep(kept._replace(stack=stack.pop_all()))
+
+
+def _open(key: _Key) -> _Kept:
+    stack, (_, place, file, _) = ExitStack(), key
+    return _Kept(key, stack.enter_context(opened(place, file)), stack)
+
+
+def _take(key: _Key) -> _Kept | None:
+    """The table that is kept, if it is this one; another one is closed."""
+    with suppress(IndexError):
+        while (kept := _kept.pop()).key != key:
+            kept.stack.close()
+        return kept
+    return None
+
+
+def _keep(kept: _Kept) -> None:
+    _kept.append(kept)
+    while len(_kept) > 1:
+        _kept.pop(0).stack.close()
+
+
+@atexit.register
+def _close() -> None:
+    while _kept:
+        _kept.pop().stack.close()
 
 
 def _runs(parquet: pq.ParquetFile, rows: Sequence[int]) -> Iterator[_Run]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from graphbuild.engine.run import run as build
 from graphbuild.kinds.registry import kind_of
@@ -169,6 +170,32 @@ def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path, monkeypa
     assert [np.asarray(item.nodes["image"])[0, 0, 0] for item in backwards] == [40, 16, 15, 3]
 
 
+def test_units_share_what_is_read_of_a_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a row group that is read from its start for each unit, a file that was replaced meanwhile, and a
+    reader that moves another one on."""
+    red = [row(png(Image.new("RGB", (4, 2), (number, 0, 0)))) for number in range(100)]
+    (file := tmp_path / "data/one.parquet").parent.mkdir()
+    file.write_bytes(parquet(red[:80], row_group_size=40))
+    taken: list[tuple[int, int]] = []
+    real = pq.ParquetFile.iter_batches
+
+    def spy(self: Any, *args: Any, row_groups: list[int], **kwargs: Any) -> Iterator[Any]:
+        for batch in real(self, *args, row_groups=row_groups, **kwargs):
+            taken.append((row_groups[0], batch.num_rows))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    source = Subjects200K(path=file.parent)
+    report = build(source, [], tmp_path / "g", executor="inline", shard_size=7, console=Console(quiet=True))
+    assert report.units_done == 12 and taken == [(0, 16), (0, 16), (0, 8), (1, 16), (1, 16), (1, 8)]
+    keys = [entry.key for entry in source.entries()]
+    one, other = source.read(keys[:60]), source.read(keys[20:])
+    for number, (a, b) in enumerate(zip(one, other, strict=True)):
+        assert [np.asarray(item.nodes["image"])[0, 0, 0] for item in (a, b)] == [number, number + 20]
+    file.write_bytes(parquet(red[20:], row_group_size=40))
+    assert np.asarray(next(iter(source.read(keys[3:]))).nodes["image"])[0, 0, 0] == 23
+
+
 def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).bytes(500_000)
     rows = [row(bytes([index]) + noise) for index in range(60)]
@@ -206,6 +233,7 @@ def test_the_default_is_on_the_hub_and_its_stamp_is_a_blob(monkeypatch: pytest.M
     file = shards / "data/train-00000.parquet"
     info = {"name": f"{root}/data/{file.name}", "size": file.stat().st_size, "type": "file", "blob_id": "c0ffee"}
     monkeypatch.setattr(HfFileSystem, "find", lambda self, path, detail: {info["name"]: info} if path == root else {})
+    monkeypatch.setattr(HfFileSystem, "info", lambda self, path: {info["name"]: info}[path])
     monkeypatch.setattr(
         HfFileSystem, "open", lambda self, path, mode: (shards / path.removeprefix(root)[1:]).open(mode)
     )
