@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a disk that takes no more: trying again does not help."""
+
 
 class GraphError(ValueError):
     """A graph, or what was asked of it, is wrong; the message names the file, the value and the fix."""
@@ -35,3 +43,18 @@ class Unreachable(OSError):
 def counted(number: int, noun: str) -> str:
     """`1 file`, `2 files`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in the error of a full disk, which names none.
+
+    Raises:
+        OSError: one of `FULL`, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+        raise

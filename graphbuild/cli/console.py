@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from graphbuild.cli.text import shown, shown_lines
-from graphbuild.errors import GraphError, MissingNode
+from graphbuild.errors import FULL, GraphError, MissingNode
 
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -142,7 +142,8 @@ def refusing() -> Iterator[None]:
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise stop(f"{error.filename}: {error.strerror}; give another name", REFUSED) from error
     except OSError as error:
-        raise stop(f"{error}; what is committed is kept, run the same command again", UNDONE) from error
+        fix = "make room there; " if error.errno in FULL else ""
+        raise stop(f"{error}; {fix}what is committed is kept, run the same command again", UNDONE) from error
     except KeyboardInterrupt as error:
         code = 128 + (received[0] if received else signal.SIGINT)
         raise stop(f"stopped; what is committed is kept, continue with: {command_line()}", code) from error

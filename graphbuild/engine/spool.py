@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from graphbuild.contracts import SPOOL, Outcome, Unit
 from graphbuild.engine.records import Death
 from graphbuild.engine.rows import Key
-from graphbuild.errors import Unreachable
+from graphbuild.errors import Unreachable, writing
 from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.store.files import Files, file_checksum
 from graphbuild.store.parts import edges_name, outcomes
@@ -104,7 +104,7 @@ class Spool:
 
     def _write(self, rows: list[Outcome]) -> None:
         temp = self.workspace.temp()
-        with pa.OSFile(temp, "wb") as sink, pa.ipc.new_file(sink, SPOOL) as writer:
+        with writing(temp), pa.OSFile(temp, "wb") as sink, pa.ipc.new_file(sink, SPOOL) as writer:
             writer.write_table(spool_table(rows))
         written = _rows(pa.memory_map(temp).read_buffer())
         self._mark()

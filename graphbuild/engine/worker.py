@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +13,13 @@ from graphbuild.engine.preflight import fetch_missing
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit, Job, UnitReport
 from graphbuild.engine.rows import told
 from graphbuild.engine.unit import Annotating, AnnotatorBroken, Nodes
-from graphbuild.errors import GraphError
+from graphbuild.errors import FULL, GraphError
 from graphbuild.models.device import device_memory, use_threads
 from graphbuild.store.locations import files_at
 from graphbuild.store.workspace import Workspace
 
 Progress = Callable[[str, int, int, int], None]
 """Called with (annotator, rows finished, of which computed now, of which failed); with zeros when it begins."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Worker:

@@ -22,7 +22,7 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 import xxhash
 
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, writing
 
 OPEN_FILES = 256
 MOST_BYTES = 4 << 30
@@ -272,9 +272,7 @@ class LocalFiles:
             return checksum_of(iter(lambda: file.read(_BLOCK), b""))
 
     def publish(self, name: str, data: bytes, scratch: Scratch) -> bool:
-        temp = scratch.temp()
-        with open(temp, "xb") as file:
-            file.write(data)
+        _write(temp := scratch.temp(), data)
         return self.publish_file(temp, name)
 
     def publish_file(self, temp: str, name: str) -> bool:
@@ -292,15 +290,14 @@ class LocalFiles:
 
     def replace(self, name: str, data: bytes, scratch: Scratch) -> None:
         temp, target = scratch.temp(), self.path(name)
-        with open(temp, "xb") as file:
-            file.write(data)
+        _write(temp, data)
         _sync(temp)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(temp, target)
 
     def append(self, name: str, lines: Sequence[str]) -> None:
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-        with open(self.path(name), "a") as file:
+        with writing(self.path(name)), open(self.path(name), "a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
     def make_folder(self, name: str) -> None:
@@ -335,7 +332,7 @@ def replacing(path: Path) -> Iterator[BufferedWriter]:
     """A new file that takes its name when it is whole; for what is written outside a graph."""
     partial = path.with_name(f".{path.name}.part")
     try:
-        with open(partial, "wb") as file:
+        with writing(path), open(partial, "wb") as file:
             yield file
         partial.replace(path)
     finally:
@@ -381,10 +378,16 @@ def _rename_no_replace(temp: str, target: str) -> bool:
     return True
 
 
+def _write(path: str, data: bytes) -> None:
+    with writing(path), open(path, "xb") as file:
+        file.write(data)
+
+
 def _sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        with writing(path):
+            os.fsync(fd)
     finally:
         os.close(fd)
 

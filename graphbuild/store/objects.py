@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from graphbuild.errors import GraphError, Unreachable
+from graphbuild.errors import GraphError, Unreachable, writing
 from graphbuild.hashing import checksum
 from graphbuild.store.blocks import Blocks
 from graphbuild.store.files import MOST_BYTES, AlreadyPublished, Held, LocalFiles, Scratch, Span, checksum_of
@@ -199,7 +199,7 @@ class ObjectFiles:
 
     def map(self, name: str) -> pa.Buffer:
         temp = self.temp("")
-        with open(temp, "xb") as file:
+        with writing(temp), open(temp, "xb") as file:
             for window in self._windows(name, self.size(name)):
                 file.write(window)
         try:

@@ -26,7 +26,7 @@ from graphbuild.contracts import (
     Shard,
     Unit,
 )
-from graphbuild.errors import GraphError, Unreachable
+from graphbuild.errors import GraphError, Unreachable, writing
 from graphbuild.hashing import canonical_json, checksum
 from graphbuild.store.files import MOST_BYTES, Files, file_checksum
 from graphbuild.store.page_offsets import value_offsets
@@ -110,7 +110,8 @@ def write_nodes(  # noqa: PLR0917 - what a part is named after, then what it hol
     groups = _row_groups(rows)
     while group := next(groups, None):
         temp = workspace.temp()
-        written = _write_part(temp, group, groups)
+        with writing(temp):
+            written = _write_part(temp, group, groups)
         offsets = value_offsets(temp, "payload" if written[0].format in _TEXT_FORMATS else "image.bytes")
         digest = _verify_part(files, temp, written, offsets)
         name = f"{prefix}-{len(parts)}-{digest[:16]}.parquet"

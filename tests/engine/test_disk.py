@@ -1,17 +1,25 @@
-"""Every call to the file system fails once, and from then on: what is committed stays, a rerun gives the same bytes."""
+"""Disks that are full, read-only, without links, or fail at any call: what is committed stays, a rerun gives the same
+bytes."""
 
 from __future__ import annotations
 
 import builtins
+import ctypes
 import errno
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from graphbuild.cli import app
 from graphbuild.errors import GraphError
 from graphbuild.store.verify import verify
 from tests.support.annotators import build, complete, leftovers, tree
@@ -78,3 +86,101 @@ def test_errors_of_the_disk(stays: bool, photos: Path, tmp_path: Path) -> None:
             assert not verify(out).problems, what
         complete(build(photos, out, ["canny"], limit=3, shard_size=2, flush_s=0.0))
         assert tree(out) == whole and leftovers(out) == [], what
+
+
+# ---- real file systems -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[Path]:
+    """A mounted folder; the test skips where that is not allowed."""
+    folder.mkdir(exist_ok=True)
+    try:
+        subprocess.run(["mount", *options, str(folder)], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"cannot mount: {getattr(error, 'stderr', error)!r}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def _command(photos: Path, out: Path, limit: int = 12) -> tuple[int, str]:
+    """Exit code and words of a command that builds a graph."""
+    argv = ["run", "--source", "folder", "--path", str(photos), "--annotators", "canny", "--limit", str(limit)]
+    result = CliRunner().invoke(app, [*argv, "--shard-size", "2", "--executor", "inline", "--out", str(out)])
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("whole") / "g"
+    assert _command(photos, out)[0] == 0
+    return tree(out)
+
+
+def test_a_full_disk(photos: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    """Guards against a message that does not say which disk, and a graph that making room does not mend."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=250k", "tmpfs") as disk:
+        code, said = _command(photos, disk / "g")
+        assert code == 1 and f"No space left on device: '{disk}/g/" in said
+        assert "make room there; what is committed is kept, run the same command again" in said
+        assert 0 < len(tree(disk / "g")) < len(whole) and not verify(disk / "g", "full").problems
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert _command(photos, disk / "g")[0] == 0
+        assert tree(disk / "g") == whole and leftovers(disk / "g") == []
+
+
+def test_a_read_only_disk(photos: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    """Guards against a traceback, or a graph that cannot be looked at, where nothing can be written."""
+    out = tmp_path / "disk/g"
+    assert _command(photos, out, limit=4)[0] == 0
+    with mounted(tmp_path / "disk", "--bind", str(tmp_path / "disk")) as disk:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(disk)], check=True)
+        for place in (disk / "new", out):
+            code, said = _command(photos, place)
+            assert code == 1 and f"Read-only file system: '{place}" in said and "Traceback" not in said
+        assert _command(photos, out, limit=4) == (0, f"{out}: nothing to do, 4 of 4 units are committed\n")
+        assert not verify(out, "full").problems
+    assert _command(photos, out)[0] == 0 and tree(out) == whole and leftovers(out) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_of_another_user(photos: Path, whole: dict[str, str]) -> None:
+    """Guards against a permission that is missing and not named."""
+    shared = Path(tempfile.mkdtemp(prefix="graphbuild-"))  # in `tmp_path` no other user may look
+    try:
+        shutil.copytree(photos, shared / "photos")
+        out = shared / "g"
+        assert _command(shared / "photos", out, limit=4)[0] == 0
+        shared.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            code, said = _command(shared / "photos", out)
+        finally:
+            os.seteuid(0)
+        assert code == 2 and f"{out}/_tmp" in said and "permission denied; see who may with: ls -ld" in said
+        assert _command(shared / "photos", out)[0] == 0 and tree(out) == whole and leftovers(out) == []
+    finally:
+        shutil.rmtree(shared)
+
+
+@pytest.mark.parametrize("renames", [True, False])
+def test_a_file_system_without_links(
+    renames: bool, photos: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against runs that overwrite each other on FAT, exFAT or SMB, which answer like this, and against a wrong
+    guess of what they can do. A stand-in: kernels in containers mount none of them."""
+
+    def no_links(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted", source, None, target)
+
+    out = tmp_path / "g"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", no_links)
+        if not renames:
+            patch.setattr(ctypes, "CDLL", lambda *args, **options: object())
+        code, said = _command(photos, out)
+        assert code == (0 if renames else 2)
+        assert renames or f"{out}/graph.json: this file system supports neither hard links nor" in said
+    assert _command(photos, out)[0] == 0 and tree(out) == whole and leftovers(out) == []
