@@ -14,6 +14,9 @@ BUILTIN: Mapping[str, str] = {
     "canny": "graphbuild.annotators.canny:Canny",
     "hed": "graphbuild.annotators.hed:Hed",
     "pidinet": "graphbuild.annotators.pidinet:Pidinet",
+    "teed": "graphbuild.annotators.teed:Teed",
+    "lineart": "graphbuild.annotators.lineart:Lineart",
+    "scribble": "graphbuild.annotators.scribble:Scribble",
     "mlsd": "graphbuild.annotators.mlsd:Mlsd",
     "lsd": "graphbuild.annotators.lsd:Lsd",
     "depth_anything": "graphbuild.annotators.depth_anything:DepthAnything",
@@ -37,6 +40,8 @@ BUILTIN: Mapping[str, str] = {
 DEFAULT_FOR: Mapping[str, str] = {
     "canny": "canny",
     "hed": "hed",
+    "lineart": "lineart",
+    "scribble": "scribble",
     "lines": "mlsd",
     "depth": "depth_anything",
     "normal": "marigold_normals",

@@ -26,6 +26,12 @@ canny
 hed
     a soft edge map | an HED boundary map | a map of soft and thick object boundaries
     a sketch-like edge picture with graded contours | a grey map of smooth outlines on black
+lineart
+    a line drawing | a picture of light pencil lines on black | an artist's line art of the scene
+    a drawing of contours and fine inner lines
+scribble
+    a rough scribble | a few thick white strokes on black | a hand-drawn sketch of the main contours
+    a crude outline drawn with a thick pen
 lines
     a map of straight line segments | a wireframe of the straight lines in the scene | a line-segment drawing
     a black picture crossed by the straight edges of the scene | a drawing of the straight structural lines

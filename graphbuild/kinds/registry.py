@@ -88,6 +88,8 @@ _DECLARED: tuple[Kind, ...] = (
     _stored("background_text", "text", "text", "what the image shows with another background, in words"),
     _stored("canny", "condition", "png1", "Canny edges, white on black"),
     _stored("hed", "condition", "jpeg_gray", "soft learned edges, bright on black"),
+    _stored("lineart", "condition", "jpeg_gray", "a line drawing, light on black"),
+    _stored("scribble", "condition", "png1", "thick strokes along the main edges, white on black"),
     _stored("lines", "condition", "png1", "straight line segments, white on black"),
     _stored("depth", "condition", "png8", "relative depth, near is bright"),
     _stored("normal", "condition", "jpeg444", "surface normals as colours"),

@@ -1,4 +1,5 @@
-"""HED, PiDiNet and M-LSD: on tiny random weights, and against reference pictures with the real weights there are."""
+"""Soft edges, line drawings, scribbles and line segments: on tiny random weights, and against reference pictures with
+the real weights there are."""
 
 from __future__ import annotations
 
@@ -16,22 +17,28 @@ from skimage.morphology import skeletonize
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, params_of
 from graphbuild.annotators.hed import Hed
+from graphbuild.annotators.lineart import Lineart
 from graphbuild.annotators.lsd import Lsd
 from graphbuild.annotators.mlsd import Mlsd
 from graphbuild.annotators.pidinet import Pidinet
+from graphbuild.annotators.scribble import Scribble
+from graphbuild.annotators.teed import MEAN_BGR, Teed
 from graphbuild.annotators.testing import check_annotator
 from graphbuild.contracts import Item
 from graphbuild.errors import GraphError
+from graphbuild.images.codecs import CODECS
 from graphbuild.images.decode import decode_image
 from graphbuild.images.node import Node
 from graphbuild.models.controlnet_aux import HUB, network_class
 from graphbuild.store.graph import Graph
 from tests.support.annotators import Styles, build, complete
-from tests.support.tiny_checkpoints_edges import tiny_hed, tiny_mlsd, tiny_pidinet
+from tests.support.tiny_checkpoints_edges import tiny_hed, tiny_lineart, tiny_mlsd, tiny_pidinet, tiny_teed
 
 TINY: dict[str, tuple[type[Any], Callable[[Path], dict[str, Any]]]] = {
     "hed": (Hed, tiny_hed),
     "pidinet": (Pidinet, tiny_pidinet),
+    "teed": (Teed, tiny_teed),
+    "lineart": (Lineart, tiny_lineart),
     "mlsd": (Mlsd, tiny_mlsd),
 }
 CASES = ("00004-of-00022-7170", "00005-of-00022-4396", "00017-of-00022-8377", "00018-of-00022-4948")
@@ -96,6 +103,63 @@ def test_hed_is_the_one_of_controlnet(shape: tuple[int, int], tiny: dict[str, An
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+@pytest.mark.numeric
+def test_lineart_is_the_one_of_controlnet(tiny: dict[str, Any]) -> None:
+    """Guards against dark lines on white, swapped channels or another scale of the input."""
+    picture = np.ascontiguousarray(astronaut()[:64, 150:214])
+    network = tiny["lineart"].load("cpu")
+    detector = network_class("lineart", "LineartDetector")(network, network)
+    theirs = detector(picture, detect_resolution=64, image_resolution=64, output_type="np")[:, :, 0]
+    (ours,) = _made(tiny["lineart"], picture)
+    assert theirs.std() > 5 and np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.numeric
+def test_teed_gets_pictures_as_its_authors_give_them(tiny: dict[str, Any]) -> None:
+    """Guards against RGB, a mean that stays, or a side output in place of the fused one."""
+    import torch
+
+    picture = np.ascontiguousarray(astronaut()[:64, 150:214])
+    network = tiny["teed"].load("cpu")
+    blue_first = picture[:, :, ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)
+    with torch.inference_mode():
+        fused = network(torch.from_numpy(blue_first.transpose(2, 0, 1).copy())[None])[-1][0, 0].sigmoid().numpy()
+    (ours,) = _made(tiny["teed"], picture)
+    assert ours.std() > 2 and np.abs(ours - fused * 255).max() <= 1
+
+
+def _scribbled(edges: NDArray[Any], **parameters: float) -> Any:
+    encoded = CODECS["jpeg_gray"].encode(edges)
+    node = Node(0, "hed", 0, "v", encoded.data, encoded.format, "jpeg_gray")
+    request = Request(Item(0, "id", "key", None, None, None, None, None), {"hed": node}, 0, 1)
+    (result,) = Scribble(**parameters).annotate([request], None)
+    return result if isinstance(result, Skip) else result.nodes["scribble"]
+
+
+def test_scribbles_follow_bright_edges() -> None:
+    """Guards against strokes along faint edges, strokes that grow thin in large pictures, and a black condition."""
+    for side in (256, 1024):
+        edges = np.zeros((side, side), np.uint8)
+        edges[:, side // 4 - side // 64 : side // 4 + side // 64] = 255
+        edges[:, 3 * side // 4 - side // 64 : 3 * side // 4 + side // 64] = 60
+        strokes = _scribbled(edges)
+        thick = strokes[side // 2].sum() / side
+        assert strokes.shape == edges.shape and strokes[side // 2, side // 4] and not strokes[:, side // 2 :].any()
+        assert 0.01 < thick < 0.06
+        assert _scribbled(edges, threshold=40)[side // 2, 3 * side // 4]
+    assert _scribbled(np.full((40, 60), 60, np.uint8)) == Skip("no_strokes")
+    assert _scribbled(np.full((1, 20_000), 255, np.uint8)).shape == (1, 20_000)
+
+
+@pytest.mark.data
+def test_a_scribble_of_a_photo(data_folder: Callable[[str], Path]) -> None:
+    """Guards against strokes away from the photo's edges: nearly all lie on what PiDiNet marks."""
+    picture = _photo(data_folder("photos") / "cn_bird.jpg")
+    (edges,) = _made(Pidinet(model=str(data_folder("weights") / "table5_pidinet.pth")), picture)
+    strokes = _scribbled(edges)
+    assert 0.005 < strokes.mean() < 0.2 and _near(edges > 100, 4)[strokes].mean() > 0.9
+
+
 def test_precision_is_a_parameter_and_compilation_is_not(tiny: dict[str, Any]) -> None:
     """Guards against a graph that reruns for another batch size, or keeps its pixels for another threshold."""
     for name in TINY:
@@ -128,7 +192,14 @@ def test_a_file_is_as_good_as_its_folder(name: str, tiny: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("annotator", "repository"),
-    [(Hed(), HUB), (Pidinet(), HUB), (Mlsd(), HUB), (Mlsd(variant="tiny"), "lllyasviel/ControlNet")],
+    [
+        (Hed(), HUB),
+        (Pidinet(), HUB),
+        (Lineart(), HUB),
+        (Teed(), "fal/teed"),
+        (Mlsd(), HUB),
+        (Mlsd(variant="tiny"), "lllyasviel/ControlNet"),
+    ],
 )
 def test_missing_weights_name_the_command(annotator: Annotator, repository: str) -> None:
     """Guards against a run that starts, and fails on the worker, without weights."""
@@ -139,7 +210,8 @@ def test_missing_weights_name_the_command(annotator: Annotator, repository: str)
 def test_weights_of_another_network_are_refused(tiny: dict[str, Any]) -> None:
     """Guards against pages of tensor names where the wrong file was given."""
     (small,) = Path(tiny["mlsd"].model).iterdir()
-    for annotator in (Mlsd(model=str(small), variant="large"), Hed(model=str(small)), Pidinet(model=str(small))):
+    others = (Hed, Pidinet, Teed, Lineart)
+    for annotator in (Mlsd(model=str(small), variant="large"), *(other(model=str(small)) for other in others)):
         with pytest.raises(GraphError, match=r"mlsd_tiny_512_fp32\.pth holds another network") as caught:
             annotator.load("cpu")
         assert len(str(caught.value)) < 600

@@ -29,7 +29,7 @@ from tests.support.everything import OTHERS, TINY, annotate_pairs, start_pairs, 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 PAIRS = 6
-OF_EDITS = ("edit_global.hed", "edit_global.lines")
+OF_EDITS = ("edit_global.hed", "edit_global.lines", "reference.hed")
 OF_SOME = "edit_global.foreground_mask"
 """What `grabcut` finds in edits that are noise: something, or nothing and then it skips."""
 PARTS_BEFORE_KILL = 45
@@ -141,7 +141,8 @@ def test_every_annotator_keeps_the_contract(name: str, folder: Path, photos: Pat
     grey = [picture[:, :, 0].copy() for picture in pictures]
     values = {
         "caption": "A cat on a chair.", "edit_text": "A dog on a chair.", "background_text": "A cat in the snow.",
-        "depth": grey, "style_reference": pictures, "foreground_mask": [np.eye(*g.shape, dtype=bool) for g in grey],
+        "depth": grey, "hed": grey, "style_reference": pictures,
+        "foreground_mask": [np.eye(*g.shape, dtype=bool) for g in grey],
     }  # fmt: skip
     annotator = resolve(name, {**TINY, **OTHERS}[name](folder / "checked" / name))
     needs = {need.kind if isinstance(need, Each) else need for need in needs_of(annotator).values()} - {"image"}

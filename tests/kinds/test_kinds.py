@@ -11,8 +11,8 @@ from graphbuild.kinds.registry import KINDS, Kind, kind_of
 
 CODECS = {
     "source": "image reference style_reference",
-    "png1": "canny lines foreground_mask",
-    "jpeg_gray": "hed",
+    "png1": "canny scribble lines foreground_mask",
+    "jpeg_gray": "hed lineart",
     "png8": "depth",
     "jpeg444": "normal",
     "labels": "semantic segments mask",
@@ -54,7 +54,7 @@ def test_groups() -> None:
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 62 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 64 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)

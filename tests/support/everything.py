@@ -21,6 +21,8 @@ from tests.support.subjects import canvas, parquet, png, row
 
 TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hed": edges.tiny_hed,
+    "lineart": edges.tiny_lineart,
+    "scribble": lambda folder: {"threshold": 20.0},
     "mlsd": edges.tiny_mlsd,
     "depth_anything": dense.tiny_depth_anything,
     "marigold_normals": dense.tiny_marigold_normals,
@@ -42,17 +44,22 @@ TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pidinet": edges.tiny_pidinet,
+    "teed": edges.tiny_teed,
     "lsd": lambda folder: {},
     "grabcut": lambda folder: {},
 }
-"""Second annotators of a kind. They describe the edits, as one run makes a kind of the image only once."""
+"""Second annotators of a kind. They describe edits or references, as one run makes a kind of the image only once."""
+OF_REFERENCES = ("teed",)
 
 
 def tiny_annotators(folder: Path) -> list[Annotator]:
     """One annotator for every kind that is stored, and the others on edits. They share two workers, each of which loads
     all models."""
     made = {name: make(folder / name) for name, make in TINY.items()}
-    made |= {name: {**make(folder / name), "of": "edit_global"} for name, make in OTHERS.items()}
+    made |= {
+        name: {**make(folder / name), "of": "reference" if name in OF_REFERENCES else "edit_global"}
+        for name, make in OTHERS.items()
+    }
     shared = Resources(batch_size=3)
     models = [resolve(name, {**config, "resources": shared}) for name, config in made.items()]
     return [resolve("canny"), resolve("canny", {"of": "edit_local"}), *models]

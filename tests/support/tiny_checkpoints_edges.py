@@ -42,6 +42,35 @@ def tiny_pidinet(folder: Path) -> dict[str, Any]:
     return {"model": _save(saved, folder / "table5_pidinet.pth"), "resolution": 64}
 
 
+def tiny_teed(folder: Path) -> dict[str, Any]:
+    """TEED, which is small as it is, at 64 pixels."""
+    import torch
+
+    from graphbuild.models.controlnet_aux import network_class
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = network_class("teed.ted", "TED")()
+    return {"model": _save(network.state_dict(), folder / "5_model.pth"), "resolution": 64}
+
+
+def tiny_lineart(folder: Path) -> dict[str, Any]:
+    """The network of line drawings at 64 pixels, the weights of its inner blocks repeated so that files are small."""
+    import torch
+
+    from graphbuild.models.controlnet_aux import network_class
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = network_class("lineart", "Generator")(3, 1, 3)
+        tensors = network.state_dict()
+        for name, tensor in tensors.items():
+            if tensor.numel() > 100_000:
+                tensors[name] = (torch.randn(3, 3) * (1 / tensor[0].numel()) ** 0.5).expand(tensor.shape)
+    tensors["model4.1.weight"] *= 3
+    return {"model": _save(tensors, folder / "sk_model.pth"), "resolution": 64}
+
+
 def tiny_mlsd(folder: Path) -> dict[str, Any]:
     """The small M-LSD at 64 pixels, with displacements long enough to draw."""
     import torch

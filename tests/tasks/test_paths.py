@@ -104,16 +104,15 @@ def test_names_targets_and_content_follow_from_the_cells(name: str) -> None:
         assert path.kinds == path.cells
 
 
-BEYOND = "inpaint_box inpaint_brush inpaint_random masked_box masked_brush masked_random tile"
+BEYOND = "lineart scribble inpaint_box inpaint_brush inpaint_random masked_box masked_brush masked_random tile"
 """Kinds that the paper does not have."""
 
 
 def test_every_picture_kind_is_used_by_the_papers_list() -> None:
     used = {kind for path in load("graph200k").paths for kind in path.kinds}
     texts = {"caption", "edit_text", "background_text"}
-    assert set(KINDS) - used - texts - {*BEYOND.split()} == {
-        "foreground_mask"
-    }  # foreground and background are computed from it
+    # foreground and background are computed from it
+    assert set(KINDS) - used - texts - {*BEYOND.split()} == {"foreground_mask"}
 
 
 def test_shipped() -> None:
