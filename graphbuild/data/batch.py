@@ -13,7 +13,7 @@ from torch import Tensor
 from graphbuild.data.sample import GridSample, joined
 from graphbuild.images.codecs import Pixels
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.walk import Walk
+from graphbuild.tasks.paths import Layout, Places
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class GridBatch:
             largest; channels last in memory, which the samples share.
         sizes: int64 D x R x 2, height and width of the cells of each row.
         holes: bool B x L, columns of the last row that are to be generated.
+        layout: of all samples; `places`: what is shown where, see `GridTask`.
         kinds: the kind of each shown column.
         keys, row_keys, cell_keys: cache keys of the pixels, see `GridSample`; empty for tasks at inference.
         snapshot: digest of the graph's state; `next`: the position to resume at after this batch.
@@ -38,6 +39,8 @@ class GridBatch:
     cells: Tensor
     sizes: Tensor
     holes: Tensor
+    layout: Layout
+    places: Places
     paths: list[str]
     types: list[str]
     kinds: list[tuple[str, ...]]
@@ -84,7 +87,7 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
     _check_batch(samples)
     wanted, last = [sample for sample in samples if sample.wanted], samples[-1]
     batch = _batch(
-        [sample.walk for sample in samples],
+        samples,
         joined(samples),
         [[frame.size[::-1] for frame in sample.frames] for sample in wanted],
         [sample.prompt for sample in samples],
@@ -110,13 +113,14 @@ def at_inference(task: GridTask) -> GridBatch:
         high, wide = sizes[row]
         cells[0, row, column, :high, :wide] = rows[row][column]
     words, snapshot = task.evaluation.text, task.drawing.graph.digest
-    return _batch([task.walk], cells, [sizes], [words], snapshot=snapshot, following=task.walk.index + 1)
+    return _batch([task], cells, [sizes], [words], snapshot=snapshot, following=task.walk.index + 1)
 
 
 def _batch(
-    walks: Sequence[Walk], cells: Pixels, sizes: Sequence[Any], prompts: list[str], *, snapshot: str, following: int
+    tasks: Sequence[GridTask], cells: Pixels, sizes: Sequence[Any], prompts: list[str], *, snapshot: str, following: int
 ) -> GridBatch:
     """A batch of decoded samples without keys."""
+    walks = [task.walk for task in tasks]
     holes = np.zeros((len(walks), len(walks[0].columns)), bool)
     for row, walk in zip(holes, walks, strict=True):
         row[list(walk.holes)] = True
@@ -127,6 +131,8 @@ def _batch(
         cells=torch.from_numpy(cells).permute(0, 1, 2, 5, 3, 4),
         sizes=_integers(sizes).reshape(len(sizes), len(walks[0].rows), 2),
         holes=torch.from_numpy(holes),
+        layout=walks[0].path.layout or "rows",
+        places=tasks[0].places,
         paths=[walk.path.name for walk in walks],
         types=[walk.path.type for walk in walks],
         kinds=[walk.kinds for walk in walks],
@@ -156,5 +162,5 @@ def _check_batch(samples: Sequence[GridSample]) -> None:
             f"samples {indices} are not the batch {block.first}..{block.stop - 1}; allowed: a DataLoader whose "
             f"batch_size is the batch of its GridTasks"
         )
-    if len({sample.shape for sample in samples}) > 1:
-        raise ValueError(f"samples {indices} differ in rows or columns; give the PathSampler path_repeat=batch")
+    if len({(sample.shape, sample.places) for sample in samples}) > 1:
+        raise ValueError(f"samples {indices} differ in rows, columns or layout; give the PathSampler path_repeat=batch")

@@ -13,7 +13,7 @@ from graphbuild.strict_yaml import Share, Strict
 from graphbuild.tasks.instruction import Keep, Layout
 from graphbuild.tasks.paths import check_where
 
-Mask = Literal["code", "paper"]
+Mask = Literal["code", "paper", "target"]
 Split = Literal["train", "validation"]
 Weights = Literal["listed", "coverage"]
 CellFit = Literal["crop_square", "stretch_square", "aspect"]
@@ -64,6 +64,7 @@ class SamplerConfig(Strict):
     Attributes:
         mask: for paths with one target. `code`: with probability 1/2 the hole is any one column instead of the target,
             as in the released training code. `paper`: with probability 1/2 one of the others is a hole as well.
+            `target`: the hole is always the target.
         rows: relative chances of 1, 2, ... rows, the query included.
         weights: of the paths of a type. `listed`: as the list says. `coverage`: times the number of items that serve a
             path, so that the few items of a rare path are not seen more often than the many of another.

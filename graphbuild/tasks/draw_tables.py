@@ -34,18 +34,19 @@ class Tables:
         chances: probability of each path that is drawn, by name.
 
     Attributes:
-        width: cells of the longest path.
+        width: cells of the longest path; `rows`: rows of the largest grid.
     """
 
     def __init__(
         self, paths: Sequence[TaskPath], chances: Mapping[str, float], served: Sequence[Served], config: SamplerConfig
     ) -> None:
         self._served = served
-        self._length = np.array([len(path.cells) for path in paths])
-        self.width = int(self._length.max())
+        self._shuffled = np.array([0 if path.is_fixed else len(path.cells) - 1 for path in paths])
+        self.width = max(len(path.cells) for path in paths)
         cumulative = np.cumsum([chances.get(path.name, 0.0) for path in paths])
         self._chances = np.asarray(cumulative / cumulative[-1])
-        self._rows = np.stack([_row_chances(config.rows, path.pool.groups) for path in served])
+        self.rows = max(len(config.rows), *(len(path.rows) for path in served))
+        self._rows = np.stack([_row_chances(path.rows, self.rows) for path in served])
         self._masks, self._holes = _mask_tables(paths, self.width, config)
         pools = list(dict.fromkeys(path.pool for path in served))
         self._pools, self._pool = pools, np.array([pools.index(path.pool) for path in served])
@@ -66,16 +67,16 @@ class Tables:
             chosen = np.flatnonzero(pool == number)
             if len(chosen):
                 most = int(count[chosen].max())
-                rows[chosen, :most] = self._pools[number].draw(bits[chosen], most)
+                rows[chosen, :most] = self._pools[number].draw(bits[chosen], count[chosen])
         row = np.arange(bits.shape[1])
         order = (row + 1) % count[:, None]  # the query is drawn first
         return np.where(row < count[:, None], rows[np.arange(len(at))[:, None], order], -1)
 
     def columns(self, at: Ints, bits: Bits) -> Ints:
-        """The cell of each shown column: the conditions shuffled, the last cell last; beyond it, in order."""
+        """The cell of each shown column: all but the last shuffled, unless their order is fixed."""
         column = np.arange(self.width, dtype=np.uint64)
         last = np.uint64(1 << 63) + column
-        keys = np.where(column < (self._length[at] - 1)[:, None], bits >> np.uint64(1), last)
+        keys = np.where(column < self._shuffled[at][:, None], bits >> np.uint64(1), last)
         return keys.argsort(axis=1, kind="stable")
 
     def holes(self, at: Ints, drawn: Units) -> NDArray[np.bool_]:
@@ -90,10 +91,10 @@ class Tables:
                 yield chosen, number, bound
 
 
-def _row_chances(weights: Sequence[float], groups: int) -> Units:
-    """The chance of fewer rows than 2, 3, ...; no more than there are leakage groups."""
-    possible = np.cumsum(weights[:groups])
-    chances = np.full(len(weights), _NEVER)
+def _row_chances(weights: Sequence[float], most: int) -> Units:
+    """The chance of fewer rows than 2, 3, ..., `most` + 1."""
+    possible = np.cumsum(weights)
+    chances = np.full(most, _NEVER)
     if len(possible) and possible[-1] > 0:
         chances[: len(possible)] = possible / possible[-1]
     return chances

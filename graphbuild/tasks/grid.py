@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from graphbuild.tasks.cells import FILLS, Frame, Size, frames
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
 from graphbuild.tasks.labels import LABELLED, colour_name, labels_of
+from graphbuild.tasks.paths import Places
 from graphbuild.tasks.walk import Drawing, Walk
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ class GridTask:
         """The instruction with this layout sentence, each part kept with its chance. Only label maps and boxes that the
         query row shows are read."""
         content, content_at = self._content
+        path, lines = self.walk.path, self.places
         return compose(
             self.kinds,
             self.walk.targets,
@@ -123,6 +126,8 @@ class GridTask:
             notes=self._notes,
             layout=layout,
             keep=keep,
+            words=path.said,
+            shape=(len(lines), len(lines[0])) if path.layout == "canvas" else None,
         )
 
     @cached_property
@@ -150,6 +155,16 @@ class GridTask:
         return notes
 
     # ---- cells -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def places(self) -> Places:
+        """What is shown where, line by line, as (row, column): the rows themselves, the lines of a canvas, on which a
+        cell may come several times, or one line of views."""
+        column = self.walk.columns.index
+        lines = self.walk.path.places(len(self.walk.rows))
+        if self.walk.path.layout in (None, "rows"):  # in shown order
+            return lines
+        return tuple(tuple((row, column(cell)) for row, cell in line) for line in lines)
 
     @property
     def hole_mask(self) -> NDArray[np.bool_]:
@@ -220,6 +235,12 @@ class GridTask:
         """
         from PIL import Image
 
+        path = self.walk.path
+        if path.layout not in (None, "rows") or path.said != "full":
+            raise ValueError(
+                f"path {path.name!r}: layout {path.layout or 'rows'}, words {path.said}; allowed for the pipeline: "
+                "layout rows, words full"
+            )
         columns = range(len(self.kinds))
         visualcloze.check(
             self.cell_config, self.resolution, columns=len(columns), holes=len(self.holes),
@@ -236,10 +257,8 @@ class GridTask:
         return {"task_prompt": words.task, "content_prompt": content or None, "image": image}
 
     def image(self) -> Image.Image:
-        """The grid as a picture to look at: kinds above, holes framed in red and shown filled, below them all words and
-        which of them training leaves out."""
-        from graphbuild.tasks import sheet
-
+        """The task as a picture to look at: its cells where they are shown, kinds above, holes framed in red and shown
+        filled, below them all words and which of them training leaves out."""
         kept, full = self.instruction, self.instruction_full
         if kept == full:
             note = "Training keeps all words."
@@ -248,8 +267,27 @@ class GridTask:
         else:
             parts = [part for part in ("layout", "task", "content") if getattr(kept, part) != getattr(full, part)]
             note = f"Training leaves out: {', '.join(parts)}."
-        labels = [kind.name for kind in self.kinds]
-        return sheet.draw(self.cells(filled=True), labels, self.holes, [f"{self.walk.index}: {full.text}", f"({note})"])
+        return self.sheet([f"{self.walk.index}: {full.text}", f"({note})"])
+
+    def sheet(self, words: Sequence[str], made: Sequence[Pixels] | None = None) -> Image.Image:
+        """All cells where they are shown, named, holes framed in red.
+
+        Args:
+            words: paragraphs below them.
+            made: pictures for the holes, by default the truth.
+        """
+        from graphbuild.tasks import sheet
+
+        cells, lines = self.cells(filled=made is None), self.places
+        for column, picture in zip(self.holes, made or (), strict=made is not None):
+            cells[-1][column] = picture
+        return sheet.draw(
+            [[cells[row][column] for row, column in line] for line in lines],
+            [[self.kinds[column].name for _, column in line] for line in lines],
+            {(y, x) for y, line in enumerate(lines) for x, place in enumerate(line) if self.hole_mask[place]},
+            words,
+            joined=self.walk.path.layout == "canvas",
+        )
 
     def document(self) -> WalkDocument:
         """The walk as one JSON line, enough to find every cell again. No node is read but label maps and boxes that the

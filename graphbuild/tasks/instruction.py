@@ -13,6 +13,7 @@ from typing import Literal
 
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.strict_yaml import Share, Strict
+from graphbuild.tasks.paths.layout import Words
 
 Pick = Callable[[str, int], int]
 Layout = Literal["pipeline", "random"]
@@ -87,15 +88,22 @@ KEEP_ALL = Keep(task=1.0, content=1.0, all=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """The three parts; a missing one is empty."""
+    """The three parts; a missing one is empty.
+
+    Attributes:
+        content_first: whether the content comes before the others, for text encoders that cut what is long.
+    """
 
     layout: str
     task: str
     content: str
+    content_first: bool = False
 
     @property
     def text(self) -> str:
         """The prompt. A missing task leaves two spaces, as in diffusers' pipeline, whose prompt this equals."""
+        if self.content_first:
+            return " ".join(part for part in (self.content, self.task, self.layout) if part)
         return f"{self.layout} {self.task} {self.content}".strip()
 
 
@@ -110,6 +118,8 @@ def compose(
     notes: Sequence[str] = (),
     layout: Layout = "pipeline",
     keep: Keep = KEEP_ALL,
+    words: Words = "full",
+    shape: tuple[int, int] | None = None,
 ) -> Instruction:
     """Write the instruction of one grid.
 
@@ -123,6 +133,9 @@ def compose(
         notes: one a column, put in brackets after its phrase (see `legend`); empty for none.
         layout: `pipeline` for the fixed sentences of diffusers' pipeline, `random` for ours.
         keep: the chances of keeping task, content and everything.
+        words: `full` for all parts; `content` for the content alone, without a sentence around it, which in a task
+            without content is what the target is.
+        shape: lines and columns of a canvas that shows all of this; None for rows.
 
     Raises:
         ValueError: an unknown or text kind, no target, or a number outside its range.
@@ -134,17 +147,28 @@ def compose(
     _check(declared, targets, rows, column, notes)
     if pick("keep:all", _CHANCE_STEPS) >= round(keep.all * _CHANCE_STEPS):
         return Instruction("", "", "")
-    task = words = ""
+    said = pick("keep:content", _CHANCE_STEPS) < round(keep.content * _CHANCE_STEPS)
+    if words == "content":
+        plain = content or _listed([_named(declared, target, notes, pick) for target in targets])
+        return Instruction("", "", plain if said else "")
+    task = described = ""
     if pick("keep:task", _CHANCE_STEPS) < round(keep.task * _CHANCE_STEPS):
         task = _task(declared, targets, notes, rows, pick)
-    if content and pick("keep:content", _CHANCE_STEPS) < round(keep.content * _CHANCE_STEPS):
-        words = f"{_content_prefix(column, len(kinds), layout, pick)} {content}"
-    return Instruction(_layout(rows, len(kinds), layout, pick), task, words)
+    if content and said:
+        described = f"{_content_prefix(column, len(kinds), layout, pick)} {content}"
+    sentence = _layout(*(shape or (rows, len(kinds))), layout, pick)
+    return Instruction(sentence, task, described, content_first=shape is not None)
 
 
 def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
     """The noun phrase that stands for the picture in a column."""
     return kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
+
+
+def _named(kinds: Sequence[Kind], column: int, notes: Sequence[str], pick: Pick) -> str:
+    """The phrase of a column with its note."""
+    note = f" ({notes[column]})" if notes and notes[column] else ""
+    return f"{phrase_of(kinds[column], column, pick)}{note}"
 
 
 def legend(labels: Sequence[tuple[str, str]], limit: int = 8) -> str:
@@ -184,11 +208,8 @@ def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
 def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
     given: list[str] = []
     made: list[str] = []
-    for column, kind in enumerate(kinds):
-        phrase = kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
-        name = f"[IMAGE{column + 1}] {phrase}"
-        if notes and notes[column]:
-            name += f" ({notes[column]})"
+    for column in range(len(kinds)):
+        name = f"[IMAGE{column + 1}] {_named(kinds, column, notes, pick)}"
         (made if column in targets else given).append(name)
     sentences = TASKS if given else FREE_TASKS
     sentence = sentences[pick("task", len(sentences))].format(

@@ -18,7 +18,7 @@ def masks(path: TaskPath, config: SamplerConfig) -> list[tuple[Cells, float]]:
     """
     targets = frozenset(path.targets)
     chances = {targets: 1.0}
-    if len(targets) == 1:
+    if len(targets) == 1 and config.mask != "target":
         others = _one_more(path) if config.mask == "paper" else [frozenset({cell}) for cell in range(len(path.cells))]
         if others:
             chances[targets] -= MASK_CHANCE

@@ -50,10 +50,15 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """The items that walks of one path are drawn from."""
+    """The items that walks of one path are drawn from.
 
-    pool: Pool
+    Attributes:
+        rows: relative chances of 1, 2, ... rows, as far as there are items for them.
+    """
+
+    pool: Pool | Scenes
     bound: tuple[Bound, ...]
+    rows: tuple[float, ...]
 
 
 class Stock:
@@ -71,7 +76,7 @@ class Stock:
         able, bound = self._allowed(path), list[Bound]()
         roles = roles_of(path)
         if not all(self.nodes.has(role.kind) for role in roles):
-            return Served(self._pool(np.zeros(len(able), bool)), ())
+            return self._served(path, np.zeros(len(able), bool), ())
         plain, together = components(self.nodes, roles)
         for role in plain:
             able &= self.nodes.present(role.kind)[:, 0]
@@ -80,7 +85,15 @@ class Stock:
                 self._choices[members] = choices(self.nodes, members)
             able &= self._choices[members].counts > 0
             bound.append(self._bound(path, self._choices[members]))
-        return Served(self._pool(able), tuple(bound))
+        return self._served(path, able, tuple(bound))
+
+    def _served(self, path: TaskPath, able: Flags, bound: tuple[Bound, ...]) -> Served:
+        if path.views is None:
+            pool = self._pool(able)
+            return Served(pool, bound, self.config.rows[: pool.groups])
+        fewest, most = path.views
+        scenes = Scenes(able, self._named_groups, fewest)
+        return Served(scenes, bound, ((0.0,) * (fewest - 1) + (1.0,) * (most - fewest + 1))[: scenes.largest])
 
     def counts(self, path: TaskPath) -> dict[str, int]:
         """Number of items that have each kind of a path, and that pass the filters (`allowed`)."""
@@ -102,7 +115,10 @@ class Stock:
             kinds = [f"the conditions of {kind}" for kind in self.kind_where if kind in path.nodes]
             own = [f"where {canonical_json(path.where)}"] if path.where else []
             return [f"no item is left by {' and '.join([*self._asked(), *own, *kinds])}"]
-        return [] if self.served(path).pool.size else ["no item has its kinds in variants that belong together"]
+        if self.served(path).pool.size:
+            return []
+        return [f"no group has {path.views[0]} such items" if path.views else "no item has its kinds in variants that "
+                "belong together"]  # fmt: skip
 
     def _asked(self) -> list[str]:
         """What leaves items out of every path."""
@@ -171,6 +187,17 @@ class Stock:
         return groups.components(self.nodes.num_items, self._links(self.kinds))
 
     @cached_property
+    def _named_groups(self) -> Items:
+        """The group that the source gave each item, as a number; an item without one has its own."""
+        labels = np.arange(self.nodes.num_items)
+        names = self._items.column("group").to_pylist()
+        first: dict[str, int] = {}
+        for item, name in zip(self._item_ix.tolist(), names, strict=True):
+            if name is not None:
+                labels[item] = first.setdefault(name, item)
+        return labels
+
+    @cached_property
     def _sides(self) -> Any:
         """The sides at this snapshot, for all kinds: what one list trains on, another must not validate on."""
         if self.config.split is None:
@@ -211,11 +238,13 @@ class Pool:
             lengths = np.diff(np.append(begins, self.size))
             self._groups = np.repeat((begins << 31) + lengths, lengths)
 
-    def draw(self, bits: Bits, count: int) -> Items:
-        """`count` items of different leakage groups, in the order drawn: each uniform among what the earlier leave.
+    def draw(self, bits: Bits, counts: Items) -> Items:
+        """As many items of different leakage groups as the largest of `counts`, in the order drawn: each uniform among
+        what the earlier leave.
 
         No rejection: a number below what is left is moved past the groups already taken.
         """
+        count = int(counts.max())
         left = np.full(len(bits), self.size, np.int64)
         drawn: list[Items] = []
         taken: list[Items] = []  # groups, from the first position to the last: `begin << 31 | length`
@@ -245,4 +274,53 @@ class Pool:
             raise ValueError(f"items: {unfit} do not serve this path; {self.size} items do")
         if not items or len(set(items)) < len(items):
             raise ValueError(f"items: {list(items)}; allowed: different items, at least one")
+        return np.array(items, np.int64)
+
+
+class Scenes:
+    """The items that serve a path whose rows are of one group, such as pictures of one subject.
+
+    Args:
+        group: a number for each item of the graph.
+        fewest: items of smaller groups are left out.
+
+    Attributes:
+        size: how many items.
+        largest: how many the largest group has.
+    """
+
+    def __init__(self, served: Flags, group: Items, fewest: int) -> None:
+        items = np.flatnonzero(served)
+        sizes = np.bincount(group[items], minlength=len(group))[group[items]]
+        items, sizes = items[sizes >= fewest], sizes[sizes >= fewest]
+        order = np.lexsort((items, group[items], -sizes))  # the largest groups first, so that a prefix has enough
+        self._items, self._lengths = items[order], sizes[order]
+        self._group, labels = group, group[items[order]]
+        starts = np.flatnonzero(np.append(True, labels[1:] != labels[:-1])[: len(labels)])
+        self._begins = starts.repeat(np.diff(np.append(starts, len(labels))))
+        self.size, self.largest = len(items), int(sizes.max(initial=0))
+
+    def draw(self, bits: Bits, counts: Items) -> Items:
+        """As many items of one group as each of `counts`, in the order drawn, the first uniform among all items of
+        groups that have so many; what lies beyond a count is any item."""
+        enough = np.searchsorted(-self._lengths, -counts, "right")
+        drawn = [below(bits[:, 0], enough)]
+        begin, length = self._begins[drawn[0]], self._lengths[drawn[0]]
+        for number in range(1, int(counts.max())):
+            at = begin + below(bits[:, number], np.maximum(length - number, 1))
+            for taken in np.sort(drawn, axis=0):
+                at += at >= taken
+            drawn.append(np.minimum(at, self.size - 1))
+        return np.asarray(self._items[np.array(drawn).T])
+
+    def checked(self, items: Sequence[int]) -> Items:
+        """Given items as an array, checked.
+
+        Raises:
+            ValueError: one is named twice or does not serve the path, or they are of several groups.
+        """
+        if unfit := sorted({*items} - {*self._items.tolist()}):
+            raise ValueError(f"items: {unfit} do not serve this path; {self.size} items do")
+        if not items or len({*items}) < len(items) or len({*self._group[list(items)].tolist()}) > 1:
+            raise ValueError(f"items: {list(items)}; allowed: different items of one group, at least one")
         return np.array(items, np.int64)

@@ -147,9 +147,8 @@ class PathSampler:
     def most_rows(self) -> dict[str, int]:
         """TaskPath -> rows of its largest grid, for those that are drawn: fewer than configured where items are few, or
         related to each other."""
-        groups = {path.name: found.pool.groups for path, found in zip(self.listed.paths, self._served, strict=True)}
-        chances = {path.name: self.config.rows[: groups[path.name]] for path in self.paths}
-        return {name: max(at for at, chance in enumerate(own, 1) if chance) for name, own in chances.items()}
+        chances = {path.name: found.rows for path, found in zip(self.listed.paths, self._served, strict=True)}
+        return {path.name: max(at for at, chance in enumerate(chances[path.name], 1) if chance) for path in self.paths}
 
     def probabilities(self) -> dict[str, float]:
         """Path name -> its probability among the paths that are drawn; sums to 1."""
@@ -191,7 +190,7 @@ class PathSampler:
 
     def _fits(self, served: Served) -> bool:
         """Whether there are enough items for any number of rows that can be drawn."""
-        return sum(self.config.rows[: served.pool.groups]) > 0
+        return sum(served.rows) > 0
 
     def _position(self, name: str) -> int:
         for at, (path, served) in enumerate(zip(self.listed.paths, self._served, strict=True)):
@@ -204,7 +203,7 @@ class PathSampler:
     def _draw(
         self, index: Bits, path: int | None = None, items: Sequence[int] | None = None, variant: int | None = None
     ) -> Walks:
-        tables, most = self._tables, max(len(self.config.rows), len(items or ()))
+        tables, most = self._tables, max(self._tables.rows, len(items or ()))
         shared = unit(draw_bits(self._key, "geometry", index // np.uint64(self.path_repeat), _GEOMETRY))
         own = draw_bits(self._key, "items", index, labels(most, tables.width))
         at = tables.paths(shared[:, 0]) if path is None else np.full(len(index), path)

@@ -32,35 +32,49 @@ def column_width(labels: Sequence[str], cell_width: int) -> int:
 
 
 def draw(
-    cells: Sequence[Sequence[Pixels]], labels: Sequence[str], holes: Collection[int], words: Sequence[str]
-) -> Image.Image:
+    cells: Sequence[Sequence[Pixels]], labels: Sequence[Sequence[str]], holes: Collection[tuple[int, int]],
+    words: Sequence[str], *, joined: bool = False,
+) -> Image.Image:  # fmt: skip
     """RGB: labels above the columns, cells below each other, paragraphs of words under them.
 
     Args:
-        cells: rows of H x W x 3 RGB uint8, the query row last.
-        holes: columns of the last row that get a red frame.
+        cells: lines of H x W x 3 RGB uint8.
+        labels: one for each cell; lines that have those of the line before are labelled once.
+        holes: (line, column) of cells that get a red frame.
+        joined: whether cells touch each other, as parts of one picture.
     """
     from PIL import Image, ImageDraw
 
-    font = _font()
-    across = column_width(labels, max(row[0].shape[1] for row in cells))
-    down = max(row[0].shape[0] for row in cells) + MARGIN
-    per_line = max(40, len(labels) * across // 8)
+    font, gap = _font(), 0 if joined else MARGIN
+    above = [line for at, line in enumerate(labels) if at == 0 or line != labels[at - 1]]
+    widest = max(line[0].shape[1] for line in cells)
+    across = widest if joined else column_width([label for line in above for label in line], widest)
+    down = max(line[0].shape[0] for line in cells) + gap
+    tops = [LABEL * len(above) + number * down for number in range(len(cells) + 1)]
+    per_line = max(40, len(labels[0]) * across // 8)
     lines = [line for paragraph in words for line in textwrap.wrap(visible(" ".join(paragraph.split())), per_line)]
-    bottom = LABEL + len(cells) * down
-    width = max(len(labels) * across, MARGIN + round(max(map(font.getlength, lines)))) + MARGIN
-    sheet = Image.new("RGB", (width, bottom + _LINE * len(lines) + MARGIN), "white")
+    width = max(len(labels[0]) * across, MARGIN + round(max(map(font.getlength, lines), default=0))) + MARGIN
+    bottom = tops[-1] + MARGIN - gap
+    sheet = Image.new("RGB", (width + MARGIN - gap, bottom + _LINE * len(lines) + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, label in enumerate(labels):
-        left = MARGIN + column * across
-        pen.text((left, 3), label, _INK, font)
-        for row, shown in enumerate(cells):
-            top, (height, wide) = LABEL + row * down, shown[column].shape[:2]
-            sheet.paste(Image.fromarray(shown[column]), (left, top))
-            if row == len(cells) - 1 and column in holes:
-                pen.rectangle((left - 4, top - 4, left + wide + 3, top + height + 3), outline=HOLE, width=4)
+    for number, named in enumerate(above):
+        for column, label in enumerate(named):
+            pen.text((MARGIN + column * across, LABEL * number + 3), _fitting(label, across), _INK, font)
+    for row, line in enumerate(cells):
+        for column, cell in enumerate(line):
+            sheet.paste(Image.fromarray(cell), (MARGIN + column * across, tops[row]))
+    for row, column in holes:
+        left, top, (height, wide) = MARGIN + column * across, tops[row], cells[row][column].shape[:2]
+        pen.rectangle((left - 4, top - 4, left + wide + 3, top + height + 3), outline=HOLE, width=4)
     pen.multiline_text((MARGIN, bottom), "\n".join(lines), _INK, font)
     return sheet
+
+
+def _fitting(label: str, width: int) -> str:
+    """As much of a label as is no wider."""
+    while label and _font().getlength(label) > width:
+        label = label[:-1]
+    return label
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -195,7 +195,7 @@ def test_labels_of_small_cells_do_not_overlap() -> None:
     cell = np.zeros((16, 16, 3), np.uint8)
 
     def ink(*labels: str) -> int:
-        drawn = np.asarray(sheet.draw([[cell] * len(labels)], labels, [], ["words"]))
+        drawn = np.asarray(sheet.draw([[cell] * len(labels)], [labels], [], ["words"]))
         return int((drawn[: sheet.LABEL - 2] < 128).any(axis=(0, 2)).sum())
 
     names = ("contrast_strengthen", "style_reference", "hed")

@@ -93,6 +93,26 @@ def stacked(samples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat(column) for column in columns]
 
 
+def holes_in_cells(grid: GridBatch) -> Tensor:
+    """Bool B x R L, which cells are to be generated, row by row."""
+    columns = grid.holes.shape[1]
+    holes = grid.holes.new_zeros(len(grid.index), grid.items.shape[1] * columns)
+    holes[:, -columns:] = grid.holes
+    return holes
+
+
+def shown_cells(grid: GridBatch) -> list[list[int]]:
+    """The cells that each line of a grid shows, as positions row by row."""
+    columns = grid.holes.shape[1]
+    return [[row * columns + column for row, column in line] for line in grid.places]
+
+
+def place_of(grid: GridBatch, column: int) -> tuple[int, int]:
+    """Line and place in it of a cell of the last row; of the first one where it comes several times."""
+    wanted = grid.items.shape[1] - 1, column
+    return next((y, x) for y, line in enumerate(grid.places) for x, place in enumerate(line) if place == wanted)
+
+
 def views(size: Sequence[tuple[int, int]]) -> Tensor:
     """int64 S, the unit of each token, for units of these heights and widths."""
     lengths = torch.tensor([height * width for height, width in size])

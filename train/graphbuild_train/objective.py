@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from graphbuild.lookup import find
+from graphbuild.tasks.paths import Layout
 from graphbuild_train.batch import LatentBatch
 
 Shift = Literal["dynamic", "none"] | float
@@ -128,6 +129,7 @@ class Objective:
         noise, loss: which tokens are noised, and which have a loss: all, or those of the holes.
         time: `sample` has one level; `clean` too, but given tokens have timestep 0; `view` draws one for each view.
         shift: of the levels; see `mean_logit`.
+        layout: of the tasks that it trains; see `TaskPath.layout`.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Objective:
     loss: Literal["all", "generated"]
     shift: Shift = "none"
     like: str = ""
+    layout: Layout = "rows"
 
     @property
     def family(self) -> str:
@@ -215,9 +218,9 @@ OBJECTIVES = {
         Objective(name="visualcloze_dev", path=Flow(), noise="generated", time="clean", loss="generated",
                   shift="dynamic"),
         # ONE-PIC (arXiv 2412.05619): noise and loss in the mask, one time for the whole canvas
-        Objective(name="onepic", path=Ddpm(), noise="generated", time="sample", loss="generated"),
+        Objective(name="onepic", path=Ddpm(), noise="generated", time="sample", loss="generated", layout="canvas"),
         # OneDiffusion (arXiv 2411.16318): a level for each view
-        Objective(name="onediffusion", path=Flow(), noise="all", time="view", loss="all", shift=3.0),
+        Objective(name="onediffusion", path=Flow(), noise="all", time="view", loss="all", shift=3.0, layout="views"),
         # FLUX.2's way with reference images: clean, beside what is generated, at the same timestep
         Objective(name="flux2_klein", path=Flow(), noise="generated", time="sample", loss="generated",
                   shift="dynamic"),

@@ -45,6 +45,7 @@ class Plan:
         self.restored = checkpoint.latest(out)
         self.step = self.restored.step if self.restored else 0
         self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
+        self.paths = preflight.tasks_of(config)
         self.sampler = self.sampler_of(config.sampler.split, path_repeat=config.path_repeat)
         if self.restored:
             resume.check_config(out, self.restored.config, self.document())
@@ -74,7 +75,7 @@ class Plan:
         """Grid tasks of one side of the split."""
         switches = replace(self.config.sampler, split=split)
         options: dict[str, Any] = {"seed": self.config.seed, "path_repeat": path_repeat, "config": switches}
-        return PathSampler(self.graph, self.config.paths, on_missing="drop", **options)
+        return PathSampler(self.graph, self.paths, on_missing="drop", **options)
 
     def document(self) -> dict[str, Any]:
         """The config as JSON values; the task list by name and digest, not by its path."""

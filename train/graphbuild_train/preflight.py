@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from graphbuild.tasks.paths import PathSet, Places, load
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import base_class, plan_base
 from graphbuild_train.bases.base import Base
@@ -72,6 +73,18 @@ def check(config: TrainConfig) -> None:
         ValueError: a field and its value, and what is allowed.
     """
     base_class(config.base).check(config)
+
+
+def tasks_of(config: TrainConfig) -> PathSet:
+    """The recipe's task list, in the layout of its objective.
+
+    Raises:
+        ValueError: no such list, or a path of it has another layout.
+    """
+    try:
+        return load(config.paths).arranged(objective_of(config.objective).layout)
+    except ValueError as error:
+        raise ValueError(f"paths: {config.paths}, objective {config.objective}: {error}") from None
 
 
 def planned(config: TrainConfig, model: str) -> tuple[Base, LoraCount]:
@@ -188,10 +201,14 @@ def _time(setup: Setup, largest: Forecast) -> str:
 
 
 def largest_grid(sampler: PathSampler) -> tuple[int, int]:
-    """Rows and columns of the largest grid that can be drawn."""
+    """Lines and columns of the largest grid that can be drawn, as it is shown."""
     rows = sampler.most_rows()
-    shapes = [(rows[path.name], len(path.cells)) for path in sampler.paths]
-    return max(shapes, key=lambda shape: shape[0] * shape[1])
+    return largest([path.places(rows[path.name]) for path in sampler.paths])
+
+
+def largest(shown: Iterable[Places]) -> tuple[int, int]:
+    """Lines and columns of the largest of some grids."""
+    return max(((len(lines), len(lines[0])) for lines in shown), key=lambda shape: shape[0] * shape[1])
 
 
 def _examples(sampler: PathSampler) -> str:

@@ -26,6 +26,7 @@ from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.lora_file import read_diffusers
 from graphbuild_train.objective import objective_of
+from graphbuild_train.preflight import tasks_of
 
 _SIDES: dict[str, Split | None] = {"validation": "validation", "train": "train", "all": None}
 _HELD_OUT: dict[Split | None, Split | None] = {"train": "validation", "validation": "train", None: None}
@@ -87,7 +88,7 @@ def from_graph(
     side = _HELD_OUT[config.sampler.split] if split is None else _SIDES[split]
     try:
         switches = replace(config.sampler, split=side)
-        sampler = PathSampler(Graph.open(graph), config.paths, seed=seed, on_missing="drop", config=switches)
+        sampler = PathSampler(Graph.open(graph), tasks_of(config), seed=seed, on_missing="drop", config=switches)
     except GraphError as error:
         hint = "" if side is None else f"; --split all draws from all items, this is the {side} side"
         raise GraphError(f"{error}{hint}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 from typing import Any, get_args
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.codecs import codec_of
 from graphbuild.kinds.registry import KINDS, Family, Kind, kind_of, parents_of
+from graphbuild.tasks.paths.layout import USUAL_ORDER, USUAL_WORDS, Layout, Order, Places, Words, places
 
+_SHOWN = {"layout": Layout, "order": Order, "words": Words}
 DEFAULT_TYPE = "custom"
 
 
@@ -55,6 +57,12 @@ class TaskPath:
         where: conditions on the item, handed to the sampler as they are.
         content: the caption of the query row, or None for a task without one.
         own: declarations of the kinds in it that are not in `graphbuild.KINDS`.
+        layout: how the cells are arranged; None is `rows`, or what the objective that trains it wants.
+        canvas: the roles of a canvas line by line; a condition may come several times, a target once.
+        views: the fewest and most items of one group (a subject, a scene) that a task is made of; None for items of
+            different groups, as many as the sampler's `rows` says.
+        order: of the columns; None is `shuffled` in rows and `fixed` else.
+        words: None is `full` for rows, `content` for a canvas and `tokens` for views.
 
     Raises:
         ValueError: any of the above does not hold; the message names path, value and what is allowed.
@@ -68,6 +76,11 @@ class TaskPath:
     where: Mapping[str, Any] | None = None
     content: Content | None = None
     own: tuple[Kind, ...] = ()
+    layout: Layout | None = None
+    canvas: tuple[tuple[str, ...], ...] = ()
+    views: tuple[int, int] | None = None
+    order: Order | None = None
+    words: Words | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -94,6 +107,46 @@ class TaskPath:
             self.content.check(self.own)
             if self.content.of not in self.cells:
                 raise ValueError(f"content: of: {self.content.of!r} is not a cell; allowed: {', '.join(self.cells)}")
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        for name, words in _SHOWN.items():
+            if (value := getattr(self, name)) is not None and value not in (allowed := get_args(words)):
+                raise ValueError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
+        if self.canvas:
+            _check_canvas(self.canvas, self.cells, {self.cells[target] for target in self.targets})
+            if self.layout not in (None, "canvas"):
+                raise ValueError(f"layout: {self.layout!r}; allowed beside a canvas: canvas")
+            object.__setattr__(self, "layout", "canvas")
+        if self.layout in ("canvas", "views") and self.order == "shuffled":
+            raise ValueError(f"order: 'shuffled'; allowed for layout {self.layout}: fixed")
+        if self.views is not None and not (len(self.views) == 2 and 1 <= self.views[0] <= self.views[1]):
+            raise ValueError(f"views: {self.views}; allowed: the fewest and the most items, such as [2, 5]")
+
+    def arranged(self, layout: Layout) -> TaskPath:
+        """The path with this layout, unless it has one.
+
+        Raises:
+            ValueError: it has another one.
+        """
+        if self.layout not in (None, layout):
+            raise ValueError(f"path {self.name!r}: layout: {self.layout!r}; allowed: {layout}")
+        return replace(self, layout=layout)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether columns stay in the order of `cells`."""
+        return (self.order or USUAL_ORDER[self.layout or "rows"]) == "fixed"
+
+    @property
+    def said(self) -> Words:
+        """What the words consist of."""
+        return self.words or USUAL_WORDS[self.layout or "rows"]
+
+    def places(self, num_rows: int) -> Places:
+        """Where the cells of a task of so many rows are shown, as (row, position in `cells`)."""
+        canvas = [list(map(self.cells.index, line)) for line in self.canvas]
+        return places(self.layout or "rows", num_rows, len(self.cells), self.targets, canvas)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -151,7 +204,19 @@ class PathSet:
             kind["group"] = kind.pop("family")  # its name when the first digests were made
         if not self.kind_where:
             del said["kind_where"]  # as lists were before they could have conditions
+        for path in said["paths"]:  # nor had paths a layout
+            usual = {"layout": (None, "rows"), "canvas": ((),), "views": (None,), "order": (None,), "words": (None,)}
+            for name in [name for name, values in usual.items() if path[name] in values]:
+                del path[name]
         return digest_of(said)[:12]
+
+    def arranged(self, layout: Layout) -> PathSet:
+        """The list with this layout for all paths that have none.
+
+        Raises:
+            ValueError: a path has another one.
+        """
+        return replace(self, paths=tuple(path.arranged(layout) for path in self.paths))
 
     def has_chance(self, path: TaskPath) -> bool:
         """False for a path that is switched off, alone or with its type."""
@@ -205,6 +270,17 @@ def _check_own(kind: Kind) -> None:
         raise ValueError(f"kinds: {kind.name}: {error}") from error
     if kind.family != "text" and not all(isinstance(phrase, str) and phrase.strip() for phrase in kind.phrases or [""]):
         raise ValueError(f"kinds: {kind.name}: phrases: {kind.phrases!r}; allowed: noun phrases, at least one")
+
+
+def _check_canvas(canvas: Sequence[Sequence[str]], cells: Sequence[str], targets: set[str]) -> None:
+    shown = [role for line in canvas for role in line]
+    if len({len(line) for line in canvas}) != 1 or not shown:
+        raise ValueError(f"canvas: {[list(line) for line in canvas]}; allowed: lines of one length")
+    if set(shown) != set(cells):
+        wrong = sorted(set(shown) ^ set(cells))
+        raise ValueError(f"canvas: {wrong[0]!r} is not both a cell and on the canvas; cells: {', '.join(cells)}")
+    if twice := sorted(role for role in targets if shown.count(role) > 1):
+        raise ValueError(f"canvas: the target {twice[0]!r} comes {shown.count(twice[0])} times; allowed: once")
 
 
 def _check_role(role: object, own: Sequence[Kind]) -> None:

@@ -13,8 +13,9 @@ from graphbuild.store.locations import local_path
 from graphbuild.strict_yaml import mapping, reading
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
 
-_FILE_KEYS = ("paths", "types", "content", "kinds")
-_PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content")
+_SHOWN_KEYS = ("layout", "order", "words")
+_FILE_KEYS = ("paths", "types", "content", "kinds", *_SHOWN_KEYS)
+_PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content", "canvas", "views", *_SHOWN_KEYS)
 _CONTENT_KEYS = ("from", "of")
 _KIND_KEYS = ("codec", "phrases", "family", "description", "where")
 _SUFFIXES = (".yaml", ".yml")
@@ -51,7 +52,8 @@ def _path_set(name: str, value: object) -> PathSet:
     entries = document["paths"]
     if not isinstance(entries, list):
         raise ValueError(f"paths: {entries!r}; allowed: a list of entries")
-    paths = tuple(_path(number, entry, default, own) for number, entry in enumerate(entries))
+    shown = {name: document[name] for name in _SHOWN_KEYS if name in document}
+    paths = tuple(_path(number, entry, default, own, shown) for number, entry in enumerate(entries))
     if unused := [kind for kind in kind_where if not any(kind in path.nodes for path in paths)]:
         raise ValueError(f"kinds: {unused[0]}: where: no path has this kind; allowed: kinds of cells")
     weights = _type_weights(document.get("types"), paths)
@@ -88,13 +90,21 @@ def _kind(label: str, name: str, entry: dict[str, Any]) -> Kind:
     return Kind(name=name, phrases=tuple(phrases), **fields)
 
 
-def _path(number: int, entry: object, default: Content | None, own: Sequence[Kind]) -> TaskPath:
+def _path(
+    number: int, entry: object, default: Content | None, own: Sequence[Kind], shown: Mapping[str, Any]
+) -> TaskPath:
     label = f"path {entry['name']!r}" if isinstance(entry, dict) and "name" in entry else f"paths[{number}]"
-    fields = _mapping(label, entry, _PATH_KEYS, needed=("name", "cells"))
+    drawn = isinstance(entry, dict) and "canvas" in entry
+    fields = {**shown, **_mapping(label, entry, _PATH_KEYS, needed=("name",) if drawn else ("name", "cells"))}
     name = _text(f"{label}: name", fields["name"])
-    cells = _roles(f"{label}: cells", fields["cells"])
+    canvas = _canvas(label, fields.get("canvas"))
+    cells = _roles(
+        f"{label}: cells", fields.get("cells", list(dict.fromkeys(role for line in canvas for role in line)))
+    )
     targets = tuple(sorted(_position(label, role, cells) for role in _target_roles(label, fields, cells)))
-    options = {key: fields[key] for key in ("weight", "where") if key in fields}
+    options = {key: fields[key] for key in ("weight", "where", *_SHOWN_KEYS) if key in fields}
+    if "views" in fields:
+        options["views"] = _pair(f"{label}: views", fields["views"])
     if "where" in options:
         options["where"] = _mapping(f"{label}: where", options["where"], None)
     if default is not None and default.of not in {cells[target] for target in targets}:
@@ -111,8 +121,25 @@ def _path(number: int, entry: object, default: Content | None, own: Sequence[Kin
         targets=targets,
         content=content,
         own=_used(own, cells, content),
+        canvas=canvas,
         **options,
     )
+
+
+def _canvas(label: str, value: object) -> tuple[tuple[str, ...], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f"{label}: canvas: {value!r}; allowed: a list of lines, such as [[canny, canny], [canny, image]]"
+        )
+    return tuple(_roles(f"{label}: canvas", line) for line in value)
+
+
+def _pair(label: str, value: object) -> tuple[int, int]:
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value):
+        return value[0], value[1]
+    raise ValueError(f"{label}: {value!r}; allowed: the fewest and the most items, such as [2, 5]")
 
 
 def _used(own: Sequence[Kind], cells: Sequence[str], content: Content | None) -> tuple[Kind, ...]:

@@ -15,7 +15,16 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux, per_token
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, views
+from graphbuild_train.batch import (
+    LatentBatch,
+    cells_of,
+    check_sides,
+    floats,
+    holes_in_cells,
+    place_of,
+    shown_cells,
+    views,
+)
 from graphbuild_train.forecast import Work, transformer_work
 
 if TYPE_CHECKING:
@@ -25,8 +34,9 @@ if TYPE_CHECKING:
 class FluxDev(Base):
     """Units are cells, row by row, each encoded alone: latents of given cells know nothing of the target.
 
-    Positions are (row from 1, y, x in the row); for `onediffusion` (view from 0, y, x in the cell). Text has the
-    noisiest timestep of its sample. diffusers has no pipeline for either objective: `sample` is the sampler.
+    Positions are (row from 1, y, x in the row); for `onediffusion` (view from 0, y, x in the cell), targets being its
+    first views. Text has the noisiest timestep of its sample. diffusers has no pipeline for either objective: `sample`
+    is the sampler.
     """
 
     checkpoint, licence, pipeline = "black-forest-labs/FLUX.1-dev", flux.NON_COMMERCIAL, "FluxPipeline"
@@ -58,16 +68,16 @@ class FluxDev(Base):
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         grid = grid.to(self.device)
-        cells = self.drawn(grid, seed)
-        size, columns = flux.sizes(cells), grid.holes.shape[1]
+        found, lines = self.drawn(grid, seed), shown_cells(grid)
+        order = list(chain(*lines))
+        cells = [found[cell] for cell in order]
+        size = flux.sizes(cells)
         lengths = torch.tensor([height * width for height, width in size], device=self.device)
-        holes = grid.holes.new_zeros(len(grid.index), len(cells))
-        holes[:, -columns:] = grid.holes
         return LatentBatch(
             z=torch.cat([flux.tokens(self.pipe.vae, cell) for cell in cells], 1),
-            generated=holes.repeat_interleave(lengths, 1),
+            generated=holes_in_cells(grid)[:, order].repeat_interleave(lengths, 1),
             view=views(size).to(self.device).expand(len(grid.index), -1),
-            ids=self._positions(size, columns).to(self.device),
+            ids=self._positions(size, len(lines[0])).to(self.device),
             size=size,
             text=flux.encoded_text(self.pipe, grid.prompts, self.device),
             index=grid.index,
@@ -81,10 +91,10 @@ class FluxDev(Base):
         predict = partial(self._velocity, guidance=guidance)
         made = []
         for task in tasks:
-            batch = self.encode(at_inference(task), seed)
+            batch = self.encode(grid := at_inference(task), seed)
             cells = torch.split(self.objective.sample(predict, batch, steps=steps, seed=seed), batch.lengths, 1)
-            first = len(cells) - len(task.walk.kinds)
-            pixels = [flux.decoded(self.pipe.vae, cells[first + hole], batch.size[first + hole]) for hole in task.holes]
+            made_views = [y * len(grid.places[0]) + x for y, x in (place_of(grid, hole) for hole in task.holes)]
+            pixels = [flux.decoded(self.pipe.vae, cells[view], batch.size[view]) for view in made_views]
             made.append([self.pipe.image_processor.postprocess(cell, output_type="pil")[0] for cell in pixels])
         return made
 

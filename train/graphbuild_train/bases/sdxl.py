@@ -12,7 +12,16 @@ from torch import Tensor
 from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.base import Base
-from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, holes_in_row
+from graphbuild_train.batch import (
+    LatentBatch,
+    cells_of,
+    check_sides,
+    floats,
+    holes_in_cells,
+    holes_in_row,
+    place_of,
+    shown_cells,
+)
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import Work, unet_work
 from graphbuild_train.objective import Ddpm, Objective, generator
@@ -88,17 +97,17 @@ class Sdxl(Base):
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         grid = grid.to(self.device)
-        cells, columns = self.drawn(grid, seed), grid.holes.shape[1]
-        rows = [torch.cat(cells[start : start + columns], 3) for start in range(0, len(cells), columns)]
+        cells, lines = self.drawn(grid, seed), shown_cells(grid)
+        rows = [torch.cat([cells[cell] for cell in line], 3) for line in lines]
         if len({row.shape[3] for row in rows}) > 1:
             raise ValueError("cells do not fill a canvas; allowed for sdxl: row_sizes shared, or square cells")
         z = torch.cat(rows, 2) * self.pipe.vae.config.scaling_factor
         batch, _, down, across = z.shape
-        query = holes_in_row(grid.holes, (rows[-1].shape[2], across))
-        given = query.new_zeros(batch, down * across - query.shape[1])
+        holes = holes_in_cells(grid)
+        made = [holes_in_row(holes[:, line], (row.shape[2], across)) for line, row in zip(lines, rows, strict=True)]
         return LatentBatch(
             z=z.flatten(2).transpose(1, 2),
-            generated=torch.cat([given, query], 1),
+            generated=torch.cat(made, 1),
             view=torch.zeros(batch, down * across, dtype=torch.int64, device=self.device),
             ids=torch.cartesian_prod(torch.arange(down), torch.arange(across)).float().to(self.device),
             size=((down, across),),
@@ -150,8 +159,11 @@ class Sdxl(Base):
             callback_on_step_end=keep,
             output_type="latent",
         ).images
-        query = latents[:, :, -int(grid.sizes[0, -1, 0]) // _LATENT :].chunk(grid.holes.shape[1], -1)
-        return [self._decode(query[column]) for column in task.holes]
+        height, width = (grid.sizes[0, -1] // _LATENT).tolist()
+        found = [place_of(grid, column) for column in task.holes]
+        return [
+            self._decode(latents[:, :, y * height : (y + 1) * height, x * width : (x + 1) * width]) for y, x in found
+        ]
 
     def _decode(self, latents: Tensor) -> Image.Image:
         vae = self.pipe.vae
