@@ -110,19 +110,22 @@ def s3(s3_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """The one Ray instance of the session, with two CPUs."""
+def ray_address(s3_server: ObjectStore) -> Iterator[str]:
+    """The one Ray instance of the session, with two CPUs, whose nodes have credentials for the object store."""
     import ray
 
-    ray.init(
-        address="local",  # never somebody else's instance on this machine
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=100 << 20,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        ray.init(
+            address="local",  # never somebody else's instance on this machine
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=100 << 20,
+        )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

@@ -28,6 +28,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
 from tests.support.annotators import (
     Child,
+    Halves,
     Ordered,
     Slow,
     Styles,
@@ -40,6 +41,7 @@ from tests.support.annotators import (
     tree,
     write_photos,
 )
+from tests.support.object_store import ObjectStore, local_content
 
 ANNOTATORS: list[Annotator | str] = ["canny", "lsd", "grabcut", Styles(), Canny(of="style_content")]
 KILLS, KILLS_ON_RAY = (16, 4) if os.environ.get("GRAPHBUILD_LONG") else (10, 3)
@@ -195,6 +197,29 @@ def test_two_runs_at_once(executor: str, photos: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "g") == tree(tmp_path / "single")
     complete(build(photos, tmp_path / "g", ANNOTATORS))
     assert leftovers(tmp_path / "g") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_three_runs_at_once(where: str, photos: Path, tmp_path: Path, s3: ObjectStore) -> None:
+    """Guards against runs of some annotators in common that lose one another's kinds, or fail one another's units."""
+    out: Path | str = tmp_path / "g" if where == "folder" else s3.new_url()
+    every: list[list[Annotator | str]] = [["canny", "lsd"], ["lsd", Styles()], ["canny", Halves()]]
+    options: dict[str, Any] = {"flush_s": 0.02, "shard_size": 6, "environment": s3.environment}
+    runs = [start(photos, out, annotators, **options) for annotators in every]
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0, 0]
+    annotators = ["canny", "lsd", Styles(), Halves()]
+    complete(build(photos, single := tmp_path / "single", annotators, shard_size=6))
+    assert complete(build(photos, out, annotators)).annotators == {}
+    assert Graph.open(out).kinds() == Graph.open(single).kinds()
+    folders = ("items/", "nodes/", "edges/", "lineage/", "_")
+    local, found = local_content(single), s3.content(str(out)) if where == "store" else local_content(Path(out))
+    assert {n: d for n, d in found.items() if n.startswith(folders)} == {
+        n: d for n, d in local.items() if n.startswith(folders)
+    }
+    assert where == "store" or leftovers(Path(out)) == []
 
 
 # ---- a folder that changes ---------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from tests.support.annotators import (
     tree,
     write_photos,
 )
+from tests.support.object_store import ObjectStore, local_content
 
 EVERYTHING: list[Annotator | str] = ["canny", "lsd", "grabcut", "source_caption", Styles(), Canny(of="style_content")]
 
@@ -95,6 +96,18 @@ def test_ray_and_inline_give_the_same_bytes(  # noqa: PLR0917 - fixtures
     assert len(started) == workers
     assert tree(tmp_path / "ray") == tree(inline)
     assert leftovers(tmp_path / "ray") == leftovers(inline) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_without_a_shared_folder(photos: Path, tmp_path: Path, s3: ObjectStore, ray_address: str) -> None:
+    """Guards against workers that need anything but a store: photographs and graph are in one, with the same bytes."""
+    stored = source("folder", path=s3.upload(photos))
+    url, out = s3.new_url(), tmp_path / "g"
+    complete(build(stored, url, EVERYTHING, executor="ray", limit=12))
+    complete(build(stored, out, EVERYTHING, limit=12))
+    remote = {name: data for name, data in s3.content(url).items() if not name.startswith("runs/")}
+    assert remote == local_content(out)
 
 
 @pytest.mark.slow

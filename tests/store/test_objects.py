@@ -71,14 +71,16 @@ def test_a_graph_built_under_faults_is_the_local_one(
 ) -> None:
     """Guards against other bytes than on a disk, against requests that fail and are not repeated, and against
     credentials in lineage, cards, events, reports or what is printed."""
-    url, faults = s3.new_url(), ["500 InternalError", "503 SlowDown", "429 TooManyRequests", "cut", "lost"]
+    url, faults = s3.new_url(), ["500 InternalError", "503 SlowDown", "429 TooManyRequests", "cut", "lost", "torn"]
 
     def sometimes(environ: dict[str, Any]) -> str:
-        return faults[len(s3.requests) // 9 % 5] if len(s3.requests) % 9 == 0 else ""
+        if len(s3.requests) in (60, 90):
+            return "slow"
+        return faults[len(s3.requests) // 9 % 6] if len(s3.requests) % 9 == 0 else ""
 
     with s3.failing(sometimes):
         built(sound, url)
-    assert len(s3.requests) > 9 * 5 * 2 and same(s3, url, sound)
+    assert len(s3.requests) > 9 * 6 * 2 and same(s3, url, sound)
     assert verify(url, "full").problems == []
     requests = len(s3.requests)
     built(sound, url)
@@ -158,6 +160,18 @@ def _kill_after(patch: pytest.MonkeyPatch, puts: int) -> None:
 
     patch.setattr(ObjectFiles, "_put", counted)
     patch.setattr(Workspace, "close", lambda _: None)
+
+
+def test_credentials_that_expire(s3: ObjectStore, sound: Path) -> None:
+    """Guards against rows that fail with the credentials, half a unit, and a graph that new ones do not continue."""
+    url = s3.new_url()
+    with s3.failing(lambda _: "400 ExpiredToken" if len(s3.requests) > 60 else ""):
+        with pytest.raises(Unreachable, match=r"expired.*renew") as caught:
+            built(sound, url)
+        assert str(caught.value).startswith(url)
+    assert any(name.startswith("nodes/") for name in s3.content(url)) and verify(url, "full").problems == []
+    built(sound, url)
+    assert {n: d for n, d in s3.content(url).items() if not n.startswith(("runs/", "_"))} == local_content(sound)
 
 
 def test_two_runs_at_once(s3: ObjectStore, sound: Path) -> None:

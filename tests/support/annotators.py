@@ -71,7 +71,7 @@ def leftovers(out: Path) -> list[str]:
     return [str(path.relative_to(out)) for name in ("_tmp", "_staging") for path in (out / name).glob("*")]
 
 
-def build(folder: Path | Source, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> RunReport:
+def build(folder: Path | Source, out: Path | str, annotators: Sequence[Annotator | str], **options: Any) -> RunReport:
     """One run over a folder of photographs, or a source, inline unless told otherwise, without progress."""
     from rich.console import Console
 
@@ -92,13 +92,17 @@ def complete(report: RunReport) -> RunReport:
 
 
 def _build_and_exit(
-    folder: Path | Source, out: Path, annotators: Sequence[Annotator | str], options: dict[str, Any]
+    folder: Path | Source, out: Path | str, annotators: Sequence[Annotator | str], options: dict[str, Any]
 ) -> None:
+    os.environ.update(options.pop("environment", {}))
     complete(build(folder, out, annotators, **options))
 
 
-def start(folder: Path | Source, out: Path, annotators: Sequence[Annotator | str], **options: Any) -> ForkServerProcess:
-    """`build` in a process of its own, started within milliseconds, that a test may kill."""
+def start(
+    folder: Path | Source, out: Path | str, annotators: Sequence[Annotator | str], **options: Any
+) -> ForkServerProcess:
+    """`build` in a process of its own, started within milliseconds, that a test may kill. Its `environment` is that of
+    the first one, with these variables."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["tests.support.annotators", "graphbuild.engine.run", "graphbuild.annotators.grabcut"]

@@ -17,8 +17,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 BUCKET, SECRET = "my-bucket", "mb7Secret0AccessKey"
 Fault = Callable[[dict[str, Any]], str]
-"""What to do with a request: `""` answers it, `cut` answers it and loses the answer, `lost` does not even do it,
-`slow` takes long, `lenient` forgets its condition, and `503 SlowDown` is such an answer."""
+"""What to do with a request: `""` answers it, `cut` answers it and loses the answer, `lost` does not even do it, `torn`
+takes half of what is put, `slow` takes long, `lenient` forgets its condition, and `503 SlowDown` is such an answer."""
 
 
 class _Quiet(WSGIRequestHandler):
@@ -60,9 +60,11 @@ class ObjectStore:
             environ.pop("HTTP_IF_NONE_MATCH", None)
         elif what == "slow":
             time.sleep(1.5)
-        elif what in ("cut", "lost"):
+        elif what in ("cut", "lost", "torn"):
             if what == "cut":
                 b"".join(self._moto(environ, lambda *_: None))
+            elif what == "torn":
+                environ["wsgi.input"].read(length // 2)
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionError("cut on purpose")
         elif what:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.utils.checkpoint import checkpoint
 
+from graphbuild.store.repair import repair
+from graphbuild.store.verify import verify
 from graphbuild_train import journal as progress
 from graphbuild_train import model_setup as memory
 from graphbuild_train.bases import load_base
@@ -29,8 +32,9 @@ from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import Objective
 from graphbuild_train.trainer import Step, Trainer
+from tests.support.annotators import build, complete, start
 from tests.support.numerics import assert_close, rounding
-from tests.support.object_store import ObjectStore
+from tests.support.object_store import ObjectStore, local_content
 from tests.support.tiny_models import save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.support.training import (
@@ -106,10 +110,30 @@ def test_workers_do_not_change_a_step(ground: Ground, plain: Path) -> None:
 
 
 def test_a_graph_in_a_store_trains_the_same(
-    ground: Ground, plain: Path, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ground: Ground, plain: Path, photos: Path, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against a loader that cannot read from a store, or waits for ever in a forked worker."""
-    monkeypatch.setattr(ground, "graph", s3.upload(ground.graph))
+    """Guards against a loader that cannot read from a store, or waits for ever in a forked worker. The graph has been
+    through what graphs in stores go through: its build was killed, and a part was damaged and repaired."""
+    url = s3.new_url()
+    process = start(photos, url, ["canny"], shard_size=4, environment=s3.environment)
+    while sum(line.startswith("PUT") and "/nodes/" in line for line in s3.requests) < 3 and process.is_alive():
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    complete(build(photos, url, ["canny"], shard_size=4))
+    part = next(name for name in s3.content(url) if name.startswith("nodes/kind=canny/"))
+    s3.put(f"{url}/{part}", b"x" * len(s3.content(url)[part]))
+    assert part in repair(url).withdrawn
+    complete(build(photos, url, ["canny"], shard_size=4))
+    assert verify(url, "full").problems == []
+    remote, local = (
+        {name: data for name, data in files.items() if name.startswith(("items/", "nodes/", "edges/", "heads/"))}
+        for files in (s3.content(url), local_content(ground.graph))
+    )
+    assert remote == local
+    monkeypatch.setattr(ground, "graph", url)
+    s3.requests.clear()
     out = ground.trained("stored", **ONE_TASK, workers=1).out
     assert recorded(out, "loss") == recorded(plain, "loss")
     reads = [request for request in s3.requests if request.startswith("GET") and "/nodes/" in request]
