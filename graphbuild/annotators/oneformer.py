@@ -1,4 +1,4 @@
-"""Semantic segmentation by OneFormer and similar networks."""
+"""Semantic segmentation by OneFormer and similar networks, of scenes and of clothes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
 from graphbuild.models.resizing import HEIGHT_WIDTH_RGB, Size, in_stacks, picture_at, working_size
 
+CLOTHES = "mattmdjaga/segformer_b2_clothes"
 MODEL = "shi-labs/oneformer_ade20k_swin_large"
 REVISION = "e3ac43d928c8f157382c7d60b0b2f5d24279a4ea"
 """The conversion to safetensors that the hub's own bot offered; the main branch holds the same weights as a pickle."""
@@ -117,7 +118,7 @@ class Oneformer(Condition):
     def annotate(self, batch: Sequence[Request], model: SemanticNetwork) -> list[Derived]:
         pictures = [request.inputs["image"].array() for request in batch]
         maps = self._labels(pictures, model)
-        return [_derived(labels, picture, model) for labels, picture in zip(maps, pictures, strict=True)]
+        return [_derived(self.makes[0], labels, picture, model) for labels, picture in zip(maps, pictures, strict=True)]
 
     def _labels(self, pictures: Sequence[Pixels], model: SemanticNetwork) -> list[Pixels]:
         import torch
@@ -136,6 +137,30 @@ class Oneformer(Condition):
         with torch.inference_mode():
             inputs = [model.processor(one, do_resize=False, **HEIGHT_WIDTH_RGB)["pixel_values"][0] for one in small]
             return in_stacks(inputs, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegformerClothes(Oneformer):
+    """Which garment or part of a person each pixel shows (E. Xie et al., "SegFormer", arXiv 2105.15203, fine-tuned on
+    the 18 classes of ATR: Upper-clothes, Skirt, Pants, Dress, Hair, Face, Left-arm, ...).
+
+    Labels, attrs and sizes are those of `oneformer`, whose parameters it has.
+
+    Args:
+        model: a hub repository (`org/name` or `org/name@commit`) or a local folder: any semantic segmentation of
+            transformers. `try_on` knows classes by the names of ATR.
+        resolution: short side in pixels at which the network works.
+    """
+
+    makes: ClassVar[tuple[str, ...]] = ("clothes",)
+    model: str = parameter(CLOTHES, output=False)
+    resolution: Side = 512
+    resources: Resources = Resources(memory_gb=3, batch_size=8)
+
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        if self.model.partition("@")[0] == CLOTHES:
+            return {"model": Checkpoint(self.model, licence="mit", gigabytes=0.11)}
+        return {"model": Checkpoint(self.model)}
 
 
 def _task(folder: Any, length: int) -> dict[str, Any]:
@@ -166,7 +191,7 @@ def _name(label: str) -> str:
     return label.replace(";", ",").partition(",")[0].strip()
 
 
-def _derived(labels: NDArray[np.uint8], picture: Pixels, model: SemanticNetwork) -> Derived:
+def _derived(kind: str, labels: NDArray[np.uint8], picture: Pixels, model: SemanticNetwork) -> Derived:
     import cv2
 
     height, width = picture.shape[:2]
@@ -176,4 +201,4 @@ def _derived(labels: NDArray[np.uint8], picture: Pixels, model: SemanticNetwork)
     numbers = range(max(shown) + 1)
     names = [model.names[number] if number in shown else "" for number in numbers]
     palette = [list(model.palette[number]) if number in shown else [0, 0, 0] for number in numbers]
-    return Derived({"semantic": labels}, attrs={"labels": names, "palette": palette})
+    return Derived({kind: labels}, attrs={"labels": names, "palette": palette})

@@ -49,6 +49,9 @@ semantic
     a semantic segmentation map | a label map that gives every class its own colour
     a picture in which each region is coloured by what it is | a colour-coded map of things and surroundings
     a flatly coloured map of semantic classes
+clothes
+    a clothing parsing map | a label map of garments and body parts | a picture that gives every garment its own colour
+    a colour-coded map of what the person wears
 segments
     a map of segments in different colours | a segmentation without class names
     a picture made up of flat regions of arbitrary colour | a patchwork of coloured segments that follow the objects

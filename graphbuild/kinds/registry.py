@@ -95,6 +95,7 @@ _DECLARED: tuple[Kind, ...] = (
     _stored("normal", "condition", "jpeg444", "surface normals as colours"),
     _stored("pose", "condition", "pose", "body keypoints of the people, drawn as coloured skeletons"),
     _stored("semantic", "condition", "labels", "one class for every pixel"),
+    _stored("clothes", "condition", "labels", "the garment or part of a person that each pixel shows"),
     _stored("segments", "condition", "labels", "regions that follow objects and parts, without classes"),
     _stored("mask", "condition", "labels", "masks of named objects, one colour each"),
     _stored("boxes", "condition", "boxes", "bounding boxes of named objects"),

@@ -22,7 +22,8 @@ NETWORKS = {**TINY, **OTHERS}
 
 def node(kind: str, width: int, height: int) -> Node:
     noise = np.random.default_rng(width + height).integers(0, 256, (height, width, 3), np.uint8)
-    values: dict[str | None, Value] = {"text": "a dog", "png1": noise[:, :, 0] > 127}
+    grey = noise[:, :, 0]
+    values: dict[str | None, Value] = {"text": "a dog", "png1": grey > 127, "labels": grey // 16, "jpeg_gray": grey}
     codec = kind_of(kind).codec
     if codec not in values:
         return Node.computed(0, kind, noise)

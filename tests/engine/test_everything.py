@@ -15,7 +15,9 @@ from graphbuild.annotators import BUILTIN, DEFAULT_FOR, resolve
 from graphbuild.annotators.base import Annotator, Each, makes_of, needs_of
 from graphbuild.annotators.testing import check_annotator
 from graphbuild.engine.plan import make_plan
+from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.decode import decode_image
+from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.store.graph import Graph
@@ -25,6 +27,7 @@ from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import complete, published, tree
 from tests.support.everything import OTHERS, TINY, annotate_pairs, start_pairs, tiny_annotators, write_pairs
+from tests.support.tiny_checkpoints_dense import ATR
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -33,7 +36,7 @@ OF_EDITS = ("edit_global.hed", "edit_global.lines", "reference.hed")
 OF_SOME = "edit_global.foreground_mask"
 """What `grabcut` finds in edits that are noise: something, or nothing and then it skips."""
 PARTS_BEFORE_KILL = 45
-"""Of about 170; more than the conditions of the first shards, less than the edits of the last."""
+"""Of about 180; more than the conditions of the first shards, less than the edits of the last."""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,7 @@ def test_every_kind_is_stored_for_every_item(graph: Graph) -> None:
     variants = {"style_reference": 3, "style_content": 3, "style_semantic": 3, "edit_text": 5, "edit_local": 5}
     expected = {name: variants.get(name, 1) for name in stored} | dict.fromkeys(OF_EDITS, 1) | {"edit_local.canny": 5}
     kinds = graph.kinds()
+    assert kinds.pop("garment", 0) == kinds.pop("agnostic", 0) <= PAIRS
     assert kinds.pop(OF_SOME, 0) <= PAIRS and status_of(graph).kinds[OF_SOME]["failed"] == 0
     assert kinds == {name: PAIRS * expected[name] for name in sorted(expected)}
     assert verify(graph.url, "full").problems == []
@@ -133,6 +137,11 @@ def test_a_local_edit_keeps_its_background(graph: Graph) -> None:
             assert np.array_equal(edit[outside], image[outside]) and edit.shape == image.shape
 
 
+def parsed(labels: Pixels) -> Node:
+    data = CODECS["labels"].encode(labels).data
+    return Node(0, "clothes", 0, "v", data, "png", "labels", {"labels": list(ATR)})
+
+
 @pytest.mark.parametrize("name", [*TINY, *OTHERS])
 def test_every_annotator_keeps_the_contract(name: str, folder: Path, photos: Path) -> None:
     """Determinism, batch equals singles, sizes, skip reasons, untouched global random state: what authors are told."""
@@ -141,7 +150,7 @@ def test_every_annotator_keeps_the_contract(name: str, folder: Path, photos: Pat
     grey = [picture[:, :, 0].copy() for picture in pictures]
     values = {
         "caption": "A cat on a chair.", "edit_text": "A dog on a chair.", "background_text": "A cat in the snow.",
-        "depth": grey, "hed": grey, "style_reference": pictures,
+        "depth": grey, "hed": grey, "clothes": [parsed(each // 16) for each in grey], "style_reference": pictures,
         "foreground_mask": [np.eye(*g.shape, dtype=bool) for g in grey],
     }  # fmt: skip
     annotator = resolve(name, {**TINY, **OTHERS}[name](folder / "checked" / name))

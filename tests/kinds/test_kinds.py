@@ -15,7 +15,7 @@ CODECS = {
     "jpeg_gray": "hed lineart",
     "png8": "depth",
     "jpeg444": "normal",
-    "labels": "semantic segments mask",
+    "labels": "semantic clothes segments mask",
     "pose": "pose",
     "boxes": "boxes",
     "text": "caption edit_text background_text",
@@ -54,7 +54,7 @@ def test_groups() -> None:
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 64 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 65 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)

@@ -143,8 +143,23 @@ def tiny_oneformer(folder: Path) -> dict[str, Any]:
     return {"model": str(folder / "oneformer"), "resolution": 64}
 
 
+ATR = (
+    *("Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress", "Belt", "Left-shoe"),
+    *("Right-shoe", "Face", "Left-leg", "Right-leg", "Left-arm", "Right-arm", "Bag", "Scarf"),
+)
+
+
+def tiny_clothes(folder: Path) -> dict[str, Any]:
+    """SegFormer with the 18 classes of ATR."""
+    return _segformer(folder / "clothes", dict(enumerate(ATR)))
+
+
 def tiny_segformer(folder: Path) -> dict[str, Any]:
     """SegFormer with the 150 classes of ADE20K: another network for `oneformer`."""
+    return _segformer(folder / "segformer", {number: f"class {number}" for number in range(150)})
+
+
+def _segformer(folder: Path, classes: dict[int, str]) -> dict[str, Any]:
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
@@ -153,12 +168,12 @@ def tiny_segformer(folder: Path) -> dict[str, Any]:
         hidden_sizes=[8, 8, 16, 16],
         num_attention_heads=[1, 1, 2, 2],
         decoder_hidden_size=16,
-        id2label={number: f"class {number}" for number in range(150)},
+        id2label=classes,
     )
     torch.manual_seed(4)
-    _scattered(SegformerForSemanticSegmentation(config), 0.3).save_pretrained(folder / "segformer")
-    SegformerImageProcessor().save_pretrained(folder / "segformer")
-    return {"model": str(folder / "segformer"), "resolution": 64}
+    _scattered(SegformerForSemanticSegmentation(config), 0.3).save_pretrained(folder)
+    SegformerImageProcessor().save_pretrained(folder)
+    return {"model": str(folder), "resolution": 64}
 
 
 BIREFNET_CONFIG = """
