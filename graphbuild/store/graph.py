@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
@@ -39,6 +38,7 @@ from graphbuild.store.heads import (
     read_lineage,
     read_snapshot,
     shard_index,
+    snapshot_bytes,
     snapshot_digest,
     with_items,
 )
@@ -356,11 +356,10 @@ class Graph:
     def publish_snapshot(self, workspace: Workspace) -> str:
         """Publish this snapshot, so that `Graph.open(url, snapshot=digest)` can open it; returns its digest."""
         text = canonical_json(HEAD.dump_python(self.head, mode="json"))
-        sink = pa.BufferOutputStream()
-        pq.write_table(self.snapshot_table.replace_schema_metadata({"graphbuild": text}), sink)
         name = f"snapshots/{self.digest}.parquet"
         if not self.fs.exists(name):
-            self.fs.publish(name, sink.getvalue().to_pybytes(), workspace)
+            table = self.snapshot_table.replace_schema_metadata({"graphbuild": text})
+            self.fs.publish(name, snapshot_bytes(table), workspace)
         return self.digest
 
 

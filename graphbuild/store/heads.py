@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from graphbuild.contracts import (
@@ -225,6 +226,14 @@ class Snapshot(NamedTuple):
 def snapshot_digest(head: Head, commits: pa.Table) -> str:
     """The digest of a snapshot."""
     return digest_of([HEAD.dump_python(head, mode="json"), commits.to_pylist()])
+
+
+def snapshot_bytes(table: pa.Table) -> bytes:
+    """The file of a snapshot, its head being the metadata of `table`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def snapshots(files: Files) -> list[str]:

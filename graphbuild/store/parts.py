@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ ROWS_PER_PAGE = 16
 _FOOTER_GUESS = 32 << 10
 _MOST_FOOTER_BYTES = 64 << 20
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
+_WRITER = re.compile(r"parquet-cpp-arrow version \d{2}\.\d+\.\d+")
+_EDGE_WORDS = ("kind", "status", "reason", "detail", "part", "format", "parents.list.element.kind")
 _TEXT_FORMATS = ("text", "json")
 _NODE_LEAVES = ("item_ix", "item_id", "variant", "image.bytes", "image.path", "payload", "width", "height")
 _NODE_OPTIONS: dict[str, Any] = {
@@ -239,10 +241,7 @@ def write_edges(files: Files, workspace: Workspace, table: pa.Table, document: C
         AlreadyPublished: another worker committed this revision with other rows first.
     """
     text = canonical_json(document.model_dump(mode="json"))
-    data = _table_bytes(
-        table.replace_schema_metadata({"graphbuild": text}),
-        use_dictionary=["kind", "status", "reason", "detail", "part", "format", "parents.list.element.kind"],
-    )
+    data = edges_bytes(table.replace_schema_metadata({"graphbuild": text}))
     return files.publish(edges_name(document.unit, document.revision), data, workspace)
 
 
@@ -254,6 +253,22 @@ def _table_bytes(table: pa.Table, **options: Any) -> bytes:
     if back.num_rows != table.num_rows or not back.schema.equals(table.schema):
         raise OSError(f"a table of {table.num_rows} rows did not survive writing; is the memory failing?")
     return data
+
+
+def edges_bytes(table: pa.Table) -> bytes:
+    """The file of an edges part, its document being the metadata of `table`."""
+    return _table_bytes(table, use_dictionary=list(_EDGE_WORDS))
+
+
+def is_as_written(data: bytes, write: Callable[[pa.Table], bytes]) -> bool:
+    """Whether a Parquet file has the bytes that `write` makes of what it holds: nothing else pins all of a footer.
+
+    True where another version of Arrow wrote it, whose bytes this one cannot tell.
+    """
+    writer = pq.read_metadata(pa.BufferReader(data)).created_by
+    again = write(_read(data).combine_chunks())
+    ours = pq.read_metadata(pa.BufferReader(again)).created_by
+    return data == again or (writer != ours and _WRITER.fullmatch(writer) is not None)
 
 
 def read_items_shard(files: Files, name: str) -> tuple[Shard, int]:

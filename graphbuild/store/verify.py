@@ -30,11 +30,12 @@ from graphbuild.store.heads import (
     read_json,
     read_lineage,
     read_snapshot,
+    snapshot_bytes,
     snapshots,
 )
 from graphbuild.store.locations import files_at
 from graphbuild.store.parallel import Mapper
-from graphbuild.store.parts import commit_name, edges_folder, items_name, read_items_shard, read_table
+from graphbuild.store.parts import commit_name, edges_folder, is_as_written, items_name, read_items_shard, read_table
 from graphbuild.store.pins import Use, read_use, used
 from graphbuild.store.verify_unit import Level, Problem, UnitFiles, UnitVerdict, check_unit, naming
 
@@ -116,6 +117,10 @@ class _Checking:
         self.problems.append(Problem(name, problem))
 
     def named(self, name: str) -> AbstractContextManager[None]:
+        if name.endswith(".json"):
+            with naming(self.files, name, self.problems):
+                if self.files.exists(name) and self.files.tail(name, 1) != b"\n":
+                    self.say(name, "is cut short: its last line has no end")
         return naming(self.files, name, self.problems)
 
     def names(self) -> None:
@@ -241,6 +246,9 @@ class _Checking:
             for digest in snapshots(self.files):
                 with self.named(f"snapshots/{digest}.parquet"):
                     found[digest] = read_snapshot(self.files, digest)
+                    data = self.files.read(f"snapshots/{digest}.parquet")
+                    if self.level == "full" and not is_as_written(data, snapshot_bytes):
+                        self.say(f"snapshots/{digest}.parquet", "its bytes are not those that its content makes")
         for digest, snapshot in found.items():
             for ref in snapshot.refs:
                 if ref not in self._removed(ref.annotator, ref.version):

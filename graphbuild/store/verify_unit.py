@@ -15,7 +15,7 @@ from graphbuild.store.commits import Commit, read_commit
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files
 from graphbuild.store.graph import read_node
-from graphbuild.store.parts import commit_name, read_footer, rows_digest
+from graphbuild.store.parts import commit_name, edges_bytes, is_as_written, read_footer, rows_digest
 
 Level = Literal["quick", "full"]
 
@@ -110,6 +110,8 @@ class _Unit:
         rows = EdgeRows(self.files, commit)
         if rows_digest(rows.table) != commit.document.rows_digest:
             self.say(commit.name, "its rows are not those its footer pins")
+        elif not is_as_written(self.files.read(commit.name), edges_bytes):
+            self.say(commit.name, "its bytes are not those that its rows and its document make")
         if not newest:
             return  # what later revisions kept is checked with them, the rest by the checksums of parts
         for row, status in enumerate(rows.table.column("status").to_pylist()):

@@ -51,7 +51,7 @@ def write_graph(out: Path, spine: Sequence[Mapping[str, Any]], kinds: Mapping[st
     files, kinds = files_at(out), kinds or {}
     workspace = Workspace.create(files, "test")
     document = GraphDocument(source=SourceDocument(name="rows", params={}), shard_size=SHARD)
-    files.publish("graph.json", document.model_dump_json().encode(), workspace)
+    files.publish("graph.json", f"{document.model_dump_json()}\n".encode(), workspace)
     _write_kind(files, workspace, "image", same(len(spine), 1), spine)
     for kind, made in kinds.items():
         _write_kind(files, workspace, kind, made, spine)
@@ -67,7 +67,7 @@ def _write_kind(files: Files, workspace: Workspace, kind: str, made: Made, spine
         schema_version=1, parents=dict.fromkeys(parents, "v0"),
     )  # fmt: skip
     version = version_of(lineage)
-    files.publish(f"lineage/{version}.json", lineage.model_dump_json().encode(), workspace)
+    files.publish(f"lineage/{version}.json", f"{lineage.model_dump_json()}\n".encode(), workspace)
     variants = 1 + max((variant for _, variant in made), default=0)
     for index, start in enumerate(range(0, len(spine), SHARD)):
         shard = Shard(index=index, start=start, stop=min(start + SHARD, len(spine)))
