@@ -22,6 +22,7 @@ BUILTIN: Mapping[str, str] = {
     "depth_anything": "graphbuild.annotators.depth_anything:DepthAnything",
     "marigold_normals": "graphbuild.annotators.marigold_normals:MarigoldNormals",
     "vitpose": "graphbuild.annotators.vitpose:Vitpose",
+    "dwpose": "graphbuild.annotators.dwpose:Dwpose",
     "oneformer": "graphbuild.annotators.oneformer:Oneformer",
     "segformer_clothes": "graphbuild.annotators.oneformer:SegformerClothes",
     "try_on": "graphbuild.annotators.try_on:TryOn",

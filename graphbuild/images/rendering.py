@@ -4,7 +4,8 @@ Two JSON documents, both with `width` and `height`, the size in pixels of the pi
 its pixels, x to the right and y down, and may lie outside, up to a million.
 
 - pose: `{"width", "height", "people": [{"keypoints": [[x, y, score] or null] x 18}]}`, keypoints in the order of
-  `KEYPOINTS`, null where none was found.
+  `KEYPOINTS`, null where none was found. A person may also have `left_hand` and `right_hand` (21 each) and `face` (68),
+  in the order of COCO-WholeBody, where they were looked for.
 - boxes: `{"width", "height", "boxes": [{"label": text, "box": [left, top, right, bottom], "colour": [r, g, b],
   "score"}]}`, colours 0..255. A detector that gives no score leaves it out.
 
@@ -38,6 +39,14 @@ LIMBS = (
 )
 """Pairs of keypoints, in the order of their colours."""
 
+PARTS = {"left_hand": 21, "right_hand": 21, "face": 68}
+"""What a person of a pose document may have beside the body, and of how many keypoints."""
+
+_FINGERS = [(0 if at % 4 == 1 else at - 1, at) for at in range(1, 21)]
+"""Pairs of a hand's keypoints: from the wrist, 0, along each of the five fingers."""
+_FINGER_HUES = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(step / 20, 1, 1)) for step in range(20)]
+_KNUCKLE, _FACE = (0, 0, 255), (255, 255, 255)
+
 _HUES = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(step / 18, 1, 1)) for step in range(18)]
 _LIMB_OPACITY = 0.6
 _RADIUS_AT_512 = 4.0
@@ -48,10 +57,11 @@ _FEWEST_TO_DRAW_FROM = 11  # as many as have different names in an instruction
 
 
 def draw_pose(document: Mapping[str, Any]) -> Picture:
-    """The skeletons of a pose document on black as OpenPose draws them: height x width x 3 RGB uint8.
+    """The skeletons of a pose document on black as OpenPose draws them, hands and faces as DWPose: height x width x 3
+    RGB uint8.
 
     Limbs are ellipses at 60 % opacity, keypoints discs above them. Both have a radius of 4 pixels where the short side
-    has 512, and in proportion elsewhere.
+    has 512, and in proportion elsewhere. Fingers are lines of 2 pixels with blue discs of 4, faces white discs of 3.
     """
     width, height = document["width"], document["height"]
     canvas = np.zeros((height, width, 3), np.uint8)
@@ -64,8 +74,24 @@ def draw_pose(document: Mapping[str, Any]) -> Picture:
     for person in document["people"]:
         for point, colour in zip(person["keypoints"], _HUES, strict=True):
             if point is not None:
-                _blend(canvas, _ellipse(np.array(point[:2], float), np.array([radius, 0]), radius), colour, 1.0)
+                _disc(canvas, point, radius, colour)
+    for person in document["people"]:
+        for hand in ("left_hand", "right_hand"):
+            _draw_hand(canvas, person.get(hand, ()), radius)
+        for point in filter(None, person.get("face", ())):
+            _disc(canvas, point, 0.75 * radius, _FACE)
     return canvas
+
+
+def _draw_hand(canvas: Picture, hand: Sequence[Any], radius: float) -> None:
+    if not hand:
+        return
+    for (start, end), colour in zip(_FINGERS, _FINGER_HUES, strict=True):
+        if hand[start] is not None and hand[end] is not None:
+            a, b = (np.array(hand[at][:2], float) for at in (start, end))
+            _blend(canvas, _bar(a, b, radius / 4), colour, 1.0)
+    for point in filter(None, hand):
+        _disc(canvas, point, radius, _KNUCKLE)
 
 
 def draw_boxes(document: Mapping[str, Any]) -> Picture:
@@ -93,13 +119,20 @@ def check_pose(document: Any) -> None:
     """
     _check_size(document)
     for at, person in enumerate(_list(document, "people")):
-        where = f"people[{at}].keypoints"
-        points = _list(person, "keypoints", where)
-        if len(points) != len(KEYPOINTS):
-            raise ValueError(f"{where}: {len(points)} entries; allowed: {len(KEYPOINTS)}, null where none was found")
-        for number, point in enumerate(points):
-            if point is not None:
-                _check_numbers(point, 3, f"{where}[{number}]", "[x, y, score] or null")
+        _check_points(person, "keypoints", len(KEYPOINTS), at)
+        for part, count in PARTS.items():
+            if part in person:
+                _check_points(person, part, count, at)
+
+
+def _check_points(person: Any, part: str, count: int, at: int) -> None:
+    where = f"people[{at}].{part}"
+    points = _list(person, part, where)
+    if len(points) != count:
+        raise ValueError(f"{where}: {len(points)} entries; allowed: {count}, null where none was found")
+    for number, point in enumerate(points):
+        if point is not None:
+            _check_numbers(point, 3, f"{where}[{number}]", "[x, y, score] or null")
 
 
 def check_boxes(document: Any) -> None:
@@ -158,6 +191,18 @@ def _ellipse(centre: NDArray[Any], half_length: NDArray[Any], radius: float) -> 
     across = np.array([-half_length[1], half_length[0]]) * (radius / long if long else 0.0)
     corners: NDArray[np.float64] = centre + np.outer(np.cos(angles), half_length) + np.outer(np.sin(angles), across)
     return corners
+
+
+def _bar(start: NDArray[Any], end: NDArray[Any], half: float) -> NDArray[np.float64]:
+    """Corners of a line of twice `half` thickness."""
+    along = end - start
+    length = math.hypot(*along)
+    across = np.array([-along[1], along[0]]) * (half / length) if length else np.array([0.0, half])
+    return np.array([start + across, end + across, end - across, start - across], np.float64)
+
+
+def _disc(canvas: Picture, point: Sequence[float], radius: float, colour: Sequence[int]) -> None:
+    _blend(canvas, _ellipse(np.array(point[:2], float), np.array([radius, 0]), radius), colour, 1.0)
 
 
 def _blend(canvas: Picture, corners: NDArray[np.float64], colour: Sequence[int], opacity: float) -> None:

@@ -145,7 +145,7 @@ def loaded_from(identity: str | None) -> Mapping[str, str]:
 
 def _expected(folder: Path, files: tuple[str, ...]) -> Iterator[str]:
     """Weights first: a pattern that asks for weights has to match, and so does each shard an index names."""
-    yield from (pattern for pattern in files if pattern.endswith((".safetensors", ".pth", ".pt")))
+    yield from (pattern for pattern in files if pattern.endswith((".safetensors", ".pth", ".pt", ".onnx")))
     for index in folder.rglob("*.safetensors.index.json"):
         names = set(json.loads(index.read_text())["weight_map"].values())
         yield from (str(index.parent.relative_to(folder) / name) for name in sorted(names))

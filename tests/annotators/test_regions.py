@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, params_of
 from graphbuild.annotators.canny import Canny
+from graphbuild.annotators.dwpose import Dwpose
 from graphbuild.annotators.sam2 import Sam2
-from graphbuild.annotators.vitpose import PoseNetworks, Vitpose, openpose
+from graphbuild.annotators.testing import check_annotator
+from graphbuild.annotators.vitpose import PoseNetworks, Vitpose
 from graphbuild.contracts import Item
 from graphbuild.data import GridTasks
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.images.rendering import KEYPOINTS, draw_pose
+from graphbuild.models.people import PeopleDetector, openpose, person_of
 from graphbuild.models.sam2 import Sam2Network, masks_from_boxes
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete
-from tests.support.tiny_checkpoints_regions import tiny_sam2, tiny_vitpose
+from tests.support.tiny_checkpoints_regions import tiny_dwpose, tiny_sam2, tiny_vitpose
 
 SIZES = [(101, 67), (16, 16), (64, 120)]
 
@@ -243,7 +246,7 @@ class Detecting:
 class Brightest:
     """Heat maps of a quarter of the crop that are its brightness: every keypoint is where the picture is bright."""
 
-    config = SimpleNamespace(backbone_config=SimpleNamespace(num_experts=1))
+    config = SimpleNamespace(backbone_config=SimpleNamespace(num_experts=1), num_labels=17)
 
     def __call__(self, pixels: torch.Tensor) -> SimpleNamespace:
         light = pixels.mean(1, keepdim=True)
@@ -255,7 +258,8 @@ class Brightest:
 def seeing(*found: tuple[int, float, tuple[float, float, float, float]]) -> PoseNetworks:
     from transformers import RTDetrImageProcessor, VitPoseImageProcessor
 
-    return PoseNetworks(Detecting(*found), RTDetrImageProcessor(), 1, Brightest(), VitPoseImageProcessor(), "cpu")
+    people = PeopleDetector(Detecting(*found), RTDetrImageProcessor(), 1, "cpu")
+    return PoseNetworks(people, Brightest(), VitPoseImageProcessor(), "cpu")
 
 
 def lit(width: int, height: int, *spots: tuple[int, int]) -> Pixels:
@@ -398,10 +402,10 @@ def test_checkpoints_for_something_else_are_refused(tiny: dict[str, Condition], 
     vitpose = tiny["vitpose"]
     assert isinstance(vitpose, Vitpose)
     config = VitPoseConfig.from_pretrained(vitpose.model)
-    config.num_labels = 133
-    VitPoseForPoseEstimation(config).save_pretrained(tmp_path / "whole_body")
-    with pytest.raises(ValueError, match=r"model: .*whole_body finds 133 keypoints; allowed: COCO's 17"):
-        replace(vitpose, model=str(tmp_path / "whole_body")).load("cpu")
+    config.num_labels = 21
+    VitPoseForPoseEstimation(config).save_pretrained(tmp_path / "hand")
+    with pytest.raises(ValueError, match=r"model: .*hand finds 21 keypoints; allowed: COCO's 17, or the 133"):
+        replace(vitpose, model=str(tmp_path / "hand")).load("cpu")
 
 
 def test_a_graph_of_regions(tiny: dict[str, Condition], photos: Path, tmp_path: Path) -> None:
@@ -415,6 +419,72 @@ def test_a_graph_of_regions(tiny: dict[str, Condition], photos: Path, tmp_path: 
             node, image = graph.read(item, kind), graph.read(item, "image").array()
             assert node.array().shape == image.shape and (node.edge["height"], node.edge["width"]) == image.shape[:2]
     assert graph.read(0, "pose").values()["people"] and graph.read(0, "pose").array().any()
+
+
+# ---- hands and faces -------------------------------------------------------------------------------------------------
+
+
+def test_a_person_has_hands_and_face_where_they_were_found() -> None:
+    """Guards against parts cut from the wrong keypoints: COCO-WholeBody has feet, face, left hand, right hand."""
+    points = np.array([[float(number), 50.0, 0.9] for number in range(133)])
+    person = person_of(points, 200, 100, 0.3)
+    assert {name: len(part) for name, part in person.items()} == {
+        "keypoints": 18, "feet": 6, "face": 68, "left_hand": 21, "right_hand": 21
+    }  # fmt: skip
+    firsts = [person[name][0] for name in ("keypoints", "feet", "face", "left_hand", "right_hand")]
+    assert [point and point[0] for point in firsts] == [0, 17, 23, 91, 112]
+    points[112:, 2] = 0.1
+    points[91, 2] = 0.1
+    without = person_of(points, 200, 100, 0.3)
+    assert "right_hand" not in without and without["left_hand"][0] is None
+    assert set(person_of(points[:17], 200, 100, 0.3)) == {"keypoints"}
+
+
+def test_dwpose_finds_points_where_they_are(tmp_path: Path) -> None:
+    """The network marks the brightest place of its cut-out. Guards against swapped axes, half pixels taken for whole
+    ones, a cut-out stretched to the network's shape, and one person's points on another."""
+    dwpose = Dwpose(**tiny_dwpose(tmp_path))
+    model = dwpose.load("cpu")
+    left, right = (1, 0.9, (0.25, 0.4, 0.2, 0.5)), (1, 0.7, (0.75, 0.6, 0.3, 0.6))
+    model = replace(model, people=seeing(left, right, (0, 0.95, (0.5, 0.5, 1.0, 1.0))).people)
+    [result] = annotated(dwpose, model, lit(640, 400, (150, 130), (500, 290)))
+    assert isinstance(result, Derived)
+    document: Any = result.nodes["pose"]
+    assert len(document["people"]) == 2
+    for person, spot in zip(document["people"], [(150, 130), (500, 290)], strict=True):
+        for part, count in {"keypoints": 18, "feet": 6, "face": 68, "left_hand": 21, "right_hand": 21}.items():
+            points = np.array(person[part])
+            assert points.shape == (count, 3) and np.abs(points[:, :2] - spot).max() < 1.5
+    nobody = replace(model, people=seeing().people)
+    assert annotated(dwpose, nobody, lit(64, 64, (30, 30))) == [Skip("no_person")]
+
+
+def test_dwpose_is_a_checkpoint_like_others(tmp_path: Path) -> None:
+    """Guards against an ONNX file that is not looked for, and one of another network that is taken."""
+    dwpose = Dwpose(**tiny_dwpose(tmp_path))
+    assert dwpose.missing() == [] and "files:" in str(dwpose.identity())
+    assert "graphbuild models fetch yzd-v/DWPose" in Dwpose().missing()[0] and "apache-2.0" in Dwpose().missing()[0]
+    Path(dwpose.model, "dw-ll_ucoco_384.onnx").rename(tmp_path / "other.onnx")
+    assert "dw-ll_ucoco_384.onnx" in dwpose.missing()[0]
+    check_annotator(replace(dwpose, model=str(tmp_path / "other.onnx")), [photo(96, 64), photo(67, 101)])
+
+
+def test_vitpose_of_the_whole_body(tiny: dict[str, Condition], tmp_path: Path) -> None:
+    """A checkpoint with 133 keypoints gives hands and faces, too."""
+    from transformers import VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
+
+    vitpose = tiny["vitpose"]
+    assert isinstance(vitpose, Vitpose)
+    config = VitPoseConfig.from_pretrained(vitpose.model)
+    config.num_labels = 133
+    VitPoseForPoseEstimation(config).save_pretrained(tmp_path)
+    VitPoseImageProcessor.from_pretrained(vitpose.model).save_pretrained(tmp_path)
+    whole = replace(vitpose, model=str(tmp_path))
+    [result] = annotated(whole, whole.load("cpu"), photo(101, 67))
+    assert isinstance(result, Derived)
+    [first, *_] = result.nodes["pose"]["people"]  # type: ignore[call-overload,index]
+    assert {"keypoints", "face", "left_hand", "right_hand"} <= set(first)
+    CODECS["pose"].encode(result.nodes["pose"])
 
 
 def test_poses_are_cells_like_any_other(tiny: dict[str, Condition], photos: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphbuild.annotators.vitpose import openpose
 from graphbuild.images.rendering import (
     KEYPOINTS,
     LIMBS,
@@ -22,6 +21,7 @@ from graphbuild.images.rendering import (
     draw_pose,
     drawn_colours,
 )
+from graphbuild.models.people import openpose
 from graphbuild.tasks.labels import COLOURS, colour_name
 
 
@@ -99,6 +99,29 @@ def test_coco_keypoints_lie_on_their_person(data_folder: Callable[[str], Path]) 
     for name, colour in {"right_wrist": (170, 255, 0), "left_wrist": (0, 255, 85), "left_ankle": (85, 0, 255)}.items():
         x, y = (round(side) for side in named[name][:2])
         assert tuple(picture[y, x].tolist()) == colour
+
+
+def hand(x: float, y: float, reach: float) -> list[list[float]]:
+    """A wrist and five fingers that point up."""
+    fingers = [(x + reach * (finger - 2), y - reach * joint, 1.0) for finger in range(5) for joint in range(1, 5)]
+    return [[x, y, 1.0], *(list(point) for point in fingers)]
+
+
+def test_hands_and_faces_are_drawn_as_dwpose_draws_them() -> None:
+    """Fingers in the colours of the hue circle with blue knuckles, faces as white dots; other documents as before."""
+    document = pose(512, 512, ARM)
+    before = draw_pose(document)
+    person = document["people"][0]
+    person |= {"left_hand": hand(300, 400, 20), "face": [None] * 67 + [[100.0, 100.0, 0.9]]}
+    check_pose(document)
+    picture = draw_pose(document)
+    assert picture[400, 300].tolist() == [0, 0, 255] and picture[100, 102].tolist() == [255, 255, 255]
+    assert picture[390, 280].tolist() == [255, 0, 0] and picture[370, 260].tolist() == [255, 77, 0], "thumb, second bone"
+    assert not picture[100, 104].any() and np.array_equal(picture[:300, 150:], before[:300, 150:])
+    person["left_hand"][0] = None
+    assert draw_pose(document)[400, 300].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"people\[0\]\.face: 3 entries; allowed: 68"):
+        check_pose({**document, "people": [{**person, "face": [None] * 3}]})
 
 
 # ---- boxes -------------------------------------------------------------------------------------------------------

@@ -47,11 +47,12 @@ TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
 OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pidinet": edges.tiny_pidinet,
     "teed": edges.tiny_teed,
+    "dwpose": regions.tiny_dwpose,
     "lsd": lambda folder: {},
     "grabcut": lambda folder: {},
 }
 """Second annotators of a kind. They describe edits or references, as one run makes a kind of the image only once."""
-OF_REFERENCES = ("teed",)
+OF_REFERENCES = ("teed", "dwpose")
 
 
 def tiny_annotators(folder: Path) -> list[Annotator]:

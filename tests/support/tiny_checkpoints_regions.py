@@ -63,14 +63,7 @@ def tiny_sam2(folder: Path) -> dict[str, Any]:
 def tiny_vitpose(folder: Path) -> dict[str, Any]:
     """ViTPose at 64 x 48 pixels, and RT-DETR at 64 x 64, whose every query is a person with some score."""
     import torch
-    from transformers import (
-        RTDetrConfig,
-        RTDetrForObjectDetection,
-        RTDetrImageProcessor,
-        VitPoseConfig,
-        VitPoseForPoseEstimation,
-        VitPoseImageProcessor,
-    )
+    from transformers import VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
 
     width = 16
     backbone = {
@@ -85,6 +78,17 @@ def tiny_vitpose(folder: Path) -> dict[str, Any]:
     pose = VitPoseConfig(backbone_config=backbone, num_labels=17, initializer_range=0.5)
     VitPoseForPoseEstimation(pose).save_pretrained(folder / "vitpose")
     VitPoseImageProcessor(size={"height": 64, "width": 48}).save_pretrained(folder / "vitpose")
+    models = {"model": str(folder / "vitpose"), "detector": tiny_people(folder / "rtdetr")}
+    return {**models, "person_threshold": 0.1, "keypoint_threshold": 0.0}
+
+
+def tiny_people(folder: Path) -> str:
+    """RT-DETR at 64 x 64 pixels, whose every query is a person with some score."""
+    import torch
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
+
+    width = 16
+    torch.manual_seed(1)
     resnet = {
         "model_type": "rt_detr_resnet",
         "embedding_size": 8,
@@ -113,7 +117,32 @@ def tiny_vitpose(folder: Path) -> dict[str, Any]:
     for head in (network.model.enc_score_head, *network.model.decoder.class_embed):
         torch.nn.init.normal_(head.weight, 0, 0.5)
         head.bias.data = torch.tensor([3.0, -3.0])
-    network.save_pretrained(folder / "rtdetr")
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "rtdetr")
-    models = {"model": str(folder / "vitpose"), "detector": str(folder / "rtdetr")}
+    network.save_pretrained(folder)
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_dwpose(folder: Path) -> dict[str, Any]:
+    """The form of DWPose without weights: all keypoints are where a column and a row of the picture are brightest."""
+    import warnings
+    from unittest import mock
+
+    import torch
+
+    class Brightest(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            light = torch.sigmoid(pixels.mean(1, keepdim=True))
+            across, down = light.amax(2), light.amax(3)
+            halves = (each.unsqueeze(3).repeat(1, 133, 1, 2).flatten(2) for each in (across, down))
+            return tuple(halves)  # type: ignore[return-value]
+
+    file = folder / "dwpose" / "dw-ll_ucoco_384.onnx"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The exporter only looks there for functions of ours, and would need a package for that.
+    unneeded = "torch.onnx._internal.torchscript_exporter.onnx_proto_utils._add_onnxscript_fn"
+    with warnings.catch_warnings(), mock.patch(unneeded, lambda proto, opsets: proto):
+        warnings.simplefilter("ignore")
+        names = {"input_names": ["input"], "output_names": ["simcc_x", "simcc_y"]}
+        torch.onnx.export(Brightest().eval(), (torch.zeros(1, 3, 384, 288),), str(file), dynamo=False, **names)
+    models = {"model": str(file.parent), "detector": tiny_people(folder / "rtdetr")}
     return {**models, "person_threshold": 0.1, "keypoint_threshold": 0.0}
