@@ -29,6 +29,7 @@ BUILTIN: Mapping[str, str] = {
     "sam2": "graphbuild.annotators.sam2:Sam2",
     "birefnet": "graphbuild.annotators.birefnet:Birefnet",
     "grabcut": "graphbuild.annotators.grabcut:Grabcut",
+    "grounding_dino": "graphbuild.annotators.grounding_dino:GroundingDino",
     "open_world": "graphbuild.annotators.open_world:OpenWorld",
     "vlm_caption": "graphbuild.annotators.vlm_caption:VlmCaption",
     "source_caption": "graphbuild.annotators.source_caption:SourceCaption",

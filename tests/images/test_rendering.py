@@ -116,7 +116,7 @@ def test_hands_and_faces_are_drawn_as_dwpose_draws_them() -> None:
     check_pose(document)
     picture = draw_pose(document)
     assert picture[400, 300].tolist() == [0, 0, 255] and picture[100, 102].tolist() == [255, 255, 255]
-    assert picture[390, 280].tolist() == [255, 0, 0] and picture[370, 260].tolist() == [255, 77, 0], "thumb, second bone"
+    assert picture[390, 280].tolist() == [255, 0, 0] and picture[370, 260].tolist() == [255, 77, 0], "two bones"
     assert not picture[100, 104].any() and np.array_equal(picture[:300, 150:], before[:300, 150:])
     person["left_hand"][0] = None
     assert draw_pose(document)[400, 300].tolist() == [0, 0, 0]

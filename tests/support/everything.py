@@ -16,6 +16,7 @@ from tests.support import tiny_checkpoints_diffusion as diffusion
 from tests.support import tiny_checkpoints_edges as edges
 from tests.support import tiny_checkpoints_regions as regions
 from tests.support import tiny_checkpoints_vlm as vlm
+from tests.support import tiny_checkpoints_words as words
 from tests.support.annotators import write_photos
 from tests.support.subjects import canvas, parquet, png, row
 
@@ -48,11 +49,12 @@ OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pidinet": edges.tiny_pidinet,
     "teed": edges.tiny_teed,
     "dwpose": regions.tiny_dwpose,
+    "grounding_dino": words.tiny_grounding_dino,
     "lsd": lambda folder: {},
     "grabcut": lambda folder: {},
 }
 """Second annotators of a kind. They describe edits or references, as one run makes a kind of the image only once."""
-OF_REFERENCES = ("teed", "dwpose")
+OF_REFERENCES = ("teed", "dwpose", "grounding_dino")
 
 
 def tiny_annotators(folder: Path) -> list[Annotator]:

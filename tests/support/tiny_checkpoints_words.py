@@ -1,0 +1,64 @@
+"""Tiny random checkpoints that read words or are asked with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+WORDS = ("a", "red", "dog", "cat", "traffic", "light", "on", "the", "chair", ".", ",", "?")
+
+
+def tiny_grounding_dino(folder: Path) -> dict[str, Any]:
+    """Grounding DINO with six boxes a picture, and a vocabulary that knows `WORDS`."""
+    import torch
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoImageProcessor
+
+    backbone = {
+        "model_type": "swin",
+        "image_size": 64,
+        "embed_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 2,
+        "out_indices": [2, 3, 4],
+    }
+    text = {
+        "model_type": "bert",
+        "vocab_size": 1100,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    layers = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {"layers": 2, "ffn_dim": 16, "attention_heads": 2}.items()
+    }
+    config = GroundingDinoConfig(
+        backbone_config=backbone, text_config=text, num_queries=6, d_model=64, max_text_len=32, **layers
+    )
+    torch.manual_seed(1)
+    GroundingDinoForObjectDetection(config).save_pretrained(folder / "dino")
+    GroundingDinoImageProcessor().save_pretrained(folder / "dino")
+    bert_tokenizer().save_pretrained(folder / "dino")
+    return {"model": str(folder / "dino"), "names": ("dog", "traffic light"), "resolution": 64, "box_threshold": 0.0}
+
+
+def bert_tokenizer() -> Any:
+    """Words of a sentence, one token each; the special ones have the numbers that Grounding DINO looks for."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ",": 1010, ".": 1012, "?": 1029}
+    others = (word for word in WORDS if word not in numbers)
+    vocabulary = numbers | {word: 1030 + at for at, word in enumerate(others)}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    )
