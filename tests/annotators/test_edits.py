@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parameter, params_of
 from graphbuild.annotators.depth_edit import DepthEdit
-from graphbuild.annotators.fill_edit import FillEdit, fading, laid_over
+from graphbuild.annotators.fill_edit import FillEdit, fading, laid_over, region
 from graphbuild.contracts import Item
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
@@ -106,6 +106,42 @@ def test_outside_the_mask_nothing_changes(
     assert outside.any() and np.array_equal(edited[outside], picture[outside])
     assert (edited[mask] != picture[mask]).mean() > 0.8
     assert result.attrs == {"share": pytest.approx(1 - outside.mean())}
+
+
+def cross() -> NDArray[np.bool_]:
+    mask = np.zeros((120, 160), bool)
+    mask[20:80, 70:90] = mask[40:50, 50:110] = True
+    return mask
+
+
+@pytest.mark.parametrize("shape", ["hull", "box"])
+def test_a_wider_shape_is_filled(fill: tuple[FillEdit, Any], photos: Path, shape: Any) -> None:
+    """Guards against an edit that must keep the old object's outline, and against one that takes the whole picture."""
+    picture, mask = photo(photos, 0, (120, 160)), cross()
+    (edited,) = made(replace(fill[0], shape=shape, grow=0), fill[1], request(to_fill(picture, mask=mask)))
+    changed = (edited != picture).any(2)
+    rows, columns = np.nonzero(changed)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 79, 50, 109)
+    assert region(mask, shape, 0)[changed].all() and changed[mask].mean() > 0.9
+    corner, beside = changed[20:30, 50:55].mean(), changed[33:40, 64:70].mean()  # outside of the hull, and inside
+    assert beside > 0.9 and (corner > 0.9 if shape == "box" else corner == 0)
+
+
+def test_shadows_go_with_their_object() -> None:
+    """Guards against the shadow of a thing that is gone: what is around the foot is filled, the head stays tight."""
+    mask = cross()
+    wide = region(mask, "mask", 0.5)
+    assert wide[mask].all() and np.array_equal(wide[:45], mask[:45])
+    assert wide[75, 70 - 28] and wide[75, 90 + 28] and wide[79 + 13, 80] and not wide[79 + 17, 80]
+    assert not wide[75, 70 - 34] and np.array_equal(region(mask, "mask", 0), mask)
+    dot = np.arange(3200).reshape(40, 80) == 1000
+    assert all(region(dot, shape, shadow)[dot].all() for shape in ("mask", "hull", "box") for shadow in (0.1, 2.0))
+
+
+def test_the_first_shape_is_no_new_version() -> None:
+    """Guards against edits that are paid for again because there are more shapes now."""
+    assert not {"shape", "shadow"} & set(params_of(FillEdit()))
+    assert {"shape", "shadow"} <= set(params_of(FillEdit(shape="box", shadow=0.3)))
 
 
 def test_a_filling_follows_text_seed_mask_and_surroundings(fill: tuple[FillEdit, Any], photos: Path) -> None:
