@@ -59,6 +59,8 @@ DEFAULT_FOR: Mapping[str, str] = {
     "caption": "vlm_caption",
     "edit_text": "vlm_edits",
     "background_text": "vlm_background",
+    "edit_instruction": "vlm_edits",
+    "background_instruction": "vlm_background",
     "style_reference": "style_picker",
     "style_content": "instant_style",
     "style_semantic": "redux_style",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,12 @@ from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, StringConstrai
 
 from graphbuild.annotators.base import Derived, Request, Resources, Skip, parameter
 from graphbuild.annotators.vlm import NewTokens, VlmAnnotator, fitted
+from graphbuild.errors import GraphError
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import drawn_colours
+from graphbuild.models.answers import lists_in
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.coordinates import Coordinates, coordinates_of_folder, coordinates_of_name
 from graphbuild.models.device import Dtype
 from graphbuild.models.sam2 import MODEL as SAM2
 from graphbuild.models.sam2 import Sam2Network, load_sam2, masks_from_boxes, sam2_checkpoint
@@ -28,6 +31,18 @@ PROMPT = (
 _COUNTED = {
     "pixels": "Coordinates are pixels of the picture, which is {width} wide and {height} high.",
     "thousandths": "Coordinates run from 0 to 1000 over the width and over the height of the picture.",
+}
+SCHEMA: Mapping[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "bbox_2d": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+            "label": {"type": "string"},
+        },
+        "required": ["bbox_2d", "label"],
+        "additionalProperties": False,
+    },
 }
 
 Box = tuple[int, int, int, int]
@@ -62,28 +77,58 @@ class OpenWorld(VlmAnnotator):
         sam2: SAM 2, a hub repository or a local folder.
         sam2_dtype: precision of its weights and activations.
         prompt: the question; `{max_objects}` and `{coordinates}`, what `coordinates` means in words, are filled in.
-        coordinates: how the model counts: `pixels` of the picture it gets (Qwen2.5-VL), or `thousandths` of the
-            picture's width and height (Qwen2-VL, Qwen3-VL).
+        coordinates: how the model counts: `pixels` of the picture it gets, or `thousandths` of the picture's width and
+            height. By default as its family was taught to: Qwen2.5-VL in pixels, Qwen2-VL and Qwen3-VL in thousandths;
+            a model of another family, or behind a server under a name that does not say it, has to be told.
         max_objects: 1..255, what a label map holds; what the model names beyond it is left out.
 
-    Skips with `refused` and `no_objects`.
+    Of an answer that is cut off, whole objects count. Skips with `refused`, `no_objects` and, if there is no whole
+    object before the cut, `length`.
     """
 
     makes: ClassVar[tuple[str, ...]] = ("boxes", "mask")
     item_facts: ClassVar[tuple[str, ...]] = ()
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     beside_server: ClassVar[Resources] = Resources(cpus=0.25, memory_gb=4)
     of: str = parameter("image", added=True)
     sam2: str = parameter(SAM2, output=False)
     sam2_dtype: Dtype = "float32"
     prompt: str = PROMPT
-    coordinates: Literal["pixels", "thousandths"] = "pixels"
+    coordinates: Coordinates | None = parameter(None, output=False)  # the identity has it
     max_objects: Annotated[int, Field(ge=1, le=255)] = 12
     max_new_tokens: NewTokens = 1024
     resources: Resources = Resources(memory_gb=28, batch_size=8)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.server is not None:
+            _ = self._counts  # refused before anything is asked
+
     def checkpoints(self) -> Mapping[str, Checkpoint]:
         return {**super().checkpoints(), "sam2": sam2_checkpoint(self.sam2)}
+
+    def identity(self) -> str | None:
+        """Weights, and how the model counts.
+
+        Raises:
+            MissingWeights: as `VlmAnnotator.identity`.
+            GraphError: the model's family is not known, and `coordinates` does not say how it counts.
+        """
+        return f"{super().identity()} coordinates:{self._counts}"
+
+    @property
+    def _counts(self) -> Coordinates:
+        found = self.coordinates
+        if found is None and self.server is not None:
+            found = coordinates_of_name(self.model)
+        elif found is None:
+            found = coordinates_of_folder(self.checkpoints()["model"].folder())
+        if found is None:
+            raise GraphError(
+                f"coordinates: nothing tells how {self.model!r} counts (known: Qwen2-VL, Qwen2.5-VL, Qwen3-VL); say "
+                "pixels, of the picture as the model gets it, or thousandths, of its width and height"
+            )
+        return found
 
     def load(self, device: str) -> tuple[Vlm, Sam2Network]:
         return super().load(device), load_sam2(self.checkpoints()["sam2"].folder(), device, self.sam2_dtype)
@@ -93,7 +138,7 @@ class OpenWorld(VlmAnnotator):
         pictures = [request.inputs["image"].array() for request in batch]
         shown = [fitted(picture, self.max_side) for picture in pictures]
         questions = [Question(s, (self._question(s),), r.seed) for r, s in zip(batch, shown, strict=True)]
-        answers = self.ask_json(vlm, questions, objects_in)
+        answers = self.ask_json(vlm, questions, lists_in, objects_in, SCHEMA)
         return [
             self._result(answer, size, request, sam2) if isinstance(answer, list) else answer
             for answer, size, request in zip(answers, shown, batch, strict=True)
@@ -101,7 +146,7 @@ class OpenWorld(VlmAnnotator):
 
     def _question(self, shown: Pixels) -> str:
         height, width = shown.shape[:2]
-        counted = _COUNTED[self.coordinates].replace("{width}", str(width)).replace("{height}", str(height))
+        counted = _COUNTED[self._counts].replace("{width}", str(width)).replace("{height}", str(height))
         return self.prompt.replace("{max_objects}", str(self.max_objects)).replace("{coordinates}", counted)
 
     def _result(
@@ -117,7 +162,7 @@ class OpenWorld(VlmAnnotator):
     def _drawn(self, named: Sequence[_Object], shown: Pixels, request: Request, sam2: Sam2Network) -> Derived | Skip:
         """Boxes and mask of the objects that the model named in the picture `shown` to it."""
         picture = request.inputs["image"].array()
-        height, width = shown.shape[:2] if self.coordinates == "pixels" else (1000, 1000)
+        height, width = shown.shape[:2] if self._counts == "pixels" else (1000, 1000)
         boxes = _boxes(named, (picture.shape[1] / width, picture.shape[0] / height), picture)[: self.max_objects]
         masks = masks_from_boxes(sam2, picture, [box for _, box in boxes])
         masked = [(label, box, mask) for (label, box), mask in zip(boxes, masks, strict=True) if mask.any()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -14,9 +13,10 @@ from pydantic import Field
 from graphbuild.annotators.base import Annotator, Resources, Side, Skip, parameter
 from graphbuild.errors import MissingWeights
 from graphbuild.images.codecs import Pixels
+from graphbuild.models.answers import words_of
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
-from graphbuild.models.vlm import Question, Refused, Reply, Vlm
+from graphbuild.models.vlm import Cut, Question, Refused, Reply, Vlm
 from graphbuild.models.vlm_local import load_vlm
 from graphbuild.models.vlm_server import VlmServer
 
@@ -32,11 +32,13 @@ _REFUSAL = re.compile(
 )
 
 NewTokens = Annotated[int, Field(ge=1, le=32768)]
-Temperature = Annotated[float, Field(ge=0, le=10)]
+Temperature = Annotated[float, Field(ge=0, le=10)] | None
 
 Read = TypeVar("Read")
 Answer = str | Skip | Exception
-"""A reply as an annotator reports it: a refusal is a skip."""
+"""A reply as an annotator reports it: a refusal, and an answer that is cut off, is a skip."""
+Values = Callable[[str], Iterator[Any]]
+"""The JSON values of an answer that may be meant, the likeliest first: a function of `graphbuild.models.answers`."""
 
 
 class UnreadableAnswer(ValueError):
@@ -67,7 +69,8 @@ class VlmAnnotator(Annotator):
         tries: of one request, with exponential backoff, while the server is busy, failing or silent.
         max_side: of a picture as the model gets it, pixels; 980 is within the 1280 patches of common servers.
         max_new_tokens: longest answer.
-        temperature: 0 for the likeliest answer; above, answers are sampled with the request's seed.
+        temperature: of the draws, which follow the request's seed; 0 for the likeliest answer; None for the
+            checkpoint's own settings. Its other settings (top-p, top-k, penalties) are kept at any temperature.
         dtype: precision of weights and activations of a model that is loaded here.
     """
 
@@ -85,7 +88,7 @@ class VlmAnnotator(Annotator):
     tries: Annotated[int, Field(ge=1, le=100)] = parameter(5, output=False)
     max_side: Side = 980
     max_new_tokens: NewTokens = 512
-    temperature: Temperature = 0.0
+    temperature: Temperature = None
     dtype: Dtype = "bfloat16"
     resources: Resources = Resources(memory_gb=24, batch_size=8)
 
@@ -145,24 +148,34 @@ class VlmAnnotator(Annotator):
         )
 
     def ask(self, model: Vlm, questions: Sequence[Question]) -> list[Answer]:
-        """One answer per question; a refusal, also one in words, is `Skip("refused")`."""
-        replies = model.ask(questions, max_new_tokens=self.max_new_tokens, temperature=self.temperature)
-        return [_answer(reply) for reply in replies]
+        """The words of one answer per question, without thinking. A refusal, also one in words, is `Skip("refused")`,
+        an answer that is cut off `Skip("length")`."""
+        return [_answer(reply) for reply in self._replies(model, questions)]
 
     def ask_json(
-        self, model: Vlm, questions: Sequence[Question], read: Callable[[Any], Read]
-    ) -> list[Read | Skip | Exception]:
-        """One answer per question, parsed by `read` from its JSON; an unreadable one is asked for once more.
+        self, model: Vlm, questions: Sequence[Question], values: Values, read: Callable[[Any], Read],
+        schema: Mapping[str, Any],
+    ) -> list[Read | Skip | Exception]:  # fmt: skip
+        """One answer per question, `read` from its JSON; an unreadable one is asked for once more, one that is cut off
+        before there is enough of it is `Skip("length")`.
 
         Args:
-            read: raises ValueError where the JSON is not what was asked for.
+            values: what in an answer may be meant.
+            read: raises ValueError where a value is not what was asked for.
+            schema: of the JSON, for servers that can hold a model to it.
         """
-        answers = [_read(reply, read) for reply in self.ask(model, questions)]
+        answers = [_read(reply, values, read) for reply in self._replies(model, questions, schema)]
         unread = {at: answer for at, answer in enumerate(answers) if isinstance(answer, UnreadableAnswer)}
         again = [questions[at].after(wrong.said, _AGAIN.replace("{why}", wrong.why)) for at, wrong in unread.items()]
-        for at, reply in zip(unread, self.ask(model, again), strict=True):
-            answers[at] = _read(reply, read)
+        for at, reply in zip(unread, self._replies(model, again, schema), strict=True):
+            answers[at] = _read(reply, values, read)
         return answers
+
+    def _replies(
+        self, model: Vlm, questions: Sequence[Question], schema: Mapping[str, Any] | None = None
+    ) -> list[Reply]:
+        settings: Any = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
+        return model.ask(questions, **settings, schema=schema)
 
 
 def fitted(picture: Pixels, max_side: int) -> Pixels:
@@ -179,33 +192,28 @@ def fitted(picture: Pixels, max_side: int) -> Pixels:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)  # type: ignore
 
 
-def json_in(answer: str) -> Any:
-    """The first JSON object or list in an answer, whatever stands around it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    start = re.search(r"[\[{]", answer)
-    if start is None:
-        raise ValueError("no JSON in it")
-    try:
-        return json.JSONDecoder().raw_decode(answer, start.start())[0]
-    except json.JSONDecodeError as error:
-        raise ValueError(error.msg) from error
-
-
 def _answer(reply: Reply) -> Answer:
-    declined = isinstance(reply, Refused) or (isinstance(reply, str) and _REFUSAL.match(reply))
-    return Skip("refused") if declined else reply  # type: ignore[return-value]
-
-
-def _read(reply: Answer, read: Callable[[Any], Read]) -> Read | Skip | Exception:
-    if not isinstance(reply, str):
+    if isinstance(reply, Exception):
         return reply
-    try:
-        return read(json_in(reply))
-    except ValueError as error:
-        return UnreadableAnswer(str(error), reply)
+    if isinstance(reply, Cut):
+        return Skip("length")
+    if isinstance(reply, Refused) or _REFUSAL.match(words := words_of(reply)):
+        return Skip("refused")
+    return words
+
+
+def _read(reply: Reply, values: Values, read: Callable[[Any], Read]) -> Read | Skip | Exception:
+    if isinstance(reply, Exception | Refused):
+        return _answer(reply)  # type: ignore[return-value]
+    said = reply.words if isinstance(reply, Cut) else reply
+    why = ""
+    for value in values(said):
+        try:
+            return read(value)
+        except ValueError as error:
+            why = why or str(error)
+    answer = _answer(reply)
+    return UnreadableAnswer(why or "no JSON in it", words_of(said) or said) if isinstance(answer, str) else answer
 
 
 def _instead(given: Resources, default: Resources, other: Resources) -> Resources:

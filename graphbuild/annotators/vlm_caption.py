@@ -21,16 +21,18 @@ PROMPT = (
 class VlmCaption(VlmAnnotator):
     """One paragraph about a picture (S. Bai et al., "Qwen2.5-VL Technical Report", arXiv 2502.13923).
 
-    White space is cleaned, nothing else is changed. The further parameters are those of `VlmAnnotator`.
+    Thinking and a fence around the words are left out and white space is cleaned, nothing else is changed. The further
+    parameters are those of `VlmAnnotator`.
 
     Args:
         prompt: the question.
 
-    Skips with `refused` and, for an empty answer, `no_caption`.
+    Skips with `refused`, `length` and, for an empty answer, `no_caption`.
     """
 
     makes: ClassVar[tuple[str, ...]] = ("caption",)
     item_facts: ClassVar[tuple[str, ...]] = ()
+    code_version: ClassVar[int] = 2
     of: str = parameter("image", added=True)
     prompt: str = PROMPT
 

@@ -86,6 +86,8 @@ _DECLARED: tuple[Kind, ...] = (
     _stored("caption", "text", "text", "what the image shows, in words"),
     _stored("edit_text", "text", "text", "what the image shows with another subject, in words"),
     _stored("background_text", "text", "text", "what the image shows with another background, in words"),
+    _stored("edit_instruction", "text", "text", "what to do to the image so that it shows another subject, in words"),
+    _stored("background_instruction", "text", "text", "what to do to the image so that it shows another background"),
     _stored("canny", "condition", "png1", "Canny edges, white on black"),
     _stored("hed", "condition", "jpeg_gray", "soft learned edges, bright on black"),
     _stored("lineart", "condition", "jpeg_gray", "a line drawing, light on black"),
@@ -147,6 +149,9 @@ _DECLARED: tuple[Kind, ...] = (
     _degradation("rain", "rain streaks"),
     _degradation("frost", "frost as on a window"),
 )
+
+INSTRUCTIONS = ("edit_instruction", "background_instruction")
+"""Texts that say what to do; other texts say what is to be seen."""
 
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _DECLARED})
 

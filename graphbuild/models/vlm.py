@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from graphbuild.images.codecs import Pixels
 
@@ -32,17 +32,33 @@ class Refused:
     """The model, or its server, declined to answer."""
 
 
-Reply = str | Refused | Exception
-"""What came of one question: words, a refusal, or what went wrong with this question alone."""
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Words that end where the answer had its greatest length."""
+
+    words: str
+
+
+Reply = str | Cut | Refused | Exception
+"""What came of one question: words, the beginning of some, a refusal, or what went wrong with this question alone."""
 
 
 class Vlm(Protocol):
     """Something that answers questions: `LocalVlm` or `VlmServer`."""
 
-    def ask(self, questions: Sequence[Question], *, max_new_tokens: int, temperature: float) -> list[Reply]:
+    def ask(
+        self,
+        questions: Sequence[Question],
+        *,
+        max_new_tokens: int,
+        temperature: float | None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[Reply]:
         """One reply per question, in order.
 
         Args:
             max_new_tokens: after which an answer is cut off.
-            temperature: 0 for the likeliest tokens, else tokens are sampled from softmax(scores / temperature).
+            temperature: 0 for the likeliest tokens; above, tokens are sampled from softmax(scores / temperature), from
+                those that the checkpoint's own settings leave; None for these settings as they are.
+            schema: JSON schema of the answer, for models that can be held to one; others ignore it.
         """

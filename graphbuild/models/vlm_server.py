@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -19,9 +20,10 @@ from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, TimeoutE
 
 from graphbuild.errors import GraphError
 from graphbuild.images.codecs import CODECS
-from graphbuild.models.vlm import Question, Refused, Reply
+from graphbuild.models.vlm import Cut, Question, Refused, Reply
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_REJECTED = frozenset({400, 422, 501})
 _REFUSED = frozenset({"content_filter", "content_policy_violation"})
 _VERSION_FIELDS = ("revision", "version", "digest")
 _LIST_TIMEOUT_S = 10.0
@@ -33,6 +35,10 @@ _LEAST_SECRET = 8
 
 class ServerFault(RuntimeError):
     """A request that the server did not answer, or not as the interface says; without its address or its key."""
+
+
+class Rejected(ServerFault):
+    """A request that the server will not take as it is."""
 
 
 class _Patience(Retry):
@@ -71,14 +77,23 @@ class VlmServer:
     tries: int = 5
     pause_s: float = 1.0
 
-    def ask(self, questions: Sequence[Question], *, max_new_tokens: int, temperature: float) -> list[Reply]:
-        """One reply per question, in order, `in_flight` of them under way at once."""
+    def ask(
+        self,
+        questions: Sequence[Question],
+        *,
+        max_new_tokens: int,
+        temperature: float | None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[Reply]:
+        """One reply per question, in order, `in_flight` of them under way at once. A server that rejects a request with
+        a schema and takes the same without is not sent one again."""
 
         def reply(question: Question) -> Reply:
             body = {"model": self.model, "messages": _messages(question), "max_tokens": max_new_tokens}
-            drawn = {"seed": question.seed % 2**31} if temperature else {}
+            body |= {} if temperature == 0 else {"seed": question.seed % 2**31}
+            body |= {} if temperature is None else {"temperature": temperature}
             try:
-                return _said(self._answer({**body, "temperature": temperature, **drawn}))
+                return _said(self._answer(body) if schema is None else self._held_to(schema, body))
             except ServerFault as fault:
                 return fault
 
@@ -134,6 +149,26 @@ class VlmServer:
     def _url(self, path: str) -> str:
         base = self.address.rstrip("/")
         return f"{base}{'' if urlsplit(base).path else '/v1'}/{path}"
+
+    @cached_property
+    def _takes_no_schema(self) -> Event:
+        return Event()
+
+    def _held_to(self, schema: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
+        """The response to a request whose answer should have this schema.
+
+        Raises:
+            ServerFault: as `_answer`.
+        """
+        if self._takes_no_schema.is_set():
+            return self._answer(body)
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        try:
+            return self._answer({**body, "response_format": form})
+        except Rejected:
+            document = self._answer(body)
+            self._takes_no_schema.set()
+            return document
 
     def _answer(self, body: Mapping[str, Any]) -> Any:
         """The response to one request, retried while the server is busy, failing or silent.
@@ -207,7 +242,7 @@ def _document(response: BaseHTTPResponse, key: str | None) -> Any:
     """The JSON of a final response, without the key; a refusal for its content has the form of an answer.
 
     Raises:
-        ServerFault: it is neither.
+        ServerFault: it is neither; `Rejected` where another request might be.
     """
     text = response.data.decode(errors="replace")
     good = 200 <= response.status < 300
@@ -224,7 +259,13 @@ def _document(response: BaseHTTPResponse, key: str | None) -> Any:
     error = document.get("error") if isinstance(document, Mapping) else None
     if isinstance(error, Mapping) and error.get("code") in _REFUSED:
         return {"choices": [{"finish_reason": "content_filter", "message": {}}]}
-    raise ServerFault(f"HTTP {response.status}: {' '.join(_masked(text, key).split())[:200]}")
+    fault = Rejected if response.status in _REJECTED else ServerFault
+    raise fault(f"HTTP {response.status}: {' '.join(_masked(text, key).split())[:200]}")
+
+
+def _text(part: Mapping[str, Any]) -> str:
+    """The words of one part of a message; thinking is a part of its own with some servers."""
+    return str(part["text"]) if part.get("type", "text") == "text" else ""
 
 
 def _said(document: Any) -> Reply:
@@ -239,6 +280,7 @@ def _said(document: Any) -> Reply:
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
             return Refused()
         content = message["content"]
-        return content if isinstance(content, str) else "".join(part["text"] for part in content or [])
+        said = content if isinstance(content, str) else "".join(map(_text, content or []))
+        return Cut(said) if choice.get("finish_reason") == "length" else said
     except (LookupError, TypeError, AttributeError) as error:
         raise ServerFault(f"not a chat completion: {str(document)[:200]}") from error

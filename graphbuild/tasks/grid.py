@@ -14,6 +14,7 @@ from graphbuild.contracts import CellDocument, WalkDocument
 from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
+from graphbuild.kinds.registry import INSTRUCTIONS
 from graphbuild.tasks import visualcloze
 from graphbuild.tasks.cells import FILLS, Frame, Size, frames
 from graphbuild.tasks.config import CellConfig
@@ -123,6 +124,7 @@ class GridTask:
             pick=self.drawing.pick(self.walk.index),
             content=content,
             content_at=content_at,
+            instructs=self._instructs,
             notes=self._notes,
             layout=layout,
             keep=keep,
@@ -143,6 +145,12 @@ class GridTask:
             return self.drawing.graph.read(walk.rows[-1], content.source, walk.text_variant).text, column
         except MissingNode:
             return None, None
+
+    @property
+    def _instructs(self) -> bool:
+        """Whether the content says what to do instead of what is to be seen."""
+        content = self.walk.path.content
+        return content is not None and content.source in INSTRUCTIONS
 
     @cached_property
     def _notes(self) -> list[str]:
@@ -252,7 +260,7 @@ class GridTask:
             for row, holes in enumerate(self.hole_mask)
         ]  # fmt: skip
         words, (content, column) = self.evaluation, self._content
-        if content and column != columns[-1]:  # the pipeline would say that it describes the last image
+        if content and (column != columns[-1] or self._instructs):  # the pipeline says "the last image depicts"
             return {"task_prompt": f"{words.task} {words.content}", "content_prompt": None, "image": image}
         return {"task_prompt": words.task, "content_prompt": content or None, "image": image}
 

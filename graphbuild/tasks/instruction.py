@@ -64,6 +64,14 @@ CONTENTS = (
 )
 """Index 0 speaks of the last picture and is left out of the draw when the words describe another one."""
 
+EDITS = (
+    "The edit in {place}:",
+    "{place} follows this request:",
+    "To get {place}:",
+    "Instruction for {place}:",
+)
+"""Before words that say what to do instead of what is to be seen."""
+
 _CHANCE_STEPS = 1 << 20
 
 
@@ -115,6 +123,7 @@ def compose(
     pick: Pick,
     content: str | None = None,
     content_at: int | None = None,
+    instructs: bool = False,
     notes: Sequence[str] = (),
     layout: Layout = "pipeline",
     keep: Keep = KEEP_ALL,
@@ -130,6 +139,7 @@ def compose(
         pick: `pick(label, n)` gives an index in `range(n)`.
         content: what the picture in column `content_at` of the last row shows; None or empty for none.
         content_at: by default the last column.
+        instructs: `content` says what to do in order to get that picture.
         notes: one a column, put in brackets after its phrase (see `legend`); empty for none.
         layout: `pipeline` for the fixed sentences of diffusers' pipeline, `random` for ours.
         keep: the chances of keeping task, content and everything.
@@ -155,7 +165,8 @@ def compose(
     if pick("keep:task", _CHANCE_STEPS) < round(keep.task * _CHANCE_STEPS):
         task = _task(declared, targets, notes, rows, pick)
     if content and said:
-        described = f"{_content_prefix(column, len(kinds), layout, pick)} {content}"
+        sentences = EDITS if instructs else CONTENTS if column == len(kinds) - 1 else CONTENTS[1:]
+        described = f"{_content_prefix(sentences, column, len(kinds), layout, pick)} {content}"
     sentence = _layout(*(shape or (rows, len(kinds))), layout, pick)
     return Instruction(sentence, task, described, content_first=shape is not None)
 
@@ -218,11 +229,9 @@ def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], r
     return sentence[0].upper() + sentence[1:]
 
 
-def _content_prefix(column: int, columns: int, layout: Layout, pick: Pick) -> str:
-    last = column == columns - 1
-    allowed = CONTENTS if last else CONTENTS[1:]
-    sentence = allowed[0 if layout == "pipeline" else pick("content", len(allowed))]
-    place = "the last image" if last else f"[IMAGE{column + 1}]"
+def _content_prefix(sentences: Sequence[str], column: int, columns: int, layout: Layout, pick: Pick) -> str:
+    sentence = sentences[0 if layout == "pipeline" else pick("content", len(sentences))]
+    place = "the last image" if column == columns - 1 else f"[IMAGE{column + 1}]"
     text = sentence.format(place=f"{place} of the last row")
     return text[0].upper() + text[1:]
 

@@ -141,7 +141,7 @@ class Stock:
         content = path.content
         if content is None:
             return None
-        made = [(path.cells[cell] != content.of, role, self.nodes.ancestors(path.kinds[cell]).get(content.source))
+        made = [(path.cells[cell] != content.of, role, self.nodes.variants_of(content.source, path.kinds[cell]))
                 for role, cell in cells.items()]  # fmt: skip
         found = sorted((other, role, table) for other, role, table in made if table is not None)
         return found[0][1:] if found else None

@@ -57,6 +57,14 @@ class Nodes:
             self._ancestors[kind] = self._bound_to(kind)
         return self._ancestors[kind]
 
+    def variants_of(self, source: str, kind: str) -> Variants | None:
+        """Which variant of the kind `source` each node of `kind` was made from, items x variants, or of a kind that an
+        annotator makes together with it, as a caption and an instruction; None if neither is so."""
+        found, head = self.ancestors(kind), self.graph.head
+        if source in found or not self.has(source) or head[source].annotator.startswith("source:"):
+            return found.get(source)
+        return next((table for made, table in found.items() if head[made] == head[source]), None)
+
     def crossings(self, kinds: Iterable[str]) -> Pairs:
         """Items linked by a node of one, of these kinds or their ancestors, that was made from a node of the other."""
         found, waiting, seen = [np.empty((0, 2), np.int64)], list(kinds), set[str]()

@@ -16,6 +16,7 @@ from graphbuild.annotators.base import Derived, Request, Skip, params_of
 from graphbuild.annotators.open_world import OpenWorld, objects_in
 from graphbuild.annotators.vlm import UnreadableAnswer
 from graphbuild.contracts import Item
+from graphbuild.errors import GraphError
 from graphbuild.images.codecs import CODECS, Pixels
 from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
@@ -58,8 +59,9 @@ def picture(height: int = SIZE[0], width: int = SIZE[1]) -> Pixels:
     return shown.astype(np.uint8)
 
 
-def annotator(server: ChatServer, sam2: str, **options: Any) -> OpenWorld:
-    return OpenWorld(server=server.url, server_version="1", model=server.model, sam2=sam2, **options)
+def annotator(server: ChatServer, sam2: str, *, coordinates: Any = "pixels", **options: Any) -> OpenWorld:
+    use: dict[str, Any] = {"server": server.url, "server_version": "1", "model": server.model, **options}
+    return OpenWorld(**use, sam2=sam2, coordinates=coordinates)
 
 
 def run(annotator: OpenWorld, *pictures: Pixels) -> list[Any]:
@@ -93,6 +95,68 @@ def test_boxes_are_in_pixels_of_the_picture(server: ChatServer, sam2: str, coord
         assert label == "button" and small == pytest.approx([width / 4, height / 4, width / 2, height / 2], abs=3)
         assert large == pytest.approx([width / 8, height / 8, width * 7 / 8, height * 7 / 8], abs=3)
     assert all(("0 to 1000" in str(body)) == (coordinates == "thousandths") for body in server.asked)
+
+
+FAMILIES = {
+    "Qwen/Qwen2-VL-7B-Instruct": "thousandths",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "pixels",
+    "qwen2.5vl:32b": "pixels",
+    "Qwen/Qwen3-VL-8B-Instruct": "thousandths",
+    "someone/qwen3-vl-30b-a3b-awq": "thousandths",
+}
+
+
+@pytest.mark.parametrize(("model", "counts"), FAMILIES.items())
+def test_a_family_counts_as_it_was_taught(sam2: str, model: str, counts: str) -> None:
+    """Guards against boxes at a tenth of their place because the next generation counts otherwise."""
+    use = {"server": "http://a/v1", "server_version": "1", "sam2": sam2, "model": model}
+    versions = {OpenWorld(**use, **said).identity() for said in ({}, {"coordinates": counts})}
+    assert len(versions) == 1 and str(versions.pop()).endswith(f" coordinates:{counts}")
+    other = "pixels" if counts == "thousandths" else "thousandths"
+    assert OpenWorld(**use, coordinates=other).identity() not in versions
+
+
+@pytest.mark.parametrize("model", ["tests/tiny-vlm", "OpenGVLab/InternVL3-8B", "Qwen/Qwen3.5-9B", "qwen2-vlm"])
+def test_other_families_have_to_say_how_they_count(sam2: str, model: str) -> None:
+    """Guards against boxes that lie anywhere."""
+    with pytest.raises(
+        ValueError, match=r"coordinates: nothing tells how '.*' counts .*; say pixels, .* or thousandths"
+    ):
+        OpenWorld(server="http://a/v1", server_version="1", sam2=sam2, model=model)
+
+
+def test_weights_in_a_folder_say_their_family(tmp_path: Path) -> None:
+    """Guards against a folder's name that is believed: a Qwen3-VL counts in thousandths wherever it lies."""
+    use = tiny_open_world(tmp_path / "models")
+    assert str(OpenWorld(**use).identity()).endswith(" coordinates:pixels")
+    config = Path(use["model"]) / "config.json"
+    for family, counts in (("qwen3_vl", "thousandths"), ("llava", None)):
+        config.write_text(json.dumps({"model_type": family}))
+        if counts is not None:
+            assert str(OpenWorld(**use).identity()).endswith(f" coordinates:{counts}")
+            continue
+        with pytest.raises(GraphError, match="coordinates: nothing tells how"):
+            OpenWorld(**use).identity()
+        assert str(OpenWorld(**use, coordinates="pixels").identity()).endswith(" coordinates:pixels")
+
+
+@pytest.mark.usefixtures("whole_boxes")
+def test_whole_objects_of_an_answer_that_is_cut_off_count(server: ChatServer, sam2: str) -> None:
+    """Guards against a picture of many objects that has none, and the beginning of one taken for no objects."""
+    server.order(
+        "", f"cut:[{json.dumps(GOOD)}, {json.dumps({**GOOD, 'label': 'dog'})}, {{'bbox", 'cut:[{"bbox_2d": [1, 2'
+    )
+    use = annotator(server, sam2)
+    assert [label for label, _ in boxes_of(run(use, picture())[0])] == ["cat", "dog"]
+    assert run(use, picture()) == [Skip("length")] and len(server.asked) == 2
+
+
+@pytest.mark.usefixtures("whole_boxes")
+def test_one_object_a_line(server: ChatServer, sam2: str) -> None:
+    """Guards against all objects but one that are lost."""
+    lines = "\n".join(json.dumps({**GOOD, "label": label}) for label in ("cat", "dog", "fox"))
+    server.order("", f"say:<think>[]</think>{lines}")
+    assert [label for label, _ in boxes_of(run(annotator(server, sam2), picture())[0])] == ["cat", "dog", "fox"]
 
 
 @pytest.mark.usefixtures("whole_boxes")
@@ -229,11 +293,11 @@ def test_pictures_of_all_sizes(server: ChatServer, sam2: str) -> None:
 
 def test_the_version_knows_both_models(sam2: str) -> None:
     """Guards against masks that are kept when SAM 2 was exchanged."""
-    one = OpenWorld(server="http://a/v1", server_version="1", sam2=sam2)
+    one = OpenWorld(server="http://a/v1", server_version="1", sam2=sam2, model="qwen2.5-vl")
     identity = one.identity()
     assert identity is not None and "@server:1 files:" in identity and set(one.checkpoints()) == {"sam2"}
     assert set(OpenWorld().checkpoints()) == {"model", "sam2"} and len(OpenWorld().missing()) == 2
-    changes: list[dict[str, Any]] = [{"coordinates": "thousandths"}, {"sam2_dtype": "float16"}, {"max_objects": 3}]
+    changes: list[dict[str, Any]] = [{"sam2_dtype": "float16"}, {"max_objects": 3}]
     assert all(params_of(OpenWorld(**change)) != params_of(OpenWorld()) for change in changes)
     assert 0 < one.resources.memory_gb < OpenWorld().resources.memory_gb
 

@@ -79,6 +79,7 @@ def test_every_annotator_of_the_library_is_tried() -> None:
 def test_every_kind_is_stored_for_every_item(graph: Graph) -> None:
     stored = {name: kind for name, kind in KINDS.items() if not kind.is_computed}
     variants = {"style_reference": 3, "style_content": 3, "style_semantic": 3, "edit_text": 5, "edit_local": 5}
+    variants["edit_instruction"] = 5
     expected = {name: variants.get(name, 1) for name in stored} | dict.fromkeys(OF_EDITS, 1) | {"edit_local.canny": 5}
     kinds = graph.kinds()
     assert kinds.pop("garment", 0) == kinds.pop("agnostic", 0) <= PAIRS

@@ -18,7 +18,7 @@ CODECS = {
     "labels": "semantic clothes segments mask",
     "pose": "pose",
     "boxes": "boxes",
-    "text": "caption edit_text background_text",
+    "text": "caption edit_text background_text edit_instruction background_instruction",
     "jpeg": "style_content style_semantic edit_global",
     "png": "edit_local",
 }
@@ -50,11 +50,11 @@ def test_computed_kinds_and_their_parents() -> None:
 
 def test_groups() -> None:
     assert named("image") == ["image", "reference"]
-    assert named("text") == ["caption", "edit_text", "background_text"]
+    assert named("text") == ["caption", "edit_text", "background_text", "edit_instruction", "background_instruction"]
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 65 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 67 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from graphbuild.errors import GraphError
-from graphbuild.models.vlm import Question, Refused
+from graphbuild.models.vlm import Cut, Question, Refused
 from graphbuild.models.vlm_server import ServerFault, VlmServer
 from tests.support.openai_server import ChatServer, chat_server, picture_bytes
 
@@ -39,9 +39,9 @@ def client(server: ChatServer, **options: Any) -> VlmServer:
     )
 
 
-def ask(vlm: VlmServer, *words: str, temperature: float = 0.0) -> list[Any]:
+def ask(vlm: VlmServer, *words: str, temperature: float | None = 0.0, schema: Any = None) -> list[Any]:
     questions = [Question(PICTURE, (text,), seed=2**40 + at) for at, text in enumerate(words)]
-    return vlm.ask(questions, max_new_tokens=50, temperature=temperature)
+    return vlm.ask(questions, max_new_tokens=50, temperature=temperature, schema=schema)
 
 
 # ---- what is sent ------------------------------------------------------------------------------------------------
@@ -67,6 +67,36 @@ def test_seeds_are_sent_when_something_is_drawn(server: ChatServer) -> None:
     drawn, greedy = server.asked[:2], server.asked[2]
     assert len({body["seed"] for body in drawn}) == 2 and all(0 <= body["seed"] < 2**31 for body in drawn)
     assert "seed" not in greedy and greedy["temperature"] == 0
+
+
+def test_the_servers_own_settings_are_left_to_it(server: ChatServer) -> None:
+    """Guards against a temperature of ours in place of what the model's authors advise."""
+    ask(client(server), "one", temperature=None)
+    assert "temperature" not in server.asked[0] and "seed" in server.asked[0]
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+def test_a_schema_is_sent(server: ChatServer) -> None:
+    ask(client(server), "one", schema=SCHEMA)
+    form = server.asked[0]["response_format"]
+    assert form["type"] == "json_schema" and form["json_schema"]["schema"] == SCHEMA
+
+
+def test_a_server_without_schemas_is_asked_without() -> None:
+    """Guards against rows that fail at a server that takes no schema, and each of them asked twice."""
+    with chat_server(schemas=False) as server:
+        vlm = client(server, in_flight=1)
+        assert all(isinstance(reply, str) for reply in ask(vlm, "one", "two", "three", schema=SCHEMA))
+        assert ["response_format" in body for body in server.asked] == [True, False, False, False]
+
+
+def test_a_request_that_is_bad_anyhow_leaves_the_schema(server: ChatServer) -> None:
+    """Guards against a server that loses its schema for all rows because one picture was refused."""
+    server.order("bad", "400", "400")
+    bad, good = ask(client(server, in_flight=1), "bad day", "good day", schema=SCHEMA)
+    assert isinstance(bad, ServerFault) and isinstance(good, str) and "response_format" in server.asked[-1]
 
 
 @pytest.mark.parametrize("address", ["/v1", "/v1/", "", "/"])
@@ -207,6 +237,18 @@ def test_a_refusal_is_no_failure(server: ChatServer, how: str) -> None:
     assert isinstance(reply, Refused) and server.tries("bad") == 1
 
 
+def test_an_answer_that_is_cut_off_is_known_as_such(server: ChatServer) -> None:
+    """Guards against half a caption stored as one."""
+    server.order("bad", "cut:A dog that")
+    assert ask(client(server), "bad day") == [Cut("A dog that")]
+
+
+def test_thinking_that_is_a_part_of_its_own_is_left_out(server: ChatServer) -> None:
+    content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "A dog."}]
+    server.order("", f"raw:200 {json.dumps({'choices': [{'message': {'content': content}}]})}")
+    assert ask(client(server), "one") == ["A dog."]
+
+
 @pytest.mark.parametrize("how", ["html", "no_choices"])
 def test_what_is_no_completion_is_a_fault(server: ChatServer, how: str) -> None:
     """Guards against a proxy's page stored as a caption."""
@@ -268,5 +310,6 @@ def test_transformers_serve(tmp_path: Path, photos: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    (said,) = replies  # the server also spells out where the answer of this tokenizer begins
+    (reply,) = replies  # the server also spells out where the answer of this tokenizer begins
+    said = reply.words if isinstance(reply, Cut) else reply
     assert isinstance(said, str) and said.endswith(tuple(CAPTIONS)), replies

@@ -31,18 +31,21 @@ class ChatServer(ThreadingHTTPServer):
     together: it answers no conversation before it had so many at once.
     asked: the bodies of all requests, in order; `at`: when each came; `headers`: their headers.
     most_in_flight: requests it had at once at most.
+    schemas: whether it takes requests with a schema of the answer.
     """
 
     daemon_threads = True
 
-    def __init__(self, *, model: str = MODEL, key: str | None = None, together: int = 1, **listing: str) -> None:
+    def __init__(
+        self, *, model: str = MODEL, key: str | None = None, together: int = 1, schemas: bool = True, **listing: str
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model, self.key, self.together, self.listing = model, key, together, listing
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.asked: list[dict[str, Any]] = []
         self.at: list[float] = []
         self.headers: list[dict[str, str]] = []
-        self.most_in_flight = 0
+        self.most_in_flight, self.schemas = 0, schemas
         self.closing, self.full = threading.Event(), threading.Event()
         self._in_flight = 0
         self._orders: list[tuple[str, list[str]]] = []
@@ -51,8 +54,9 @@ class ChatServer(ThreadingHTTPServer):
     def order(self, words: str, *what: str) -> None:
         """What becomes of the next requests with these words in the conversation, one after another; then all is well.
 
-        `malformed`, `refusal`, `empty`, `say:WORDS`; `refusal_field`, `filtered`, `policy`; `429`, `429:RETRY_AFTER`,
-        `500` or another status; `drop` the connection, `half` an answer, `hang`, `html`, `no_choices`.
+        `malformed`, `refusal`, `empty`, `say:WORDS`, `cut:WORDS` by the greatest length; `refusal_field`, `filtered`,
+        `policy`; `429`, `429:RETRY_AFTER`, `500` or another status; `drop` the connection, `half` an answer, `hang`,
+        `html`, `no_choices`, `raw:STATUS BODY`.
         """
         self._orders.append((words, list(what)))
 
@@ -115,7 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
         ordered = self.server.enter(body, dict(self.headers.items()))
         try:
             self.server.full.wait(20)
-            self._do(ordered, body)
+            if "response_format" in body and not self.server.schemas:
+                self._send(400, {"error": {"message": "response_format: not supported"}})
+            else:
+                self._do(ordered, body)
         finally:
             self.server.leave()
 
@@ -167,11 +174,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _completion(what: str, detail: str, body: dict[str, Any]) -> dict[str, Any]:
-    fixed = {"malformed": MALFORMED, "refusal": REFUSAL, "empty": " \n", "say": detail, "refusal_field": ""}
+    fixed = {"malformed": MALFORMED, "refusal": REFUSAL, "empty": " \n", "refusal_field": ""}
+    fixed |= {"say": detail, "cut": detail}
     message = {"role": "assistant", "content": fixed[what] if what in fixed else _answer(body)}
     if what == "refusal_field":
         message["refusal"] = "No."
-    choice = {"index": 0, "message": message, "finish_reason": "content_filter" if what == "filtered" else "stop"}
+    ended = {"filtered": "content_filter", "cut": "length"}.get(what, "stop")
+    choice = {"index": 0, "message": message, "finish_reason": ended}
     return {"id": "chatcmpl-1", "object": "chat.completion", "model": body["model"], "choices": [choice]}
 
 
@@ -182,9 +191,11 @@ def _answer(body: dict[str, Any]) -> str:
     number = int(idea[1]) if idea else 1
     if '"subject"' in question:
         new = {"subject": f"toy number {number}", "caption": f"Toy number {number} in {colour} light."}
+        new["instruction"] = f"Put toy number {number} there."
         return f"```json\n{json.dumps(new)}\n```"
     if '"background"' in question:
-        return json.dumps({"background": f"beach {number}", "caption": f"The same, on beach {number}, {colour}."})
+        new = {"background": f"beach {number}", "caption": f"The same, on beach {number}, {colour}."}
+        return json.dumps({**new, "instruction": f"Take it to beach {number}."})
     if '"bbox_2d"' in question:
         if "0 to 1000" in question:
             width, height = 1000, 1000

@@ -17,8 +17,16 @@ THINGS = ("cat", "bicycle", "brass lamp", "pineapple", "toy robot", "teapot", "s
 PLACES = ("on a wooden table", "against a white wall", "on wet sand", "in long grass", "under a street lamp", "in snow")
 _EACH = tuple((thing, place) for thing in THINGS for place in PLACES)
 CAPTIONS = tuple(f"A {thing} {place}, seen from the side in soft light." for thing, place in _EACH)
-EDITS = tuple(json.dumps({"subject": f"a {thing}", "caption": f"A {thing} {place}."}) for thing, place in _EACH)
-BACKGROUNDS = tuple(json.dumps({"background": where, "caption": f"The {thing} is {where}."}) for thing, where in _EACH)
+EDITS = tuple(
+    json.dumps({
+        "subject": f"a {thing}", "caption": f"A {thing} {place}.", "instruction": f"Put a {thing} in its place.",
+    })
+    for thing, place in _EACH
+)  # fmt: skip
+BACKGROUNDS = tuple(
+    json.dumps({"background": where, "caption": f"The {thing} is {where}.", "instruction": f"Set it {where}."})
+    for thing, where in _EACH
+)
 BOXES = tuple(
     json.dumps([{"bbox_2d": [left, 8, left + 56, 80], "label": thing}, {"bbox_2d": [4, 4, 40, 52], "label": "leaf"}])
     for left, thing in zip(range(0, 56, 7), THINGS, strict=True)
@@ -91,7 +99,9 @@ def tiny_vlm(folder: Path, answers: Sequence[str], *, family: str = "qwen2_5_vl"
         network.get_input_embeddings().weight[[unknown, role]] = 0  # else most words of a question outweigh the picture
         network.lm_head.weight.zero_()  # no other word is the likeliest: of an answer and its opposite one is above 0
         network.lm_head.weight[-len(answers) :] = 5 * torch.cat([answer, -answer])
-    network.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    # Each of them ends itself, so that none is cut off.
+    ends = [tokenizer.convert_tokens_to_ids("<|im_end|>"), *range(len(tokenizer) - len(answers), len(tokenizer))]
+    network.generation_config.eos_token_id = ends
     network.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     network.save_pretrained(folder)
     _processor(family, tokenizer).save_pretrained(folder)

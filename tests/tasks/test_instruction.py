@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import pathlib
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,20 @@ def test_our_words() -> None:
         " [IMAGE2] a reference photo of the subject and [IMAGE3] a depth map"
         " into [IMAGE4] a stylised picture that keeps content and layout."
     )
+
+
+@pytest.mark.parametrize("layout", ["pipeline", "random"])
+def test_an_instruction_is_not_said_to_be_seen(layout: Any) -> None:
+    """Guards against "the last image depicts: make it red"."""
+    made = compose(
+        ["image", "edit_local"], [1], rows=1, pick=first, content="Make it red.", instructs=True, layout=layout
+    )
+    assert made.content == "The edit in the last image of the last row: Make it red."
+    for number in range(4):
+        pick = fixed(content=number)
+        said = compose(["edit_local", "image"], [0], rows=2, pick=pick, content="Go.", content_at=0, instructs=True,
+                       layout="random").content  # fmt: skip
+        assert "[IMAGE1] of the last row" in said and said.endswith(": Go.") and said[0] in "[TI"
 
 
 def test_several_targets_and_content_in_the_middle() -> None:

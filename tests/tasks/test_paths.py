@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from graphbuild.kinds.registry import KINDS
+from graphbuild.kinds.registry import INSTRUCTIONS, KINDS
 from graphbuild.tasks.paths import Content, PathSet, TaskPath, load, role_kind, shipped
 from tests.support.numerics import assert_close
 
@@ -110,7 +110,7 @@ BEYOND = "clothes lineart scribble inpaint_box inpaint_brush inpaint_random mask
 
 def test_every_picture_kind_is_used_by_the_papers_list() -> None:
     used = {kind for path in load("graph200k").paths for kind in path.kinds}
-    texts = {"caption", "edit_text", "background_text"}
+    texts = {"caption", "edit_text", "background_text", *INSTRUCTIONS}
     # foreground and background are computed from it
     assert set(KINDS) - used - texts - {*BEYOND.split()} == {"foreground_mask"}
 

@@ -10,6 +10,8 @@ import pytest
 
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
+from graphbuild.store.heads import change_head
+from graphbuild.store.workspace import Workspace
 from graphbuild.tasks.paths import Content, PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Walk
@@ -128,6 +130,22 @@ def test_the_text_of_the_edit_that_is_shown(tmp_path: Path) -> None:
     }
     content = Content(source="edit_text", of="edit_local")
     walks = drawn(write_graph(tmp_path / "g", spine(), kinds), "image", "edit_local", content=content)
+    assert all(walk.text_variant == by_cell(walk)[-1]["edit_local"] + 1 for walk in walks)
+    assert {walk.text_variant for walk in walks} == {1, 2, 3}
+
+
+def test_the_instruction_of_the_edit_that_is_shown(tmp_path: Path) -> None:
+    """One annotator writes caption and instruction, the edit is made from the caption: both are of the same edit."""
+    kinds = {
+        "edit_text": same(COUNT, 4, "image"),
+        "edit_local": same(COUNT, 3, "image", "edit_text", each=True, shift=1),
+    }
+    graph = write_graph(tmp_path / "g", spine(), kinds)
+    change_head(
+        graph.fs, Workspace.create(graph.fs, "test"), lambda head: {**head, "edit_instruction": head["edit_text"]}
+    )
+    content = Content(source="edit_instruction", of="edit_local")
+    walks = drawn(Graph.open(tmp_path / "g"), "image", "edit_local", content=content)
     assert all(walk.text_variant == by_cell(walk)[-1]["edit_local"] + 1 for walk in walks)
     assert {walk.text_variant for walk in walks} == {1, 2, 3}
 
