@@ -16,7 +16,7 @@ from graphbuild.hashing import digest_of
 from graphbuild.images.rendering import KEYPOINTS, drawn_colours
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.sources.base import Entry, Given, Source, SourceItem, location
-from graphbuild.sources.places import Place
+from graphbuild.sources.places import Place, nbytes_of
 
 CAPTIONS = 5
 """How many captions a picture of COCO has."""
@@ -81,7 +81,7 @@ class Coco(Source):
         entries = []
         for name, said in sorted(pictures.items()):
             stamp = stamps.get(posixpath.join(folder, name), "missing")
-            entries.append(Entry(name, f"{stamp}-{digest_of(said)}"))
+            entries.append(Entry(name, f"{stamp}-{digest_of(said)}", nbytes=nbytes_of(stamp)))
         return entries
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:

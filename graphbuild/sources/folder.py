@@ -34,6 +34,7 @@ from graphbuild.sources.captions import (
     shown,
     too_long,
 )
+from graphbuild.sources.places import nbytes_of
 from graphbuild.sources.remote import SCHEMES, mirror_of, scheme_of
 
 _PLUGINS = {
@@ -72,7 +73,7 @@ class Folder(Source):
             keys = sorted(seen.images)
             rows = ((key, self._row(root, key, tables, walked=seen)) for key in keys)
             stamps = seen.images
-            entries = [Entry(key, stamps[key], _facts(key, row), _nbytes(stamps[key])) for key, row in rows]
+            entries = [Entry(key, stamps[key], _facts(key, row), nbytes_of(stamps[key])) for key, row in rows]
             notes = [*seen.notes(), *(tables.notes(seen.tables, keys[0]) if keys else ())]
         except CaptionError as error:
             raise ValueError(f"source 'folder': {error}") from error
@@ -356,8 +357,3 @@ def _stamp(path: str) -> str:
     except OSError:
         return "unreadable"  # a link to nothing is still an item: its edge says what is wrong
     return f"{found.st_size}-{found.st_mtime_ns}"
-
-
-def _nbytes(stamp: str) -> int:
-    size = stamp.partition("-")[0]
-    return int(size) if size.isdecimal() else 0

@@ -14,7 +14,7 @@ from graphbuild.lookup import suggestion
 from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, facts_digest
 from graphbuild.sources.captions import CaptionError, text_rows
 from graphbuild.sources.columns import Mapped, look_up
-from graphbuild.sources.places import Place
+from graphbuild.sources.places import Place, nbytes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,9 @@ class Manifest(Mapped):
             ValueError: no such file or column, rows of one name, or addresses instead of files.
         """
         place, rows = self._place(), self._rows()
-        return [
-            Entry(key, place.stamp(self._picture(row)), facts_digest(columns_of(self.item(key, row, _unread))))
-            for key, row in rows.items()
-        ]
+        stamps = {key: place.stamp(self._picture(row)) for key, row in rows.items()}
+        facts = {key: facts_digest(columns_of(self.item(key, row, _unread))) for key, row in rows.items()}
+        return [Entry(key, stamp, facts[key], nbytes_of(stamp)) for key, stamp in stamps.items()]
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The rows, in order, with the files that they name."""

@@ -15,7 +15,7 @@ from graphbuild.kinds.registry import KINDS
 from graphbuild.sources.base import Content, Entry, Listing, SourceItem, Unusable
 from graphbuild.sources.captions import shown
 from graphbuild.sources.columns import Mapped, Node
-from graphbuild.sources.places import Place
+from graphbuild.sources.places import Place, nbytes_of
 
 _TEXTS = (".txt", ".json", ".caption")
 _SLOT = re.compile(r"\\\{(\w+)\\\}")
@@ -74,7 +74,8 @@ class Pairs(Mapped):
                 if not files:
                     missing.setdefault(kind, []).append(_key(file, slots))
             parts = [stamps[each] for files in belongs.values() for each in files]
-            entries.append(Entry(_key(file, slots), stamps[file] if len(parts) < 2 else digest_of(parts)))
+            stamp = stamps[file] if len(parts) < 2 else digest_of(parts)
+            entries.append(Entry(_key(file, slots), stamp, nbytes=sum(map(nbytes_of, parts))))
         notes = (f"{kind}: no file for {counted(len(keys), 'item')} ({shown(keys)})" for kind, keys in missing.items())
         return Listing(tuple(sorted(entries, key=lambda entry: entry.key)), tuple(notes))
 

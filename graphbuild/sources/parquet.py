@@ -45,7 +45,8 @@ class Parquet(Mapped):
                 continue  # what `datasets` computed on the way
             with opened(place, file) as rows:
                 self._check_columns(rows.columns, file)
-                entries += [Entry(f"{file}#{row:07d}", stamp) for row in range(rows.num_rows)]
+                nbytes = rows.row_nbytes
+                entries += [Entry(f"{file}#{row:07d}", stamp, nbytes=nbytes) for row in range(rows.num_rows)]
         if not entries:
             raise ValueError(f"source {self.name!r}: no rows of .parquet or .arrow files in {self.path}; give --path")
         return sorted(entries, key=lambda entry: entry.key)

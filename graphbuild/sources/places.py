@@ -120,5 +120,11 @@ class Place:
         return f"{info['size']}-{changes}"
 
 
+def nbytes_of(stamp: str) -> int:
+    """The size of a file, which its stamp begins with; 0 if it was not found."""
+    size = stamp.partition("-")[0]
+    return int(size) if size.isdecimal() else 0
+
+
 def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(f"{root}/")

@@ -69,7 +69,8 @@ class Subjects200K(Source):
         for file, stamp in place.listing([".parquet"]):
             with opened(place, file) as rows:
                 _check_columns(rows.columns, file)
-                entries += [Entry(f"{file}#{row:07d}", stamp) for row in range(rows.num_rows)]
+                nbytes = rows.row_nbytes
+                entries += [Entry(f"{file}#{row:07d}", stamp, nbytes=nbytes) for row in range(rows.num_rows)]
         if not entries:
             raise ValueError(f"source 'subjects200k': no Parquet rows in {self.path}; give the folder with the shards")
         return sorted(entries, key=lambda entry: entry.key)

@@ -64,6 +64,14 @@ class ParquetRows:
         return count
 
     @property
+    def row_nbytes(self) -> int:
+        """About how large a row is."""
+        footer = self.parquet.metadata
+        groups = map(footer.row_group, range(footer.num_row_groups))
+        nbytes: int = sum(group.total_byte_size for group in groups) // max(1, footer.num_rows)
+        return nbytes
+
+    @property
     def columns(self) -> list[str]:
         """Dotted names of its columns, with those inside structures."""
         schema = self.parquet.metadata.schema
@@ -90,6 +98,8 @@ class ParquetRows:
 
 class ArrowRows:
     """An Arrow stream, as `datasets` saves to disk: read from its start, batch by batch."""
+
+    row_nbytes = 0
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle

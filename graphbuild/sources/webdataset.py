@@ -48,7 +48,7 @@ class WebDataset(Mapped):
             for sample, members in _index(str(self.path), file, stamp).items():
                 key = f"{file}#{sample}"
                 if any(ending.partition(".")[0] in members or ending in members for ending in picture):
-                    entries.append(Entry(key, stamp))
+                    entries.append(Entry(key, stamp, nbytes=sum(size for _, size in members.values())))
                 else:
                     without.append(key)
         if not entries:

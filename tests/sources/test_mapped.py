@@ -226,6 +226,27 @@ def test_coco_gives_boxes_masks_keypoints_and_captions(tmp_path: Path) -> None:
     assert points[0] == [4, 3, 1.0] and points[1] == [5.0, 6.0, 0.75] and points[5] == [3, 6, 1.0]
 
 
+def test_listings_say_how_large_items_are(tmp_path: Path) -> None:
+    """Guards against shards of a thousand large pictures, which take twice their bytes of disk while they are read."""
+    data, other = np.random.default_rng(0).bytes(3000), picture(2)
+    put(tmp_path, {"pairs/image/a.png": data, "pairs/depth/a.png": other, "list/a.png": data})
+    (tmp_path / "list/m.csv").write_text("photo\na.png\n")
+    (tmp_path / "tars").mkdir()
+    tar(tmp_path / "tars/0.tar", {"a.png": data, "a.depth.png": other})
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table({"photo": [data, data[::-1]]}), tmp_path / "tables/t.parquet", write_statistics=False)
+    photo = {"nodes": {"image": "photo"}}
+    for source, wanted in (
+        (resolve("pairs", path=tmp_path / "pairs"), len(data) + len(other)),
+        (resolve("manifest", path=tmp_path / "list/m.csv", **photo), len(data)),
+        (resolve("webdataset", path=tmp_path / "tars"), len(data) + len(other)),
+        (resolve("parquet", path=tmp_path / "tables", **photo), len(data)),
+        (resolve("coco", path=coco(tmp_path / "coco")), len(picture(1, form="JPEG"))),
+    ):
+        found = next(iter(source.listing().entries)).nbytes
+        assert wanted <= found <= wanted + 100, source.name
+
+
 def test_frames_of_videos_are_items_of_one_group_or_variants(tmp_path: Path) -> None:
     video = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for n in range(12):

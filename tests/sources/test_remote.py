@@ -40,7 +40,7 @@ def test_a_folder_in_a_store_is_listed_and_read_like_a_local_one(s3: ObjectStore
     local, remote = resolve("folder", path=str(own)), resolve("folder", path=(url := s3.upload(own)))
     one, other = local.listing(), remote.listing()
     assert other.notes == tuple(note for note in one.notes if "hidden" not in note) and len(other.notes) >= 3
-    assert [(e.key, e.facts) for e in other.entries] == [(e.key, e.facts) for e in one.entries]
+    assert [(e.key, e.facts, e.nbytes) for e in other.entries] == [(e.key, e.facts, e.nbytes) for e in one.entries]
     keys = [entry.key for entry in one.entries]
     assert list(remote.read(keys)) == list(local.read(keys))
     mirror_of.cache_clear()  # as a worker begins
