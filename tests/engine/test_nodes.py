@@ -18,9 +18,9 @@ import pytest
 from graphbuild.annotators.base import Resources
 from graphbuild.annotators.canny import Canny
 from graphbuild.contracts import Shard
-from graphbuild.engine.executors import probe
+from graphbuild.engine.executors import connection, probe
 from graphbuild.engine.executors.actors import Handle, Pulse
-from graphbuild.engine.executors.connection import own_code
+from graphbuild.engine.executors.connection import own_code, packed
 from graphbuild.engine.executors.nodes import AGAIN_SECONDS, AT_ALL, IN_A_ROW, Node, Nodes, brief
 from graphbuild.engine.executors.probe import findings, requirements
 from graphbuild.engine.executors.ray import _Driver
@@ -112,6 +112,24 @@ def test_own_code_travels_with_what_lies_beside_it(tmp_path: Path, monkeypatch: 
     assert own_code([Canny, sketch]) == [str(tmp_path / "own_helper"), str(tmp_path / "own_sketch.py")]
     for name in ("own_sketch", "own_helper"):
         del sys.modules[name]
+
+
+def test_data_beside_own_code_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against gigabytes of photographs that are sent to every node because they lie in a package's folder."""
+    package, copies = tmp_path / "own", tmp_path / "copies"
+    for name in ("__init__.py", "deep/er.py", "photos/1.jpg", "words/a.txt", "words/b.bin", "deep/size.json"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("x" * 100)
+    (tmp_path / "own_beside.py").write_text("")
+    declared = '"own" = ["words/*.txt"]\n"own.deep" = ["*.json"]\n"other" = ["**/*"]\n'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.setuptools.package-data]\n{declared}")
+    own = [str(package), str(tmp_path / "own_beside.py")]
+    assert packed(own, copies) == [str(copies / "own"), str(copies / "own_beside.py")]
+    found = sorted(path.relative_to(copies).as_posix() for path in copies.rglob("*") if path.is_file())
+    assert found == ["own/__init__.py", "own/deep/er.py", "own/deep/size.json", "own/words/a.txt", "own_beside.py"]
+    monkeypatch.setattr(connection, "MOST_CODE", 399)
+    with pytest.raises(GraphError, match=rf"^{package}: its code .* install the package on every node"):
+        packed(own, copies)
 
 
 # ---- whose fault it is -------------------------------------------------------------------------------------------

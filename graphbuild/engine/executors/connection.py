@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import sysconfig
 import threading
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from graphbuild.errors import GraphError
+
 MOST_BUNDLES = 256
 """At most so many actors are asked for at once."""
+
+MOST_CODE = 50_000_000
+"""Bytes of a module or package of one's own that travel to other machines."""
 
 
 @contextmanager
@@ -38,7 +46,8 @@ def connected(address: str | None, own: Sequence[type]) -> Iterator[None]:
         _connect(where)
         if (code := own_code(own)) and where != "local" and _has_other_machines():
             ray.shutdown()
-            _connect(where, runtime_env={"py_modules": code})
+            with TemporaryDirectory(prefix="graphbuild-code-") as folder:
+                _connect(where, runtime_env={"py_modules": packed(code, Path(folder))})
         yield
     finally:
         ray.shutdown()
@@ -71,6 +80,38 @@ def own_code(classes: Sequence[type]) -> list[str]:
     own = {name for name in own if name in places and not any(places[name].is_relative_to(f) for f in installed)}
     folders = {places[name].parent for name in own}
     return sorted(str(place) for place in places.values() if place.parent in folders)
+
+
+def packed(places: Sequence[str], folder: Path) -> list[str]:
+    """Copies of modules and packages in `folder`: their Python files, and the files of data that the `pyproject.toml`
+    beside a package declares in `[tool.setuptools.package-data]`. Whatever else lies among them stays here.
+
+    Raises:
+        GraphError: one has more than MOST_CODE bytes.
+    """
+    for place in map(Path, places):
+        files = [place] if place.is_file() else sorted({*place.rglob("*.py"), *_declared(place)})
+        nbytes = sum(file.stat().st_size for file in files)
+        if nbytes > MOST_CODE:
+            raise GraphError(
+                f"{place}: its code and declared data are {nbytes / 1e6:.0f} MB; at most {MOST_CODE / 1e6:.0f} travel "
+                "to other machines; install the package on every node, or keep its data in a folder that all see"
+            )
+        for file in files:
+            (copy := folder / file.relative_to(place.parent)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    return [str(folder / Path(place).name) for place in places]
+
+
+def _declared(package: Path) -> Iterator[Path]:
+    """The data of a package that belongs to it, as setuptools is told."""
+    project = package.parent / "pyproject.toml"
+    said = tomllib.loads(project.read_text(encoding="utf-8")) if project.is_file() else {}
+    for name, patterns in said.get("tool", {}).get("setuptools", {}).get("package-data", {}).items():
+        top, _, below = (package.name if name == "*" else name).partition(".")
+        if top == package.name:
+            found = (file for pattern in patterns for file in (package / below.replace(".", "/")).glob(pattern))
+            yield from (file for file in found if file.is_file())
 
 
 def _place(name: str) -> Path | None:
