@@ -159,6 +159,7 @@ class AnnotatorReport(Document):
     failed: int = 0
     reused: int = 0
     reasons: dict[str, int] = Field(default_factory=dict)
+    nbytes: int = Field(0, description="of the parts of its units")
     seconds: float = 0.0
     annotate_seconds: float = 0.0
 
@@ -201,9 +202,8 @@ class StatusDocument(Document):
     params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="of each version, live or not")
     gaps: list[str] = Field(default_factory=list, description="units of live versions that are not committed")
     excluded: int = Field(0, description="items that are never sampled nor read")
-    saved: dict[str, int] = Field(
-        default_factory=dict, description="rows of unfinished units, by annotator and version"
-    )
+    saved: dict[str, int] = Field(default_factory=dict, description="rows of unfinished units, by version")
+    nbytes: dict[str, int] = Field(default_factory=dict, description="of the parts of each live kind")
 
 
 class CellDocument(Document):

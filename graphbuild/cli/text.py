@@ -190,8 +190,10 @@ def status_table(status: StatusDocument) -> Table:
     rows = []
     for kind, counts in status.kinds.items():
         live, reasons = status.live[kind], _reasons(status.reasons.get(kind, {}))
-        rows.append((kind, *(counts[outcome] for outcome in OUTCOMES), f"{live.annotator} {live.version}", reasons))
-    return _table(title, ("kind", "ok", "skipped", "failed", "annotator", "reasons"), rows)
+        size = filesize.decimal(status.nbytes.get(kind, 0))
+        outcomes = (counts[outcome] for outcome in OUTCOMES)
+        rows.append((kind, *outcomes, size, f"{live.annotator} {live.version}", reasons))
+    return _table(title, ("kind", "ok", "skipped", "failed", "size", "annotator", "reasons"), rows)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -57,10 +57,17 @@ class _Rows:
 
         rows = GaugeMetricFamily("graphbuild_rows", "Rows of this run.", labels=["annotator", "state"])
         left = GaugeMetricFamily("graphbuild_seconds_left", "At the rate so far.", labels=["annotator"])
+        stored = GaugeMetricFamily("graphbuild_bytes", "Parts of the units of this run.", labels=["annotator"])
+        gpus = GaugeMetricFamily("graphbuild_gpu", "Memory in bytes; busy: 0 to 1.", labels=["gpu", "what"])
         progress = self._progress()
         for name, counted in progress.rows.items() if progress is not None else ():
             for state in ("total", "done", "computed", "failed"):
                 rows.add_metric([name, state], getattr(counted, state))
             if (seconds := counted.left(time.monotonic())) is not None:
                 left.add_metric([name], seconds)
-        yield from (rows, left)
+            stored.add_metric([name], counted.nbytes)
+        for name, use in progress.gpu_use().items() if progress is not None else ():
+            for what, value in use._asdict().items():
+                if value is not None:
+                    gpus.add_metric([name, what], value)
+        yield from (rows, left, stored, gpus)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from graphbuild.contracts import AnnotatorReport
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.hashing import canonical_json
+from graphbuild.models.device import GpuUse, gpu_use
 from graphbuild.store.files import Files
 
 LINE_SECONDS = 10.0
@@ -29,6 +31,7 @@ class _Rows:
     done: int = 0
     computed: int = 0
     failed: int = 0
+    nbytes: int = 0
     since: float | None = None
 
     def left(self, now: float) -> float | None:
@@ -41,17 +44,21 @@ class _Rows:
 
 
 class Progress:
-    """Rows done, failures, speed, and time left for each annotator: bars on a terminal, a plain line now and then
-    elsewhere.
+    """Rows done, failures, speed, bytes, and time left for each annotator: bars on a terminal, a plain line now and
+    then elsewhere.
 
     Args:
         totals: annotator -> rows that the run plans for it.
         as_json: lines are JSON, also on a terminal.
+
+    Attributes:
+        gpus: of workers in other processes, by node and number, as they were when the worker was last asked.
     """
 
     def __init__(self, console: Console, totals: Mapping[str, int], *, as_json: bool = False) -> None:
         self.console, self._as_json = console, as_json
         self.rows = {name: _Rows(total) for name, total in totals.items()}
+        self.gpus: dict[str, GpuUse] = {}
         self._started = self._shown = time.monotonic()
         self._bars: Bar | None = None
         if console.is_terminal and not as_json:
@@ -78,11 +85,17 @@ class Progress:
         rows.failed += failed
         if self._bars is not None:
             note, visible = f"{_clock(rows.left(now))} left, {rows.failed} failed", rows.done < rows.total
+            note += f", {decimal(rows.nbytes)}" if rows.nbytes else ""
             self._bars.update(self._tasks[name], completed=rows.done, note=note, visible=visible)
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now
             line = json.dumps(self.document(now)) if self._as_json else self.line(now)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def stored(self, reports: Iterable[UnitReport]) -> None:
+        """Add the bytes of finished units."""
+        for report in reports:
+            self.rows[report.unit.annotator].nbytes += report.nbytes
 
     def close(self) -> None:
         if self._bars is not None:
@@ -99,12 +112,19 @@ class Progress:
                     "done": rows.done,
                     "computed": rows.computed,
                     "failed": rows.failed,
+                    "nbytes": rows.nbytes,
                     "per_second": round(rows.computed / max(1e-9, now - (rows.since or now)), 3),
                     "seconds_left": None if (left := rows.left(now)) is None else round(left, 1),
                 }
                 for name, rows in self.rows.items()
             },
+            "gpus": {name: use._asdict() for name, use in self.gpu_use().items()},
         }
+
+    def gpu_use(self) -> dict[str, GpuUse]:
+        """`gpus`, or that of this process, if its work is done here."""
+        own = None if self.gpus else gpu_use()
+        return {"this machine": own} if own else self.gpus
 
     def line(self, now: float) -> str:
         """`1200/3600 nodes, 40.0/s, 0 failed, left: canny 0:00:10, sam2 0:12:00`."""
@@ -157,6 +177,7 @@ def by_annotator(reports: Sequence[UnitReport]) -> dict[str, AnnotatorReport]:
             failed=old.failed + report.counts.get("failed", 0),
             reused=old.reused + report.reused,
             reasons=reasons,
+            nbytes=old.nbytes + report.nbytes,
             seconds=old.seconds + report.seconds,
             annotate_seconds=old.annotate_seconds + report.annotate_seconds,
         )

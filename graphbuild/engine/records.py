@@ -122,7 +122,8 @@ class Failure(NamedTuple):
 class UnitReport:
     """What became of a unit: `committed`, `unchanged`, `replan`, or `failed` with an error; of a part of one: `saved`.
     `final` says that trying again would not help, `broken` that the annotator itself is at fault, `device_lost` that
-    this process cannot use its GPU any more; `unseen` are listed files that are missing here."""
+    this process cannot use its GPU any more; `unseen` are listed files that are missing here; `nbytes` is the size of
+    its parts."""
 
     unit: Unit
     revision: int
@@ -138,6 +139,7 @@ class UnitReport:
     computed_failed: int = 0
     reused: int = 0
     failures: list[Failure] = field(default_factory=list)
+    nbytes: int = 0
     seconds: float = 0.0
     annotate_seconds: float = 0.0
 
@@ -151,6 +153,8 @@ class UnitReport:
         """Set the totals from the commit, or from `rows` if nothing was published."""
         if document is None:
             self.status = "unchanged"
+        else:
+            self.nbytes = sum(part.nbytes for part in document.parts)
         for row in rows:
             self.counts[row.status] = self.counts.get(row.status, 0) + 1
             if row.reason is not None:

@@ -204,6 +204,8 @@ class _Run:
 
     def _finished(self, job: Job, reports: list[UnitReport]) -> None:
         write_event(self.files, self.run_id, job, reports)
+        if self.progress is not None:
+            self.progress.stored(reports)
         self._say_errors()
 
     def _say_errors(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -54,3 +54,28 @@ def device_memory() -> tuple[str, float]:
         if torch.cuda.is_available():
             return "cuda", torch.cuda.get_device_properties(0).total_memory / 1e9
     return "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+class GpuUse(NamedTuple):
+    """Memory that all processes use of a GPU, and what it has, in bytes; `busy`: the share of the last second in which
+    it computed, 0..1, None where NVML (`nvidia-ml-py`) is not installed."""
+
+    used: int
+    total: int
+    busy: float | None
+
+
+def gpu_use() -> GpuUse | None:
+    """That of the GPU of this process; None if it has none, or has not begun to use it. Never waits for it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # it was lost: its unit says so
+        return None
+    try:
+        busy = torch.cuda.utilization() / 100
+    except Exception:  # no NVML, or one of its own errors, as of a part of a GPU (MIG): the work goes on without
+        busy = None
+    return GpuUse(total - free, total, busy)

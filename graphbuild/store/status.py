@@ -26,6 +26,7 @@ def status_of(graph: Graph) -> StatusDocument:
         items=sum(shard.stop - shard.start for shard in graph.shards),
         excluded=len(graph.excluded_items),
         saved=_saved(graph),
+        nbytes={kind: _nbytes(graph, kind) for kind in sorted(graph.head)},
         kinds={kind: _counts(graph, kind) for kind in sorted(graph.head)},
         units={"done": len(commits), "wanted": len(producers) * len(wanted)},
         reasons={kind: reasons for kind in sorted(graph.head) if (reasons := _reasons(graph, kind))},
@@ -71,6 +72,10 @@ def _counts(graph: Graph, kind: str) -> dict[Status, int]:
         for status, count in commit.document.counts[kind].items():
             counts[status] += count
     return counts
+
+
+def _nbytes(graph: Graph, kind: str) -> int:
+    return sum(p.nbytes for commit in graph.commits(kind) for p in commit.document.parts if p.kind == kind)
 
 
 def _reasons(graph: Graph, kind: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from graphbuild.engine.executors.nodes import Amounts, Node
 from graphbuild.engine.executors.probe import settle_in
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.worker import Worker
+from graphbuild.models.device import GpuUse, gpu_use
 
 START_SECONDS = 300.0
 """For a process to start, where the driver has booked room for it."""
@@ -39,6 +40,7 @@ class Pulse(NamedTuple):
     beats: int
     loading: bool
     counts: Counts
+    gpu: GpuUse | None = None
 
 
 _NONE_YET = Pulse(0, False, {})
@@ -62,7 +64,7 @@ class _Actor:
         self._beats += 1
 
     def pulse(self) -> Pulse:
-        return Pulse(self._beats, self._worker.loading, dict(self._counts))
+        return Pulse(self._beats, self._worker.loading, dict(self._counts), gpu_use())
 
     def born(self) -> None:
         """Answered once the process is there."""

@@ -20,9 +20,9 @@ from graphbuild.engine.executors.connection import MOST_BUNDLES, Wish, connected
 from graphbuild.engine.executors.nodes import AT_ALL, REFRESH_SECONDS, Node, Nodes, brief, describe
 from graphbuild.engine.executors.probe import Requirements
 from graphbuild.engine.ingest import missing_here
+from graphbuild.engine.progress import Progress
 from graphbuild.engine.records import AnyUnit, Death, IngestUnit, Job, UnitReport
 from graphbuild.engine.schedule import Schedule
-from graphbuild.engine.worker import Progress
 from graphbuild.errors import GraphError
 from graphbuild.store.parallel import AHEAD, Mapper, in_order
 
@@ -336,6 +336,8 @@ class _Driver:
                     self.nodes.praise(handle.node, handle.pool)
             if handle.jobs and (why := handle.stalled()):
                 self._bury(handle, why, "timeout")
+        uses = ((handle, handle.pulse.gpu) for handle in self._handles())
+        self.progress.gpus = {f"{h.node.name} GPU {gpu}": use for h, use in uses if use is not None for gpu in h.gpus}
 
 
 def _sent(work: AnyUnit) -> AnyUnit:
