@@ -159,7 +159,7 @@ class AnnotatorReport(Document):
     failed: int = 0
     reused: int = 0
     reasons: dict[str, int] = Field(default_factory=dict)
-    nbytes: int = Field(0, description="of the parts of its units")
+    nbytes: int = 0
     seconds: float = 0.0
     annotate_seconds: float = 0.0
 

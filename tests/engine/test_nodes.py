@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -234,6 +235,18 @@ def test_reasons_are_one_line() -> None:
     assert brief(ValueError("first\n\nsecond")) == "first"
     assert brief(ValueError('failed:\n  File "x.py", line 1\nKeyError: 3')) == "KeyError: 3"
     assert brief(ValueError()) == "ValueError" and AGAIN_SECONDS > 0
+
+
+def test_the_address_of_a_dead_cluster_is_refused() -> None:
+    """Guards against a run that asks for ever, as Ray does, where the head has gone or the port is wrong."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(GraphError, match=rf"--address {where}: no Ray cluster answers .*refused"):
+            connection.refuse_dead(where)
+        bound.listen()
+        connection.refuse_dead(where)
+    connection.refuse_dead("local")
 
 
 def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ from graphbuild.errors import GraphError
 MOST_BUNDLES = 256
 """At most so many actors are asked for at once."""
 
+ANSWER_SECONDS = 10.0
+"""For the head of a cluster to take a connection."""
+
 MOST_CODE = 50_000_000
 """Bytes of a module or package of one's own that travel to other machines."""
 
@@ -42,6 +45,7 @@ def connected(address: str | None, own: Sequence[type]) -> Iterator[None]:
     # Ray announces at length that this default will change; it is set to what it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    refuse_dead(os.environ.get("RAY_ADDRESS", where) if where == "auto" else where)
     try:
         _connect(where)
         if (code := own_code(own)) and where != "local" and _has_other_machines():
@@ -51,6 +55,24 @@ def connected(address: str | None, own: Sequence[type]) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_dead(where: str) -> None:
+    """Refuse the address of a cluster that is not there; Ray itself asks for ever.
+
+    Raises:
+        GraphError: nothing answers at a host and port.
+    """
+    host, _, port = where.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise GraphError(
+            f"--address {where}: no Ray cluster answers there ({error.strerror or error}); start one with ray start "
+            "--head, or give the address that it printed"
+        ) from None
 
 
 def _connect(where: str, **options: Any) -> None:
