@@ -39,8 +39,8 @@ PARSED = {
     "graphbuild-train ": "takes minutes; tests/train/test_cli.py runs each of its commands",
     "accelerate launch ": "needs several GPUs",
     "python tests/bench/": "takes minutes to hours; the file exists",
-    "ray start ": "starts a cluster; tests/conftest.py starts one",
-    "ray job submit ": "needs a cluster; what it submits is parsed",
+    "ray start ": "starts a cluster; test_plain_machines starts one",
+    "ray job submit ": "needs Ray's dashboard; what it submits is parsed",
 }
 """How a command begins that is parsed and not run -> why."""
 
