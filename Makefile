@@ -1,4 +1,4 @@
-# demo, test, numeric, check and bench make .venv on first use; each installs no more than it needs.
+# demo, test, numeric, chaos, check and bench make .venv on first use; each installs no more than it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ TEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 OTHER_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test numeric check bench
+.PHONY: demo test numeric chaos check bench
 
 # A graph of the photographs that come with scikit-image, and pictures of tasks drawn from it. No weights, no downloads.
 demo: $(VENV)/.core
@@ -20,6 +20,11 @@ test: $(VENV)/.all
 numeric: $(VENV)/.all
 	$(OTHER_KERNELS) $(TEST) -m numeric
 	OMP_NUM_THREADS=2 $(TEST) -m numeric
+
+# A cluster whose workers, nodes and driver are killed twenty times makes the graph of an undisturbed process. Without
+# other tests beside it: it counts processes that start and die.
+chaos: $(VENV)/.all
+	$(BIN)/python tests/bench/bench_chaos.py --kills 20 --photos 30
 
 check: $(VENV)/.all
 	$(BIN)/ruff check .
