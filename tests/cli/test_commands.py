@@ -369,7 +369,7 @@ def test_retry_computes_only_what_failed(cli: Command, control: Callable[..., st
     tag = control({names[1]: "fail"})
     line = pipeline(f"  - {{use: 'tests.support.annotators:Ordered', tag: {tag}}}")
     result = cli(line)
-    assert result.code == 0 and result.last.endswith("graphbuild retry g") and "1 failed" in result.last
+    assert result.code == 0 and result.last.endswith(f"graphbuild retry g --path {Path('photos').resolve()}") and "1 failed" in result.last
     old = Graph.open("g")
     assert cli(line).code == 0 and len(calls(tag)) == 6, "a plain rerun retries nothing"
     control()
@@ -387,7 +387,8 @@ def test_retry_computes_only_what_failed(cli: Command, control: Callable[..., st
 
 
 def test_retry_works_from_another_folder(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The photographs were given by a relative path; the graph finds them again from wherever it is retried."""
+    """Guards against a folder that is read because a graph names it; one that is trusted finds its photographs, given by
+    a relative path, from wherever it is retried."""
     (Path("photos") / "p98.jpg").symlink_to(".later")
     assert cli(f"{RUN} --annotators canny").code == 0
     assert status(cli).kinds["image"] == {"ok": 6, "skipped": 0, "failed": 1}
@@ -395,6 +396,9 @@ def test_retry_works_from_another_folder(cli: Command, monkeypatch: pytest.Monke
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     result = cli("retry ../g --executor inline")
+    assert result.code == 0 and "--path FOLDER retries rows of the source too" in result.err
+    assert Graph.open("../g").kinds() == {"image": 6, "canny": 6}
+    result = cli("retry ../g --trust-graph --executor inline")
     assert result.code == 0, result.text
     assert Graph.open("../g").kinds() == {"image": 7, "canny": 7}
 
