@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar
 
@@ -143,7 +144,7 @@ class Folder(Source):
         row, name = tables.row(key), f"{os.path.splitext(key)[0]}.txt"
         if walked is not None and key not in walked.captioned:
             return row
-        data = self._read(root, name, walked=walked is not None)
+        data = self._read(root, name)
         if isinstance(data, bytes) and len(data) <= MAX_TEXT:
             caption = caption_of(data, name)
             return {**row, "caption": caption} if caption else row
@@ -153,11 +154,10 @@ class Folder(Source):
             return row
         raise CaptionError(f"{name}: {data.detail}; make it readable, or move it away")
 
-    def _read(self, root: Path, key: str, *, walked: bool = False) -> bytes | Unusable:
+    def _read(self, root: Path, key: str) -> bytes | Unusable:
         path = root / key
         try:
-            # The walk did not enter linked folders, so that only the file itself can be a link; resolving takes long.
-            asked = not self.follow_links and (not walked or path.is_symlink())
+            asked = not self.follow_links and not _is_plain(root, key)  # resolving takes long
             if asked and not path.resolve().is_relative_to(root):
                 return Unusable("unreadable", "a link that leaves the folder")
             found = path.stat()
@@ -349,6 +349,13 @@ def _leads_out(path: str, root: Path) -> bool:
         return os.path.islink(path) and not Path(path).resolve().is_relative_to(root)
     except (OSError, RuntimeError):
         return False  # a link to itself is an item: its edge says what is wrong
+
+
+def _is_plain(root: Path, key: str) -> bool:
+    """Whether nothing on the way from the root to a file is a link, or leads up."""
+    parts = key.split("/")
+    ways = accumulate(parts, "{}/{}".format, initial=str(root))
+    return ".." not in parts and not any(map(os.path.islink, ways))
 
 
 def _stamp(path: str) -> str:
