@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SOURCES: Mapping[str, str] = {
     "coco": "graphbuild.sources.coco:Coco",
+    "compose": "graphbuild.sources.compose:Compose",
     "folder": "graphbuild.sources.folder:Folder",
     "manifest": "graphbuild.sources.manifest:Manifest",
     "pairs": "graphbuild.sources.pairs:Pairs",

@@ -47,7 +47,7 @@ def test_resolve_takes_a_dotted_class_and_its_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("photos", {}, "unknown source 'photos'; known: coco, folder, manifest, pairs, parquet, sample"),
+        ("photos", {}, "unknown source 'photos'; known: coco, compose, folder, manifest, pairs, parquet, sample"),
         ("sample", {"path": "x"}, "source 'sample' has no path; it takes colours"),
         ("folder", {"path": 5}, "source 'folder': path: 5; allowed: "),
         ("folder", {"root": "x", "deep": True}, "has no deep, root; it takes colours, path"),
