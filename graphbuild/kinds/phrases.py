@@ -64,6 +64,9 @@ boxes
     a drawing of bounding boxes | a layout of boxes around the named objects
     a picture of coloured rectangles that mark the objects | a bounding-box map of the objects
     a box layout that gives the place and size of each object
+flow
+    an optical flow map | a map of motion whose hues are directions | a picture that shows where each pixel moves
+    a colour-coded map of movement between two pictures
 foreground_mask
     a foreground mask | a black-and-white mask of the main subject | a white silhouette of the subject on black
     a binary mask that separates the subject from its background | a cut-out mask of the foreground

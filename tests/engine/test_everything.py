@@ -151,7 +151,8 @@ def test_every_annotator_keeps_the_contract(name: str, folder: Path, photos: Pat
     grey = [picture[:, :, 0].copy() for picture in pictures]
     values = {
         "caption": "A cat on a chair.", "edit_text": "A dog on a chair.", "background_text": "A cat in the snow.",
-        "depth": grey, "hed": grey, "clothes": [parsed(each // 16) for each in grey], "style_reference": pictures,
+        "reference": [np.roll(picture, 6, 1) for picture in pictures], "depth": grey, "hed": grey,
+        "clothes": [parsed(each // 16) for each in grey], "style_reference": pictures,
         "foreground_mask": [np.eye(*g.shape, dtype=bool) for g in grey],
     }  # fmt: skip
     annotator = resolve(name, {**TINY, **OTHERS}[name](folder / "checked" / name))

@@ -20,7 +20,7 @@ CODECS = {
     "boxes": "boxes",
     "text": "caption edit_text background_text edit_instruction background_instruction",
     "jpeg": "style_content style_semantic edit_global",
-    "png": "edit_local",
+    "png": "flow edit_local",
 }
 DEGRADATIONS = """
     blur compression sr_x2 sr_x4 pixelate defocus gaussian_blur oversharpen gaussian_noise poisson_noise
@@ -54,7 +54,7 @@ def test_groups() -> None:
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 67 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 68 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)

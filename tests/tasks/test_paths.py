@@ -104,7 +104,9 @@ def test_names_targets_and_content_follow_from_the_cells(name: str) -> None:
         assert path.kinds == path.cells
 
 
-BEYOND = "clothes lineart scribble inpaint_box inpaint_brush inpaint_random masked_box masked_brush masked_random tile"
+BEYOND = (
+    "flow clothes lineart scribble inpaint_box inpaint_brush inpaint_random masked_box masked_brush masked_random tile"
+)
 """Kinds that the paper does not have."""
 
 
