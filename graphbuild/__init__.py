@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphbuild.store.graph import Graph
     from graphbuild.tasks.config import CellConfig, HeldOut, SamplerConfig
     from graphbuild.tasks.grid import GridTask
+    from graphbuild.tasks.mixture import TaskMixture
     from graphbuild.tasks.paths import PathSet, TaskPath
     from graphbuild.tasks.paths import load as load_paths
     from graphbuild.tasks.pictures import PictureRows
@@ -51,6 +52,7 @@ _HOMES = {
     "store.graph": "Graph",
     "tasks.config": "CellConfig HeldOut SamplerConfig",
     "tasks.grid": "GridTask",
+    "tasks.mixture": "TaskMixture",
     "tasks.paths": "PathSet TaskPath load=load_paths",
     "tasks.pictures": "PictureRows",
     "tasks.sampler": "PathSampler",
@@ -96,6 +98,7 @@ __all__ = [
     "Source",
     "SourceCheckError",
     "SourceItem",
+    "TaskMixture",
     "TaskPath",
     "Unusable",
     "UnusableImage",

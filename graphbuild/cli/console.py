@@ -71,6 +71,10 @@ AcceptOption = Annotated[bool, typer.Option("--accept-changed", help="Add change
 PathsOption = Annotated[
     str | None, typer.Option(help="Task list: a name or a .yaml file; default: all that can be served.")
 ]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Instead of GRAPH, one of several, YAML: '{graph: a, paths: viton_hd, weight: 2}'."),
+]
 MissingOption = Annotated[
     str, typer.Option("--on-missing", help="If the graph cannot serve a path of the list: error, or drop the path.")
 ]

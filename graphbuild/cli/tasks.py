@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from graphbuild.cli.application import app
 from graphbuild.cli.console import (
     ERR,
     UNDONE,
+    DataOption,
     GraphArgument,
     HeldOutOption,
     JsonOption,
@@ -37,6 +39,7 @@ from graphbuild.errors import GraphError
 
 if TYPE_CHECKING:
     from graphbuild.tasks.config import SamplerConfig
+    from graphbuild.tasks.mixture import Sampler
 
 
 @app.command()
@@ -72,7 +75,8 @@ def tasks(
 
 @app.command()
 def sample(
-    graph: GraphArgument,
+    graph: Annotated[str | None, typer.Argument(help="The graph folder.", metavar="[GRAPH]")] = None,
+    data: DataOption = None,
     paths: PathsOption = None,
     on_missing: MissingOption = "error",
     count: Annotated[int, typer.Option(min=1, help="How many grid tasks.")] = 8,
@@ -102,11 +106,12 @@ def sample(
 ) -> None:
     """Draw grid tasks: a labelled PNG of each and one line of ids in walks.jsonl, or another format.
 
-    Example:
+    Examples:
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
+
+      graphbuild sample --data '{graph: viton, paths: viton_hd, weight: 2}' --data '{graph: coco, paths: coco}'
     """
-    from graphbuild.store.graph import Graph
     from graphbuild.store.locations import local_path
     from graphbuild.store.pins import keep_snapshot
     from graphbuild.tasks import export as taskfiles
@@ -119,17 +124,19 @@ def sample(
             "cell_fit": cell_fit, "row_sizes": row_sizes, "hole_fill": hole_fill, "degrade_at": degrade_at,
             "decode": decode,
         }  # fmt: skip
-        cells, opened = CellConfig(**chosen), Graph.open(graph, snapshot=snapshot)
+        cells = CellConfig(**chosen)
         config = _config(
             sampler, split=split, where=where, held_out=held_out, rows=rows, keep=keep, mask=mask, layout=layout,
             weights=weights,
         )  # fmt: skip
-        drawer = taskfiles.open_sampler(
-            opened, paths, seed=seed, path_repeat=path_repeat, on_missing=on_missing, config=config
+        drawer = _sampler(
+            graph, data or [], paths, snapshot, seed=seed, path_repeat=path_repeat, on_missing=on_missing, config=config
         )
-        ERR.print(f"{len(drawer.paths)} of {len(drawer.listed.paths)} paths can be served", markup=False)
-        if error := keep_snapshot(opened):
-            ERR.print(f"the snapshot is not kept: {error}", markup=False)
+        for part in drawer.parts:
+            of = f" of {part.graph.url}" if data else ""
+            ERR.print(f"{len(part.paths)} of {len(part.listed.paths)} paths{of} can be served", markup=False)
+            if error := keep_snapshot(part.graph):
+                ERR.print(f"the snapshot is not kept: {error}", markup=False)
         with ticking("grid tasks", count) as tick:
             indices = range(index, index + count)
             for file in taskfiles.write_tasks(
@@ -190,6 +197,31 @@ def explain(
         else:
             raise GraphError("explain: name ITEM and KIND, or --sample I")
     say(json.dumps(document), lines(document), as_json)
+
+
+def _sampler(
+    graph: str | None, data: Sequence[str], paths: str | None, snapshot: str | None, **options: Any
+) -> Sampler:  # fmt: skip
+    """The sampler of one graph, or of the mixture that --data names.
+
+    Raises:
+        GraphError, ValueError: both or neither are given, or they cannot be sampled.
+    """
+    from graphbuild.store.graph import Graph
+    from graphbuild.strict_yaml import build
+    from graphbuild.tasks.config import DataConfig
+    from graphbuild.tasks.export import open_sampler
+    from graphbuild.tasks.mixture import open_mixture
+
+    if graph is not None and not data:
+        return open_sampler(Graph.open(graph, snapshot=snapshot), paths, **options)
+    if graph is not None or not data:
+        raise GraphError("sample: name either GRAPH, or several graphs with --data '{graph: a, paths: viton_hd}'")
+    parts = [build(DataConfig, _yaml("--data", text)) for text in data]
+    mixture = open_mixture(parts, paths or "graph200k", snapshots=snapshot.split("+") if snapshot else (), **options)
+    for why in mixture.lacking:
+        ERR.print(f"left out: {why}", markup=False)
+    return mixture
 
 
 def _config(file: str | None, **options: Any) -> SamplerConfig:

@@ -30,7 +30,8 @@ class GridBatch:
         layout: of all samples; `places`: what is shown where, see `GridTask`.
         kinds: the kind of each shown column.
         keys, row_keys, cell_keys: cache keys of the pixels, see `GridSample`; empty for tasks at inference.
-        snapshot: digest of the graph's state; `next`: the position to resume at after this batch.
+        snapshot: digest of the graph's state, of several joined by `+`; `next`: the position to resume at after this
+            batch.
     """
 
     index: Tensor
@@ -91,7 +92,7 @@ def collate(samples: Sequence[GridSample]) -> GridBatch:
         joined(samples),
         [[frame.size[::-1] for frame in sample.frames] for sample in wanted],
         [sample.prompt for sample in samples],
-        snapshot=last.source.sampler.graph.digest,
+        snapshot=last.source.sampler.snapshot,
         following=last.block.next if last.block else last.index + 1,
     )
     return replace(

@@ -18,7 +18,7 @@ from graphbuild.data.buffers import PixelBuffer
 from graphbuild.data.prefetch import loaded
 from graphbuild.data.sample import Block, GridSample, Known, TaskSource
 from graphbuild.tasks.config import CellConfig
-from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.mixture import Sampler
 
 _CELLS = CellConfig()
 
@@ -31,7 +31,8 @@ class GridTasks(IterableDataset[GridSample]):
     together the ranks give the same ones for any `world` with the same `world * batch`.
 
     Args:
-        sampler: draws the tasks; its `path_repeat` is 1, or a multiple of `batch` so that a batch has one geometry.
+        sampler: draws the tasks, a `PathSampler` or `TaskMixture`; its `path_repeat` is 1, or a multiple of `batch` so
+            that a batch has one geometry.
         resolution: side of a cell in pixels.
         start, stop: global indices; without stop it never ends. With several ranks a whole number of steps.
         batch: samples a rank takes of each step; the `batch_size` of the DataLoader.
@@ -48,7 +49,7 @@ class GridTasks(IterableDataset[GridSample]):
     """
 
     def __init__(
-        self, sampler: PathSampler, *, resolution: int = 384, start: int = 0, stop: int | None = None, batch: int = 1,
+        self, sampler: Sampler, *, resolution: int = 384, start: int = 0, stop: int | None = None, batch: int = 1,
         rank: int | None = None, world: int | None = None, prefetch: int = 4, threads: int = 2, cache_bytes: int = 0,
         known: Known | None = None, cells: CellConfig = _CELLS,
     ) -> None:  # fmt: skip
@@ -119,7 +120,7 @@ class GridTaskList(Dataset[GridSample]):
     """Grid tasks `start` to `stop` by position, for evaluation or a custom order; arguments as above."""
 
     def __init__(
-        self, sampler: PathSampler, stop: int, *, resolution: int = 384, start: int = 0, threads: int = 2,
+        self, sampler: Sampler, stop: int, *, resolution: int = 384, start: int = 0, threads: int = 2,
         cache_bytes: int = 0, known: Known | None = None, cells: CellConfig = _CELLS,
     ) -> None:  # fmt: skip
         self.indices, self.threads = range(start, stop), threads

@@ -20,7 +20,7 @@ from graphbuild.kinds.registry import parents_of
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.keys import identity
-from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.mixture import Sampler
 from graphbuild.tasks.walk import Walk
 
 Known = Callable[["GridSample"], bool]
@@ -41,7 +41,7 @@ class TaskSource:
     """State shared by the samples of one dataset. A sample sent to another process finds it there by its token."""
 
     def __init__(
-        self, sampler: PathSampler, resolution: int, cache_bytes: int, known: Known | None,
+        self, sampler: Sampler, resolution: int, cache_bytes: int, known: Known | None,
         cells: CellConfig, *, token: str = "",
     ) -> None:  # fmt: skip
         self.sampler, self.resolution, self.known = sampler, resolution, known
@@ -68,12 +68,14 @@ class TaskSource:
             cv2.setNumThreads(1)
             keep_freed_memory()
         if self._pid != os.getpid():
-            self.sampler.graph.reopen()
+            for graph in {id(part.graph): part.graph for part in self.sampler.parts}.values():
+                graph.reopen()
             self.cache, self._pid = CellCache(self.cache.max_bytes), os.getpid()
-        paths, head = self.sampler.paths, self.sampler.graph.head
-        read = {parent for path in paths for kind in path.kinds for parent in parents_of(kind)}
-        for kind in sorted(read | {path.content.source for path in paths if path.content} & set(head)):
-            self.sampler.graph.offsets(kind)
+        for part in self.sampler.parts:
+            read = {parent for path in part.paths for kind in path.kinds for parent in parents_of(kind)}
+            words = {path.content.source for path in part.paths if path.content}
+            for kind in sorted(read | words & set(part.graph.head)):
+                part.graph.offsets(kind)
 
 
 _SOURCES: WeakValueDictionary[str, TaskSource] = WeakValueDictionary()
@@ -92,14 +94,16 @@ class GridSample(GridTask):
     Attributes:
         shape: rows (C + 1) and columns (L).
         block: the batch it belongs to, None outside `GridTasks`.
+        graph: where its pictures are.
         buffer, at: the buffer of its batch, and its slot there.
     """
 
     def __init__(
         self, source: TaskSource, index: int, block: Block | None = None, buffer: PixelBuffer | None = None, at: int = 0
     ) -> None:
-        super().__init__(source.walk(index), source.sampler.drawing, source.resolution, cells=source.cells)
-        self.index, self.source, self.block = index, source, block
+        part = source.sampler.part(index)
+        super().__init__(source.walk(index), part.drawing, source.resolution, cells=source.cells)
+        self.index, self.source, self.block, self.graph = index, source, block, part.graph
         self.shape = len(self.walk.rows), len(self.kinds)
         self.buffer, self.at = buffer or PixelBuffer(1), at
         self._pixels: Pixels | None = None
@@ -141,8 +145,7 @@ class GridSample(GridTask):
         return self._wanted
 
     def _identity(self, row: int, kind: str, variant: int) -> str:
-        offsets = self.source.sampler.graph.offsets
-        return identity(offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+        return identity(self.graph.offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
 
     # ---- pixels ------------------------------------------------------------------------------------------------------
 
@@ -171,8 +174,8 @@ class GridSample(GridTask):
         """Its pixels, of which these cells are decoded."""
         cache, row, column = self.source.cache, 0, 0
         try:
-            if (graph := self.source.sampler.graph).fs.remote:
-                graph.will_read(self._stored())
+            if self.graph.fs.remote:
+                self.graph.will_read(self._stored())
             pixels, todo = self._place(), []
             for row, column in cells:
                 if (row, column) in self._painted:

@@ -110,6 +110,24 @@ _DEFAULTS = SamplerConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig(Strict):
+    """One of the graphs that are sampled together.
+
+    Attributes:
+        graph: its folder or address.
+        paths: its task list, by name or `.yaml` file; None for that of the mixture.
+        weight: relative chance of a grid task of it.
+
+    Raises:
+        ValueError: a weight that is not above 0.
+    """
+
+    graph: str
+    paths: str | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellConfig(Strict):
     """Configuration of cells; every field is recorded in a task's document.
 

@@ -21,6 +21,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.locations import local_path
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.grid import GridTask
+from graphbuild.tasks.mixture import Sampler
 from graphbuild.tasks.sampler import PathSampler
 
 TASKS = pa.schema(
@@ -66,7 +67,7 @@ def open_sampler(
 
 
 def write_tasks(
-    sampler: PathSampler,
+    sampler: Sampler,
     indices: Indices,
     resolution: int,
     out: Path,

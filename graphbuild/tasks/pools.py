@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, below
 from graphbuild.tasks.paths import PathSet, TaskPath
+from graphbuild.tasks.together import Together, links
 from graphbuild.tasks.variants import Choices, Flags, Items, Nodes, Variants, cell_roles, choices, components, roles_of
 
 _LENGTH = (1 << 31) - 1
@@ -62,10 +63,17 @@ class Served:
 
 
 class Stock:
-    """The items of a graph that can serve each path of a list, under the filters of a configuration."""
+    """The items of a graph that can serve each path of a list, under the filters of a configuration.
 
-    def __init__(self, graph: Graph, paths: PathSet, config: SamplerConfig) -> None:
+    Args:
+        together: what is sampled together with it, itself included; it decides the sides of a split.
+    """
+
+    def __init__(
+        self, graph: Graph, paths: PathSet, config: SamplerConfig, together: Together | None = None
+    ) -> None:  # fmt: skip
         self.graph, self.config, self.nodes, self.kind_where = graph, config, Nodes(graph), paths.kind_where
+        self.together = together or Together([graph], [paths])
         self.kinds = sorted({role.kind for path in paths.paths for role in roles_of(path)})
         self._pools: dict[str, Pool] = {}
         self._choices: dict[tuple[Any, ...], Choices] = {}
@@ -184,7 +192,7 @@ class Stock:
 
     @cached_property
     def _groups(self) -> Items:
-        return groups.components(self.nodes.num_items, self._links(self.kinds))
+        return groups.components(self.nodes.num_items, links(self.graph, self.kinds))
 
     @cached_property
     def _named_groups(self) -> Items:
@@ -199,13 +207,8 @@ class Stock:
 
     @cached_property
     def _sides(self) -> Any:
-        """The sides at this snapshot, for all kinds: what one list trains on, another must not validate on."""
-        if self.config.split is None:
-            return None
-        return groups.sides(self.nodes.num_items, self._links(self.graph.head), self._items, self.config.validation)
-
-    def _links(self, kinds: Iterable[str]) -> groups.Pairs:
-        return np.concatenate([groups.item_links(self.graph), self.nodes.crossings(kinds)])
+        """The sides at this snapshot; None if items of both are drawn."""
+        return None if self.config.split is None else self.together.sides(self.graph, self.config.validation)
 
     @cached_property
     def _items(self) -> pa.Table:

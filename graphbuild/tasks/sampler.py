@@ -21,6 +21,7 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import PathSet, TaskPath, load
 from graphbuild.tasks.pools import Served, Stock
+from graphbuild.tasks.together import Together
 from graphbuild.tasks.walk import Drawing, Frozen, Walk, Walks
 
 OnMissing = Literal["error", "drop"]
@@ -44,6 +45,7 @@ class PathSampler:
         on_missing: for a path that the graph cannot serve, `error` raises; `drop` leaves it out, and its type keeps its
             weight.
         config: every other switch.
+        together: what it is sampled together with, see `TaskMixture`; by default nothing else.
 
     Attributes:
         paths: those that are drawn; a held-out path is not among them.
@@ -62,6 +64,7 @@ class PathSampler:
         path_repeat: int = 1,
         on_missing: OnMissing = "error",
         config: SamplerConfig = _DEFAULTS,
+        together: Together | None = None,
     ) -> None:
         seed = _integer("seed", seed)
         path_repeat = _integer("path_repeat", path_repeat, range(1, _LAST))
@@ -69,18 +72,18 @@ class PathSampler:
             raise ValueError(f"on_missing: {on_missing!r}; allowed: {', '.join(allowed)}")
         self.graph, self.seed, self.path_repeat, self.config = graph, seed, path_repeat, config
         self.listed = paths if isinstance(paths, PathSet) else load(paths)
-        own = [kind for path in self.listed.paths for kind in path.own]
+        together = together or Together([graph], [self.listed])
         for kind in (kind for task in self.config.held_out for kind in (*task.given, *task.holes)):
-            kind_of(kind, own)
-        for declared in own:
+            kind_of(kind, together.kinds)
+        for declared in (kind for path in self.listed.paths for kind in path.own):
             _refuse_contradiction(graph, declared, self.listed.name)
-        self.stock = Stock(graph, self.listed, self.config)
+        self.stock = Stock(graph, self.listed, self.config, together)
         self._served = [self.stock.served(path) for path in self.listed.paths]
         self.paths = self._drawable(on_missing)
         self._tables = Tables(self.listed.paths, self.probabilities(), self._served, self.config)
         repeated = {"group": path_repeat} if path_repeat != 1 else {}  # its first name, so that old walks stay
         self._key = hash64(canonical_json([{"paths": self.listed.name, **repeated, **self.config.changed()}, seed]))
-        self.drawing = Drawing(graph, self.listed, seed, path_repeat, config, self._key)
+        self.drawing = Drawing(graph, self.listed, seed, path_repeat, config, self._key, together.beside(graph))
 
     def walk(
         self,
@@ -119,9 +122,12 @@ class PathSampler:
     def walks(self, start: int, n: int) -> Walks:
         """Grid tasks `start`, `start` + 1, ...: what `walk` gives for each, much faster."""
         start, n = _integer("start", start, range(_LAST)), _integer("n", n, range(_LAST))
-        stops = range(start, start + n, _BLOCK)
-        indices = [np.arange(at, min(at + _BLOCK, start + n), dtype=np.uint64) for at in stops]
-        return Walks.joined([self._draw(index) for index in indices or [np.empty(0, np.uint64)]])
+        return self.walks_of(np.arange(start, start + n, dtype=np.uint64))
+
+    def walks_of(self, indices: Bits) -> Walks:
+        """The grid tasks of these indices, in this order."""
+        blocks = [indices[at : at + _BLOCK] for at in range(0, len(indices), _BLOCK)]
+        return Walks.joined([self._draw(block) for block in blocks or [indices]])
 
     def frozen(self, n: int, start: int = 0) -> Frozen:
         """The first `n` walks as a fixed evaluation set, independent of later releases."""
@@ -138,6 +144,20 @@ class PathSampler:
         """
         drawn = walk if isinstance(walk, Walk) else self.walk(walk)
         return GridTask(drawn, self.drawing, resolution, cells=cells)
+
+    @property
+    def parts(self) -> tuple[PathSampler, ...]:
+        """Itself; a `TaskMixture` has several."""
+        return (self,)
+
+    @property
+    def snapshot(self) -> str:
+        """Digest of the graph's state."""
+        return self.graph.digest
+
+    def part(self, index: int) -> PathSampler:
+        """The sampler that draws grid task `index`."""
+        return self
 
     def coverage(self) -> dict[str, dict[str, int]]:
         """Path name -> number of items that have each of its kinds, and `all` of them in consistent variants."""

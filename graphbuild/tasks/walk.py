@@ -168,6 +168,7 @@ class Drawing:
         graph: where nodes are read; a `Graph` is pinned at one snapshot.
         paths: the task list.
         key: key of the counter-based generator, a hash of list, path_repeat, switches and seed.
+        beside: digests of graphs that it is sampled together with.
     """
 
     graph: NodeReader
@@ -176,12 +177,15 @@ class Drawing:
     path_repeat: int
     config: SamplerConfig
     key: int
+    beside: Sequence[str] = ()
 
     @property
     def switches(self) -> dict[str, Any]:
-        """Settings off their default, and a digest of the exclusions: with the snapshot they determine every walk."""
+        """Settings off their default, a digest of the exclusions, and graphs that decide about sides of the split, too:
+        with the snapshot they determine every walk."""
         excluded = {"excluded": digest_of(dict(self.graph.excluded))} if self.graph.excluded else {}
-        return {**self.config.changed(), **excluded}
+        beside = {"beside": list(self.beside)} if self.beside and self.config.split else {}
+        return {**self.config.changed(), **excluded, **beside}
 
     def pick(self, index: int) -> Pick:
         """The draws that choose the words of walk `index`."""

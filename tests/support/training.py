@@ -68,8 +68,8 @@ class Ground:
 
     def trainer(self, name: str, **changes: Any) -> Trainer:
         """A run in this process before its next step; what it says is in `said`."""
-        console = Console(file=io.StringIO(), width=200)
-        return Trainer(self.config(**changes), self.graph, self.folder / name, console=console)
+        console, graph = Console(file=io.StringIO(), width=200), None if "data" in changes else self.graph
+        return Trainer(self.config(**changes), graph, self.folder / name, console=console)
 
     def trained(self, name: str, **changes: Any) -> Trainer:
         """A run in this process after its last step."""

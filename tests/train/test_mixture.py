@@ -11,8 +11,12 @@ import pytest
 from scipy.stats import chisquare
 
 from graphbuild.errors import GraphError
+from graphbuild.store.graph import Graph
+from graphbuild_train import preflight
+from graphbuild_train.export.lora_file import read_diffusers
 from graphbuild_train.trainer import Trainer
-from tests.support.training import Ground, grounded
+from tests.support.annotators import build, complete
+from tests.support.training import Ground, grounded, state
 
 KINDS = (
     "gaussian_noise", "poisson_noise", "salt_pepper_noise", "gray", "pixelate", "mosaic", "contrast_strengthen",
@@ -77,3 +81,28 @@ def test_passes_are_not_cut_otherwise_in_the_middle_of_a_run(ground: Ground) -> 
     with pytest.raises(GraphError, match="mix 'step' instead of 'pass'"):
         ground.trainer("cut", steps=2)
     assert ground.trained("cut", steps=2, micro_batch=1, mix="step").step == 2
+
+
+def test_several_graphs_train_together_and_resume_exactly(ground: Ground, photos: Path) -> None:
+    """Guards against a resume that draws from other graphs, and against one that draws from their newer states."""
+    complete(build(photos, other := ground.folder / "other", []))
+    many = str(ground.folder / "many.yaml")
+    data = [{"graph": str(ground.graph), "weight": 2}, {"graph": str(other), "paths": many}]
+    whole = ground.trained("whole", data=data, steps=4)
+    assert {whole.sampler.part(index).graph.url for index in range(16)} == {str(ground.graph), str(other)}
+    told = [str(line) for line in preflight.lines(whole.setup) if isinstance(line, str)]
+    assert any(line.startswith("66.7% of the grid tasks: tasks on ") for line in told)
+
+    ground.trained("halves", data=data, steps=2)
+    resumed = ground.trained("halves", data=data, steps=4)
+    wanted, found = state(whole.out), state(resumed.out)
+    assert wanted.keys() == found.keys() and all(found[name].equal(wanted[name]) for name in wanted)
+    recipe = read_diffusers(resumed.export()).recipe
+    assert recipe["snapshot"] == "+".join(Graph.open(place).digest for place in (ground.graph, other))
+    assert "tasks`, `many" in (resumed.out / "README.md").read_text()
+    with pytest.raises(GraphError, match="data"):
+        ground.trainer("halves", data=[data[0], {**data[1], "weight": 3}], steps=4)
+    with pytest.raises(GraphError, match="2 graphs, not with 1"):
+        ground.trainer("halves", steps=4)
+    with pytest.raises(GraphError, match="either one graph"):
+        Trainer(ground.config(data=data), ground.graph, ground.folder / "both")

@@ -88,7 +88,7 @@ def test_paths_without_examples_are_said(ground: Ground) -> None:
     everything = ground.trainer("many", **options)
     everything.journal.say(preflight.lines(everything.setup))
     assert "no examples" not in said(everything) and everything.sampler.most_rows()["canny-to-image"] == 2
-    (first,) = everything.graph.items()["item_id"].slice(0, 1).to_pylist()
+    (first,) = everything.graphs[0].items()["item_id"].slice(0, 1).to_pylist()
     one = ground.trainer("one", sampler={"split": None, "where": {"item_id": first}, "rows": [0.5, 0.5]}, **options)
     one.journal.say(preflight.lines(one.setup))
     words = " ".join(said(one).split())

@@ -426,7 +426,7 @@ def test_the_export_holds_the_average_its_recipe_and_a_card(watched: Trainer) ->
     assert found.keys() == watched.ema.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in watched.ema.items())
     assert any(not torch.equal(found[name], tensor) for name, tensor in watched.lora.items())
-    assert (recipe["snapshot"], recipe["steps_done"]) == (watched.graph.digest, 3)
+    assert (recipe["snapshot"], recipe["steps_done"]) == (watched.sampler.snapshot, 3)
     card = (watched.out / "README.md").read_text()
     assert "VisualClozePipeline" in card and "not stated: 18 items" in card
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import GIB, Forecast
-from graphbuild_train.preflight import advice, largest, pass_of, planned, tasks_of
+from graphbuild_train.preflight import advice, largest, lists_of, pass_of, planned
 
 CARDS = {24: (23.5, 165), 40: (39.4, 312), 80: (79.1, 989), 141: (139.8, 989)}
 """GB on the box -> GiB that a process gets, and TFLOP/s of dense bfloat16 (RTX 4090, A100, H100, H200)."""
@@ -72,7 +72,8 @@ def lines(config: TrainConfig, model: str, card: int) -> Iterator[str | Table]:
 def grid_of(config: TrainConfig) -> tuple[int, int]:
     """Lines and columns of the largest grid that a recipe asks for."""
     rows = max(number for number, chance in enumerate(config.sampler.rows, start=1) if chance)
-    return largest(path.places(path.views[1] if path.views else rows) for path in tasks_of(config).paths)
+    lists = (listed.paths for listed in lists_of(config))
+    return largest(path.places(path.views[1] if path.views else rows) for paths in lists for path in paths)
 
 
 def _names() -> str:

@@ -36,7 +36,9 @@ UNDONE, REFUSED = 1, 2
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "tensorboard")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .yaml file, or the name of a shipped one.")]
-GraphOption = Annotated[str, typer.Option("--graph", help="The graph folder.")]
+GraphOption = Annotated[
+    str | None, typer.Option("--graph", help="The graph folder, unless the recipe's data names graphs.")
+]
 LoraArgument = Annotated[Path, typer.Argument(help="A run's folder, or a .safetensors in diffusers' form.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Number of optimiser steps, instead of the recipe's.")]
 ModelOption = Annotated[str | None, typer.Option(help="The base's checkpoint: a diffusers folder or hub id.")]
@@ -140,7 +142,7 @@ def _sets(steps: int | None, model: str | None) -> list[str]:
 @app.command()
 def run(
     recipe: RecipeArgument,
-    graph: GraphOption,
+    graph: GraphOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, metrics, samples, the LoRA.")] = Path(
         "lora"
     ),
@@ -202,8 +204,8 @@ def forecast(
 @app.command()
 def validate(
     recipe: RecipeArgument,
-    graph: GraphOption,
     out: Annotated[Path, typer.Option(help="Folder of a run; its newest checkpoint is validated.")],
+    graph: GraphOption = None,
     model: ModelOption = None,
     sets: SetOption = None,
 ) -> None:
@@ -224,7 +226,7 @@ def validate(
         with trainer.finished():
             result = trainer.validation()
         if result is None:
-            raise GraphError(f"{graph}: no items to validate on; sampler.validation is their share")
+            raise GraphError(f"{graph or recipe}: no items to validate on; sampler.validation is their share")
         typer.echo(json.dumps({"step": trainer.step, **asdict(result)}))
 
 

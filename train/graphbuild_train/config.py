@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from graphbuild.strict_yaml import Strict, build
-from graphbuild.tasks.config import CellConfig, SamplerConfig
+from graphbuild.tasks.config import CellConfig, DataConfig, SamplerConfig
 
 Layers = Literal["attn", "attn_ff", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -106,6 +106,9 @@ class TrainConfig(Strict):
     paths: str = "graph200k"
     """The task list: a shipped one by name, or a `.yaml` file, by a path relative to the recipe or to the working
     folder."""
+    data: tuple[DataConfig, ...] = ()
+    """Graphs that are trained on together, instead of `--graph`: each with its task list (`paths` where it names none)
+    and weight."""
     resolution: Count = 384
     """Side of a square with the area of one cell, in pixels."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(split="train"))

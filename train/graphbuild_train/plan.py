@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from rich.console import Console
 
-from graphbuild.errors import GraphError
+from graphbuild.errors import GraphError, counted
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import Split
-from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.mixture import Sampler, TaskMixture
 from graphbuild_train import checkpoint, preflight, resume
 from graphbuild_train.bases import base_class, tiny
 from graphbuild_train.config import TrainConfig
@@ -35,7 +35,7 @@ class Plan:
     """
 
     def __init__(
-        self, config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None,
+        self, config: TrainConfig, graph: str | os.PathLike[str] | None, out: Path, *, console: Console | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:  # fmt: skip
         self.config, self.out = config, out
@@ -44,12 +44,14 @@ class Plan:
         self.passes = self._shared_out()
         self.restored = checkpoint.latest(out)
         self.step = self.restored.step if self.restored else 0
-        self.graph = Graph.open(graph, snapshot=self.restored.snapshot if self.restored else None)
-        self.paths = preflight.tasks_of(config)
+        self.graphs = self._opened(graph)
+        self.lists = preflight.lists_of(config)
         self.sampler = self.sampler_of(config.sampler.split, path_repeat=config.path_repeat)
+        if isinstance(self.sampler, TaskMixture) and self.sampler.lacking:
+            raise GraphError("; ".join(self.sampler.lacking))
         if self.restored:
             resume.check_config(out, self.restored.config, self.document())
-        resume.check_processes(out, gather_object([resume.place(self.step, self.graph.digest, self.document())]))
+        resume.check_processes(out, gather_object([resume.place(self.step, self.sampler.snapshot, self.document())]))
         preflight.check(config)
         with self.accelerator.main_process_first():
             self.model_name = tiny.made(config.model or base_class(config.base).checkpoint, config.base, out)
@@ -71,16 +73,29 @@ class Plan:
             processes=int(self.world), passes=self.passes,
         )  # fmt: skip
 
-    def sampler_of(self, split: Split | None, path_repeat: int) -> PathSampler:
+    def sampler_of(self, split: Split | None, path_repeat: int) -> Sampler:
         """Grid tasks of one side of the split."""
-        switches = replace(self.config.sampler, split=split)
-        options: dict[str, Any] = {"seed": self.config.seed, "path_repeat": path_repeat, "config": switches}
-        return PathSampler(self.graph, self.paths, on_missing="drop", **options)
+        return preflight.sampler_of(self.config, self.graphs, self.lists, split=split, path_repeat=path_repeat)
 
     def document(self) -> dict[str, Any]:
-        """The config as JSON values; the task list by name and digest, not by its path."""
+        """The config as JSON values; task lists by name and digest, not by their paths, and no places of graphs."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self.config)))
-        return document | {"paths": f"{self.sampler.listed.name} {self.sampler.listed.digest}"}
+        lists = [f"{part.listed.name} {part.listed.digest}" for part in self.sampler.parts]
+        if not document.pop("data"):
+            return document | {"paths": lists[0]}
+        weights = [entry.weight for entry in self.config.data]
+        return document | {"paths": None, "data": [list(entry) for entry in zip(lists, weights, strict=True)]}
+
+    def _opened(self, graph: str | os.PathLike[str] | None) -> list[Graph]:
+        """The graph, or those of the recipe's `data`, at the snapshots of the checkpoint if there is one."""
+        if (graph is None) == (not self.config.data):
+            raise GraphError("name either one graph with --graph, or several in the recipe's data")
+        places = [entry.graph for entry in self.config.data] if graph is None else [graph]
+        digests: list[str | None] = [*self.restored.snapshot.split("+")] if self.restored else [None] * len(places)
+        if len(digests) != len(places):
+            had = counted(len(digests), "graph")
+            raise GraphError(f"{self.out} was trained with {had}, not with {len(places)}; choose another --out")
+        return [Graph.open(place, snapshot=digest) for place, digest in zip(places, digests, strict=True)]
 
     def _shared_out(self) -> int:
         """Forward passes of each process for one step."""

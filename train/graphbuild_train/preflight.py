@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 from torch import nn
 
+from graphbuild.store.graph import Graph
+from graphbuild.tasks.config import Split
+from graphbuild.tasks.mixture import Sampler, TaskMixture
 from graphbuild.tasks.paths import PathSet, Places, load
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import base_class, plan_base
@@ -32,7 +35,7 @@ class Setup:
     config: TrainConfig
     base: Base
     """On the meta device, with the LoRA in it."""
-    sampler: PathSampler
+    sampler: Sampler
     model: str
     """The checkpoint of the base."""
     lora: str
@@ -61,9 +64,13 @@ def lines(setup: Setup) -> Iterator[str | Table]:
         size = cache_bytes(setup)
         fits = "all" if size <= config.cache_gb * 1e9 else f"{config.cache_gb * 1e9 / size:.0%} of them"
         yield f"VAE cache: at most {size / 1e9:.2f} GB for {config.walks} grid tasks; cache_gb holds {fits}"
-    if said := _examples(setup.sampler):
-        yield said
-    yield coverage(setup.sampler)
+    chances = setup.sampler.chances.tolist() if isinstance(setup.sampler, TaskMixture) else [1.0]
+    for part, chance in zip(setup.sampler.parts, chances, strict=True):
+        if chance < 1:
+            yield f"{chance:.1%} of the grid tasks: {part.listed.name} on {part.graph.url}"
+        if said := _examples(part):
+            yield said
+        yield coverage(part)
 
 
 def check(config: TrainConfig) -> None:
@@ -75,16 +82,45 @@ def check(config: TrainConfig) -> None:
     base_class(config.base).check(config)
 
 
-def tasks_of(config: TrainConfig) -> PathSet:
-    """The recipe's task list, in the layout of its objective.
+def lists_of(config: TrainConfig) -> list[PathSet]:
+    """The recipe's task lists, one for each entry of its data if it has some, in the layout of its objective.
 
     Raises:
         ValueError: no such list, or a path of it has another layout.
     """
+    names = [entry.paths or config.paths for entry in config.data] or [config.paths]
+    return [_arranged(name, config.objective) for name in names]
+
+
+def _arranged(paths: str, objective: str) -> PathSet:
     try:
-        return load(config.paths).arranged(objective_of(config.objective).layout)
+        return load(paths).arranged(objective_of(objective).layout)
     except ValueError as error:
-        raise ValueError(f"paths: {config.paths}, objective {config.objective}: {error}") from None
+        raise ValueError(f"paths: {paths}, objective {objective}: {error}") from None
+
+
+def sampler_of(
+    config: TrainConfig, graphs: Sequence[Graph], lists: Sequence[PathSet], *, split: Split | None,
+    path_repeat: int = 1, seed: int | None = None,
+) -> Sampler:  # fmt: skip
+    """What draws a recipe's grid tasks, of one side of the split.
+
+    Args:
+        graphs: one, or those of the recipe's data.
+        lists: from `lists_of`.
+        seed: instead of the recipe's.
+
+    Raises:
+        GraphError: nothing is served.
+    """
+    options: dict[str, Any] = {
+        "seed": config.seed if seed is None else seed, "path_repeat": path_repeat, "on_missing": "drop",
+        "config": replace(config.sampler, split=split),
+    }  # fmt: skip
+    if not config.data:
+        return PathSampler(graphs[0], lists[0], **options)
+    parts = zip(graphs, lists, config.data, strict=True)
+    return TaskMixture([(graph, listed, entry.weight) for graph, listed, entry in parts], **options)
 
 
 def planned(config: TrainConfig, model: str) -> tuple[Base, LoraCount]:
@@ -171,11 +207,9 @@ def cache_bytes(setup: Setup) -> int:
     """What the cache would need for all walks, if no two showed the same picture."""
     vae = setup.base.pipe.vae
     elements = 2 * vae.config.latent_channels * (setup.config.resolution // 8) ** 2
-    walks = setup.sampler.walks(0, setup.config.walks)
-    columns = np.array([len(path.cells) for path in walks.paths])[walks.path]
     # A base that is shown holes encodes the last row twice, with and without what is in them.
-    cells, weight = int(((walks.count + 1) * columns).sum()), next(iter(vae.state_dict().values()))
-    return int(cells * elements * weight.element_size())
+    cells = sum((len(walk.rows) + 1) * len(walk.columns) for walk in setup.sampler.walks(0, setup.config.walks))
+    return int(cells * elements * next(iter(vae.state_dict().values())).element_size())
 
 
 def coverage(sampler: PathSampler) -> Table:
@@ -200,10 +234,10 @@ def _time(setup: Setup, largest: Forecast) -> str:
     return f"{work:.3g} TFLOP at most, {seconds:.1f} s at 45 % of {peak} TFLOP/s"
 
 
-def largest_grid(sampler: PathSampler) -> tuple[int, int]:
+def largest_grid(sampler: Sampler) -> tuple[int, int]:
     """Lines and columns of the largest grid that can be drawn, as it is shown."""
-    rows = sampler.most_rows()
-    return largest([path.places(rows[path.name]) for path in sampler.paths])
+    drawn = [(part.most_rows(), path) for part in sampler.parts for path in part.paths]
+    return largest([path.places(rows[path.name]) for rows, path in drawn])
 
 
 def largest(shown: Iterable[Places]) -> tuple[int, int]:

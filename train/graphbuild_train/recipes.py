@@ -49,9 +49,11 @@ def read_recipe(file: Path) -> dict[str, Any]:
     """
     with reading(file) as said:
         document = mapping({} if said is None else said, [f.name for f in fields(TrainConfig)])
-    listed = str(document.get("paths"))
-    if listed.endswith(SUFFIXES) and (file.parent / listed).is_file():
-        document["paths"] = str((file.parent / listed).resolve())
+    data = document.get("data")
+    for entry in [document, *(data if isinstance(data, list) else [])]:
+        listed = str(entry.get("paths")) if isinstance(entry, dict) else ""
+        if listed.endswith(SUFFIXES) and (file.parent / listed).is_file():
+            entry["paths"] = str((file.parent / listed).resolve())
     return document
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.lora_file import read_diffusers
 from graphbuild_train.objective import objective_of
-from graphbuild_train.preflight import tasks_of
+from graphbuild_train.preflight import lists_of, sampler_of
 
 _SIDES: dict[str, Split | None] = {"validation": "validation", "train": "train", "all": None}
 _HELD_OUT: dict[Split | None, Split | None] = {"train": "validation", "validation": "train", None: None}
@@ -87,13 +87,22 @@ def from_graph(
         raise ValueError(f"split: {split!r}; allowed: {', '.join(_SIDES)}")
     side = _HELD_OUT[config.sampler.split] if split is None else _SIDES[split]
     try:
-        switches = replace(config.sampler, split=side)
-        sampler = PathSampler(Graph.open(graph), tasks_of(config), seed=seed, on_missing="drop", config=switches)
+        sampler = _sampler(config, Graph.open(graph), split=side, seed=seed)
     except GraphError as error:
         hint = "" if side is None else f"; --split all draws from all items, this is the {side} side"
         raise GraphError(f"{error}{hint}") from error
     tasks = (sampler.task(index, config.resolution, cells=config.cells) for index in range(count))
     yield from _made(config, lora, tasks, out=out, seed=seed)
+
+
+def _sampler(config: TrainConfig, graph: Graph, *, split: Split | None, seed: int) -> PathSampler:
+    """The tasks of a graph: with the list that it was trained with, where the recipe has several graphs."""
+    graphs = [Graph.open(entry.graph) for entry in config.data] or [graph]
+    drawn = sampler_of(config, graphs, lists_of(config), split=split, seed=seed)
+    for part in drawn.parts:
+        if part.graph.digest == graph.digest:
+            return part
+    raise GraphError(f"{graph.url}: none of the recipe's data; for another graph: --set data=[] --set paths=LIST")
 
 
 def from_rows(

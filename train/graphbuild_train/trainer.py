@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.errors import GraphError
 from graphbuild.store.pins import keep_snapshot
-from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.mixture import Sampler
 from graphbuild_train import checkpoint, lora, preflight, resume
 from graphbuild_train.bases import load_base
 from graphbuild_train.checkpoint import Checkpoint
@@ -40,7 +40,9 @@ from graphbuild_train.plan import Plan, accelerator_here
 from graphbuild_train.validate import Validation, validate
 
 
-def train(config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None) -> Path:
+def train(
+    config: TrainConfig, graph: str | os.PathLike[str] | None, out: Path, *, console: Console | None = None
+) -> Path:  # fmt: skip
     """Train until `config.steps`, from the newest whole checkpoint in `out` if there is one, and export.
 
     Run by `accelerate launch` or `torchrun` it uses all processes; `config.batch` is shared out among them.
@@ -68,7 +70,7 @@ class Trainer(Plan):
     """
 
     def __init__(
-        self, config: TrainConfig, graph: str | os.PathLike[str], out: Path, *, console: Console | None = None,
+        self, config: TrainConfig, graph: str | os.PathLike[str] | None, out: Path, *, console: Console | None = None,
         accelerator: Accelerator | None = None, announced: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(config, graph, out, console=console, accelerator=accelerator)
@@ -140,8 +142,9 @@ class Trainer(Plan):
         """Prepare the model for training, its optimiser and its data."""
         config, model = self.config, self.base.bare
         sound_attention()
-        if self.main and self.restored is None and (error := keep_snapshot(self.graph, "training")):
-            raise GraphError(f"{self.graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")
+        for graph in self.graphs if self.main and self.restored is None else ():
+            if error := keep_snapshot(graph, "training"):
+                raise GraphError(f"{graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         decay = config.optimiser.weight_decay
         self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
@@ -215,7 +218,7 @@ class Trainer(Plan):
 
     def _grids(self, position: int) -> Generator[tuple[GridBatch, int], None, None]:
         """Micro batches of this process from a position on, without end, with the seed of their draws."""
-        config = self.config
+        config, remote = self.config, any(graph.fs.remote for graph in self.graphs)
         while True:
             rounds, first = divmod(position, config.walks) if config.walks else (0, position)
             tasks = GridTasks(
@@ -226,7 +229,7 @@ class Trainer(Plan):
             loader = DataLoader(
                 tasks, batch_size=config.micro_batch, num_workers=config.workers, collate_fn=collate,
                 pin_memory=self.accelerator.device.type == "cuda",
-                multiprocessing_context="spawn" if config.workers and self.sampler.graph.fs.remote else None,
+                multiprocessing_context="spawn" if config.workers and remote else None,
             )  # fmt: skip
             for grid in loader:
                 yield grid, config.seed + (rounds << 32)  # another round over the same walks has other noise
@@ -280,9 +283,9 @@ class Trainer(Plan):
         """Write a checkpoint of the steps done."""
         saved = Checkpoint(
             step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self.document(),
-            snapshot=self.graph.digest, lora=self.lora, ema=self.ema, optimiser=self.optimiser.state_dict(),
+            snapshot=self.sampler.snapshot, lora=self.lora, ema=self.ema, optimiser=self.optimiser.state_dict(),
             rng=checkpoint.rng_state(), part=self.base.denoiser,
-            header=header_of_run(self.config, self.base, graph=self.graph, model=self.model_name, steps=self.step),
+            header=header_of_run(self.config, self.base, graphs=self.graphs, model=self.model_name, steps=self.step),
         )  # fmt: skip
         self.saved_at = time.monotonic()
         return checkpoint.save(self.out, saved, keep=self.config.watch.keep)
@@ -299,7 +302,7 @@ class Trainer(Plan):
         return validate(self.base, self.objective, DataLoader(tasks, collate_fn=collate), config.seed)
 
     @cached_property
-    def spared(self) -> PathSampler | None:
+    def spared(self) -> Sampler | None:
         """Sampler over the held-out items; over all items if none are held out."""
         try:
             return self.sampler_of("validation" if self.config.sampler.split == "train" else None, path_repeat=1)
@@ -323,7 +326,7 @@ class Trainer(Plan):
         if self.main:
             with self.finished():
                 export_run(
-                    self.out, self.config, self.base, graph=self.graph, model=self.model_name, state=self.lora,
+                    self.out, self.config, self.base, graphs=self.graphs, model=self.model_name, state=self.lora,
                     steps=self.step,
                 )  # fmt: skip
         self.accelerator.wait_for_everyone()

@@ -88,7 +88,7 @@ def card_text(
             **lora,
             "name": name,
             "where": name,
-            "paths": Path(recipe["paths"]).stem,  # a custom list is a file somewhere
+            "paths": "`, `".join(_lists(recipe)),
             "model": model,
             "link": f"[{model}](https://huggingface.co/{model})" if on_hub else f"`{model}`",
             "file": LORA_WEIGHT_NAME_SAFE,
@@ -103,6 +103,12 @@ def card_text(
         }
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{text}"
+
+
+def _lists(recipe: Mapping[str, Any]) -> list[str]:
+    """Names of the task lists; a custom list is a file somewhere."""
+    lists = [entry["paths"] or recipe["paths"] for entry in recipe.get("data", ())] or [recipe["paths"]]
+    return [Path(listed).stem for listed in dict.fromkeys(lists)]
 
 
 def write_card(folder: Path, recipe: Mapping[str, Any], **facts: Any) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,43 @@ from graphbuild_train.lora import adapter_config
 
 
 def export_run(
-    out: Path, config: TrainConfig, base: Base, *, graph: Graph, model: str, state: Mapping[str, Tensor], steps: int
+    out: Path,
+    config: TrainConfig,
+    base: Base,
+    *,
+    graphs: Sequence[Graph],
+    model: str,
+    state: Mapping[str, Tensor],
+    steps: int,
 ) -> Path:
     """Write `pytorch_lora_weights.safetensors` and `README.md` into the folder of a run.
 
     Args:
-        graph: that was trained on.
+        graphs: that were trained on.
         model: the checkpoint behind `base`.
         state: the LoRA, as `lora_state` gives it.
         steps: optimiser steps done.
     """
-    recipe = _recipe(config, graph, model, steps)
+    recipe = _recipe(config, graphs, model, steps)
     file = save_diffusers(Lora(part=base.denoiser, state=state, adapter=adapter_config(base.bare), recipe=recipe), out)
-    write_card(out, recipe, licences=licences(graph))
+    write_card(out, recipe, licences=licences(graphs))
     return file
 
 
-def header_of_run(config: TrainConfig, base: Base, *, graph: Graph, model: str, steps: int) -> dict[str, str]:
+def header_of_run(
+    config: TrainConfig, base: Base, *, graphs: Sequence[Graph], model: str, steps: int
+) -> dict[str, str]:
     """The header of the file that `export_run` would write."""
-    return header_of(base.denoiser, adapter_config(base.bare), _recipe(config, graph, model, steps))
+    return header_of(base.denoiser, adapter_config(base.bare), _recipe(config, graphs, model, steps))
 
 
-def _recipe(config: TrainConfig, graph: Graph, model: str, steps: int) -> dict[str, Any]:
+def _recipe(config: TrainConfig, graphs: Sequence[Graph], model: str, steps: int) -> dict[str, Any]:
     fill = config.cells.hole_fill
-    return recipe_of(replace(config, model=model), model=model, snapshot=graph.digest, hole_fill=fill, steps=steps)
+    snapshot = "+".join(graph.digest for graph in graphs)
+    return recipe_of(replace(config, model=model), model=model, snapshot=snapshot, hole_fill=fill, steps=steps)
 
 
-def licences(graph: Graph) -> dict[str, int]:
-    """Licence -> number of a graph's items under it; "" is an item without one."""
-    return dict(Counter(licence or "" for licence in graph.items()["licence"].to_pylist()))
+def licences(graphs: Sequence[Graph]) -> dict[str, int]:
+    """Licence -> number of the graphs' items under it; "" is an item without one."""
+    each = {graph.digest: graph for graph in graphs}.values()
+    return dict(Counter(licence or "" for graph in each for licence in graph.items()["licence"].to_pylist()))
