@@ -181,7 +181,8 @@ def _where(address: str | None, device: str, wait: float | None) -> dict[str, An
     return {"address": address, "device": None if device == "auto" else device, "wait_s": wait}
 
 
-def show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -> int:
+def show_report(report: RunReport, where: str, *, strict: bool, as_json: bool, again: str = "") -> int:
+    """Print what a run did; `again` is the command that retries its failed rows, by default `retry`."""
     from graphbuild.cli import text
 
     say(report.model_dump_json(), text.report_lines(report, where), as_json)
@@ -192,8 +193,9 @@ def show_report(report: RunReport, where: str, *, strict: bool, as_json: bool) -
     if report.failed:
         path = report.source_args.get("path")
         source = f" --path {shlex.quote(str(path))}" if path else ""
-        again = f"; {report.retriable} may succeed another time: graphbuild retry {shlex.quote(where)}{source}"
-        ERR.print(f"{counted(report.failed, 'failed row')}{again if report.retriable else ''}", markup=False)
+        again = again or f"graphbuild retry {shlex.quote(where)}{source}"
+        hint = f"; {report.retriable} may succeed another time: {again}" if report.retriable else ""
+        ERR.print(f"{counted(report.failed, 'failed row')}{hint}", markup=False)
     return UNDONE if report.errors or (strict and report.failed) else DONE
 
 

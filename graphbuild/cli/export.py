@@ -14,6 +14,7 @@ from graphbuild.cli.console import (
     JsonOption,
     SnapshotOption,
     WhereOption,
+    command_line,
     refusing,
     ticking,
 )
@@ -66,6 +67,7 @@ def import_(
     labels: Annotated[str | None, typer.Option(help="Names of a label map's values, separated by commas.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Its version.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Also read again what could not be read.")] = False,
     executor: ExecutorOption = "inline",
     as_json: JsonOption = False,
 ) -> None:
@@ -86,6 +88,7 @@ def import_(
         names = tuple(name.strip() for name in (labels or "").split(",")) if labels else ()
         said: dict[str, Any] = {"store": store, "column": column, "dataset": dataset, "revision": revision}
         annotator = imported(kind, path, labels=names, **said)
-        how: dict[str, Any] = {"executor": executor}
+        how: dict[str, Any] = {"executor": executor, "retry": retry}
         report = build(None, [annotator], graph, console=ERR, **how)
-    raise typer.Exit(show_report(report, graph, strict=False, as_json=as_json))
+    again = f"{command_line()}{'' if retry else ' --retry'}"
+    raise typer.Exit(show_report(report, graph, strict=False, as_json=as_json, again=again))

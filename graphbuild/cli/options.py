@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from graphbuild.annotators import DEFAULT_FOR, recorded, resolve
-from graphbuild.annotators.base import Annotator
+from graphbuild.annotators.base import Annotator, name_of
 from graphbuild.contracts import CommitDocument, RunReport
+from graphbuild.engine.imported import Imported
 from graphbuild.errors import GraphError
 from graphbuild.lookup import look_in, short_name
 from graphbuild.pipeline import load_annotators, load_pipeline, pipeline_names
@@ -94,6 +96,13 @@ def live_annotators(out: str | os.PathLike[str]) -> tuple[list[Annotator], list[
     """
     found, refused = [], []
     for commit in _live_commits(out):
+        if commit.unit.annotator == name_of(Imported):
+            (kind,) = commit.lineage.codec
+            if not any(each.document.retriable_rows for each in Graph.open(out).commits(kind)):
+                continue
+            again = f"graphbuild import {shlex.quote(os.fspath(out))} --kind {kind} --from FOLDER --retry"
+            refused.append(f"{kind} was imported, from a folder that a graph does not name; {again}")
+            continue
         try:
             found.append(recorded(commit.use, commit.config))
         except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parameter
 from graphbuild.errors import GraphError, MissingWeights, UnusableImage
@@ -16,7 +16,7 @@ from graphbuild.images.decode import suffixes
 from graphbuild.kinds.registry import KINDS, Kind
 from graphbuild.sources.base import Unusable
 from graphbuild.sources.places import Place
-from graphbuild.sources.tables import opened
+from graphbuild.sources.tables import Tables, opened
 
 KEPT = ("source", "jpeg", "jpeg444", "png", "jpeg_gray")
 """Codecs of kinds whose files are stored as they come; those of others are brought to what the kind promises."""
@@ -27,10 +27,18 @@ KEYS = ("key", "file_name", "item_id")
 _SHAPE = 0.02  # how far the ratio of the sides may be from the picture's
 
 
+class Files(NamedTuple):
+    """Where the values of items are, and the tables among them."""
+
+    known: Mapping[str, tuple[str, int]]
+    tables: Tables
+
+
 @dataclass(frozen=True, kw_only=True)
 class Imported(Annotator):
     """Files of a folder, or rows of Parquet files, that belong to items by their key: `a/b.png`, `a/b.jpg.png` or a row
-    whose `key`, `file_name` or `item_id` is `a/b.jpg` are of the item `a/b.jpg`. Items without one are skipped
+    whose `key`, `file_name` or `item_id` is `a/b.jpg` are of the item `a/b.jpg`. Rows in the order of the items, also
+    dealt out to several tables, are read without going back in a row group. Items without one are skipped
     (`not_given`). Values are cleaned as those of sources are, or refused (`bad_values`); a picture has to have the
     shape of the item's. Attrs: `imported`, the data set and its revision.
 
@@ -77,7 +85,7 @@ class Imported(Annotator):
             raise MissingWeights(lines[0])
         return f"files:{digest_of(self._files())}"
 
-    def load(self, device: str) -> Mapping[str, tuple[str, int]]:
+    def load(self, device: str) -> Files:
         """What items may be called -> (file, row), row -1 for a file of its own."""
         place, index = self._place(), dict[str, tuple[str, int]]()
         for file, _ in self._files():
@@ -85,18 +93,18 @@ class Imported(Annotator):
                 index |= {key: (file, row) for row, key in _keys(place, file)}
             else:
                 index[posixpath.splitext(file)[0]] = (file, -1)
-        return index
+        return Files(index, Tables(place))
 
-    def annotate(self, batch: Sequence[Request], model: Mapping[str, tuple[str, int]]) -> list[Any]:
+    def annotate(self, batch: Sequence[Request], model: Files) -> list[Any]:
         return [self._one(request, model) for request in batch]
 
-    def _one(self, request: Request, index: Mapping[str, tuple[str, int]]) -> Derived | Skip | Exception:
+    def _one(self, request: Request, files: Files) -> Derived | Skip | Exception:
         item = request.item
         names = (item.key, posixpath.splitext(item.key)[0], item.item_id)
-        where = next((index[name] for name in names if name in index), None)
+        where = next((files.known[name] for name in names if name in files.known), None)
         if where is None:
             return Skip("not_given")
-        data = self._read(*where)
+        data = self._read(*where, files.tables)
         if data is None:
             return Skip("not_given")
         if isinstance(data, Unusable):
@@ -125,18 +133,16 @@ class Imported(Annotator):
     def _files(self) -> list[tuple[str, str]]:
         return self._place().listing([*suffixes(), ".txt", ".json", ".parquet"]) if self.path else []
 
-    def _read(self, file: str, row: int) -> bytes | Unusable | None:
+    def _read(self, file: str, row: int, tables: Tables) -> bytes | Unusable | None:
         place = self._place()
         if row < 0:
             return place.read(file)
-        with opened(place, file) as rows:
-            tops = {leaf.partition(".")[0] for leaf in rows.columns}
-            column = self.column or next((name for name in (self.kind, "image") if name in tops), None)
-            if column not in tops:
-                raise GraphError(
-                    f"{file} has no column {column or self.kind!r}; say which with --column: {sorted(tops)}"
-                )
-            ((_, values),) = rows.read([row], [leaf for leaf in rows.columns if leaf.partition(".")[0] == column])
+        rows = tables[file]
+        tops = {leaf.partition(".")[0] for leaf in rows.columns}
+        column = self.column or next((name for name in (self.kind, "image") if name in tops), None)
+        if column not in tops:
+            raise GraphError(f"{file} has no column {column or self.kind!r}; say which with --column: {sorted(tops)}")
+        ((_, values),) = rows.read([row], [leaf for leaf in rows.columns if leaf.partition(".")[0] == column])
         value = values[str(column)]
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
@@ -22,6 +23,7 @@ ENDINGS = (".parquet", ".arrow")
 # memory (a row group of 341 MB: 16 MB held; with pyarrow's defaults 356 MB).
 _BATCH_ROWS = 16
 _BUFFER = 1 << 20
+_MOST_OPEN = 64
 
 
 class _Run(NamedTuple):
@@ -175,6 +177,26 @@ def opened(place: Place, file: str) -> Iterator[ParquetRows | ArrowRows]:
         raise
     except OSError as error:
         raise OSError(f"source {place.source!r}: {file}: {error}") from error
+
+
+class Tables:
+    """Tables of a place that stay open, each where its last read stopped: the least recently used are closed."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._open: OrderedDict[str, tuple[ParquetRows | ArrowRows, ExitStack]] = OrderedDict()
+
+    def __getitem__(self, file: str) -> ParquetRows | ArrowRows:
+        """Raises:
+        ValueError, OSError: as `opened`.
+        """
+        if file not in self._open:
+            stack = ExitStack()
+            self._open[file] = (stack.enter_context(opened(self._place, file)), stack)
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)[1][1].close()
+        self._open.move_to_end(file)
+        return self._open[file][0]
 
 
 _Key = tuple[int, Place, str, str]

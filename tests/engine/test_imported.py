@@ -15,6 +15,9 @@ from graphbuild.cli import app
 from graphbuild.engine.imported import imported
 from graphbuild.engine.run import run
 from graphbuild.errors import GraphError
+from graphbuild.sources import tables
+from graphbuild.sources.base import Unusable
+from graphbuild.sources.places import Place
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 from tests.images.test_cleaning import file
@@ -72,6 +75,51 @@ def test_rows_of_a_table_come_in_by_key(graph: Path, tmp_path: Path) -> None:
     opened = Graph.open(graph)
     assert opened.read(3, "depth").values()[0, 0] == 9 and opened.read(0, "depth").values()[0, 0] == 7
     assert [status for status, _ in rows(graph, "depth")] == ["ok", "skipped", "skipped", "ok"]
+
+
+def test_tables_dealt_out_by_workers_are_read_once(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tables that items alternate between, as a job on two GPUs writes them: no row group is begun twice."""
+    put(tmp_path / "photos", {f"x{n:02d}.jpg": file(np.full((60, 80, 3), n, np.uint8), "JPEG") for n in range(40)})
+    complete(build(tmp_path / "photos", graph, ["canny"]))
+    (tmp_path / "t").mkdir()
+    for rank in range(2):
+        numbers = range(rank, 40, 2)
+        depth = [{"bytes": file(grey(n), "PNG")} for n in numbers]
+        table = pa.table({"key": [f"x{n:02d}.jpg" for n in numbers], "depth": depth})
+        pq.write_table(table, tmp_path / f"t/{rank}.parquet", row_group_size=10)
+    begun, real = list[tuple[str, int]](), tables._Cursor.__init__
+
+    def counted(self: Any, parquet: Any, group: int, start: int, columns: Any) -> None:
+        if list(columns) != ["key"]:
+            begun.append((str(id(parquet)), group))
+        real(self, parquet, group, start, columns)
+
+    monkeypatch.setattr(tables._Cursor, "__init__", counted)
+    complete(run(None, [imported("depth", str(tmp_path / "t"))], graph, executor="inline"))
+    opened = Graph.open(graph)
+    keys = opened.items()["key"].to_pylist()
+    found = {key: int(opened.read(item, "depth").values()[0, 0]) for item, key in enumerate(keys) if key[0] == "x"}
+    assert found == {f"x{n:02d}.jpg": n for n in range(40)}
+    assert len(begun) == len(set(begun)) == 4
+
+
+def test_a_retry_of_what_was_imported_says_how(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "d", {"a.png": file(grey(1), "PNG"), "b/c.png": file(grey(2), "PNG")})
+    cells, broken = [str(graph), "--kind", "depth", "--from", str(tmp_path / "d")], ["a.png"]
+    real = Place.read
+    monkeypatch.setattr(
+        Place, "read", lambda self, name: Unusable("unreadable", "EIO") if name in broken else real(self, name)
+    )
+    done = CliRunner().invoke(app, ["import", *cells])
+    assert done.exit_code == 0 and "1 may succeed another time: graphbuild" in done.output and "--retry" in done.output
+    retried = CliRunner().invoke(app, ["retry", str(graph), "--executor", "inline"])
+    assert retried.exit_code == 1 and f"graphbuild import {graph} --kind depth --from FOLDER --retry" in retried.output
+    broken.clear()
+    assert CliRunner().invoke(app, ["import", *cells, "--retry"]).exit_code == 0
+    assert [status for status, _ in rows(graph, "depth")] == ["ok", "ok", "skipped", "skipped"]
+    assert CliRunner().invoke(app, ["retry", str(graph), "--executor", "inline"]).exit_code == 0
 
 
 def test_what_belongs_to_another_picture_or_has_no_palette_is_refused(graph: Path, tmp_path: Path) -> None:
