@@ -64,6 +64,9 @@ boxes
     a drawing of bounding boxes | a layout of boxes around the named objects
     a picture of coloured rectangles that mark the objects | a bounding-box map of the objects
     a box layout that gives the place and size of each object
+text_lines
+    a layout of the lines of text | a drawing of boxes around the written words | a map of where text is written
+    a picture of rectangles that mark lines of text
 flow
     an optical flow map | a map of motion whose hues are directions | a picture that shows where each pixel moves
     a colour-coded map of movement between two pictures

@@ -101,6 +101,7 @@ _DECLARED: tuple[Kind, ...] = (
     _stored("segments", "condition", "labels", "regions that follow objects and parts, without classes"),
     _stored("mask", "condition", "labels", "masks of named objects, one colour each"),
     _stored("boxes", "condition", "boxes", "bounding boxes of named objects"),
+    _stored("text_lines", "condition", "boxes", "boxes of the lines of text, named by what they say"),
     _stored("flow", "condition", "png", "where each pixel goes in the reference: directions as hues"),
     _stored("foreground_mask", "condition", "png1", "main subject white, the rest black"),
     _cut_out("foreground", computed.foreground, "the image where the foreground mask is white, black elsewhere"),

@@ -17,7 +17,7 @@ CODECS = {
     "jpeg444": "normal",
     "labels": "semantic clothes segments mask",
     "pose": "pose",
-    "boxes": "boxes",
+    "boxes": "boxes text_lines",
     "text": "caption edit_text background_text edit_instruction background_instruction",
     "jpeg": "style_content style_semantic edit_global",
     "png": "flow edit_local",
@@ -54,7 +54,7 @@ def test_groups() -> None:
     assert named("style") == ["style_reference", "style_content", "style_semantic"]
     assert named("edit") == ["edit_local", "edit_global"]
     assert named("degradation") == DEGRADATIONS.split() and len(named("degradation")) == 32
-    assert len(KINDS) == 68 and list(KINDS) == [kind.name for kind in KINDS.values()]
+    assert len(KINDS) == 69 and list(KINDS) == [kind.name for kind in KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", PICTURES, ids=lambda kind: kind.name)

@@ -29,6 +29,7 @@ TINY: dict[str, Callable[[Path], dict[str, Any]]] = {
     "marigold_normals": dense.tiny_marigold_normals,
     "vitpose": regions.tiny_vitpose,
     "oneformer": dense.tiny_oneformer,
+    "ppocr": words.tiny_ppocr,
     "dis_flow": lambda folder: {"resolution": 64},
     "segformer_clothes": dense.tiny_clothes,
     "try_on": lambda folder: {"min_share": 0.0},

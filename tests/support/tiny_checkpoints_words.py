@@ -62,3 +62,39 @@ def bert_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
     )
+
+
+def tiny_ppocr(folder: Path) -> dict[str, Any]:
+    """The mobile networks of PP-OCR, which are small as they are, with a dozen characters."""
+    import torch
+    from transformers import (
+        PPOCRV5MobileDetConfig,
+        PPOCRV5MobileDetForObjectDetection,
+        PPOCRV5MobileRecConfig,
+        PPOCRV5MobileRecForTextRecognition,
+        PPOCRV5ServerDetImageProcessor,
+        PPOCRV5ServerRecImageProcessor,
+    )
+
+    torch.manual_seed(1)
+    characters = ["blank", *"graphbuild", " "]
+    detector = PPOCRV5MobileDetForObjectDetection(PPOCRV5MobileDetConfig())
+    detector.save_pretrained(folder / "det")
+    PPOCRV5ServerDetImageProcessor().save_pretrained(folder / "det")
+    blocks = [
+        [[3, 16, 32, 1, False]],
+        [[3, 32, 64, 1, False]],
+        [[3, 64, 128, [2, 1], False]],
+        [[3, 128, 256, [1, 2], False]],
+        [[5, 256, 512, [2, 1], True], [5, 512, 512, [2, 1], False]],
+    ]
+    backbone = {"model_type": "pp_lcnet_v3", "scale": 0.25, "block_configs": blocks, "out_features": ["stage5"]}
+    config = PPOCRV5MobileRecConfig(backbone_config=backbone, head_out_channels=len(characters), hidden_size=16)
+    reader = PPOCRV5MobileRecForTextRecognition(config)
+    for weights in reader.parameters():
+        if weights.ndim > 1:
+            torch.nn.init.normal_(weights, std=0.3)
+    reader.save_pretrained(folder / "rec")
+    PPOCRV5ServerRecImageProcessor(character_list=characters).save_pretrained(folder / "rec")
+    free = {"box_threshold": 0.0, "text_threshold": 0.0, "resolution": 64}
+    return {"model": str(folder / "det"), "reader": str(folder / "rec"), **free}

@@ -104,9 +104,10 @@ def test_names_targets_and_content_follow_from_the_cells(name: str) -> None:
         assert path.kinds == path.cells
 
 
-BEYOND = (
-    "flow clothes lineart scribble inpaint_box inpaint_brush inpaint_random masked_box masked_brush masked_random tile"
-)
+BEYOND = """
+    text_lines flow clothes lineart scribble inpaint_box inpaint_brush inpaint_random masked_box masked_brush
+    masked_random tile
+"""
 """Kinds that the paper does not have."""
 
 
