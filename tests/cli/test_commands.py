@@ -369,7 +369,11 @@ def test_retry_computes_only_what_failed(cli: Command, control: Callable[..., st
     tag = control({names[1]: "fail"})
     line = pipeline(f"  - {{use: 'tests.support.annotators:Ordered', tag: {tag}}}")
     result = cli(line)
-    assert result.code == 0 and result.last.endswith(f"graphbuild retry g --path {Path('photos').resolve()}") and "1 failed" in result.last
+    assert (
+        result.code == 0
+        and result.last.endswith(f"graphbuild retry g --path {Path('photos').resolve()}")
+        and "1 failed" in result.last
+    )
     old = Graph.open("g")
     assert cli(line).code == 0 and len(calls(tag)) == 6, "a plain rerun retries nothing"
     control()

@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from graphbuild.cli import app
 from graphbuild.errors import GraphError
 from graphbuild.store.verify import verify
 from tests.support.annotators import build, complete, leftovers, tree
+from tests.support.disks import mounted
 
 LONG = bool(os.environ.get("GRAPHBUILD_LONG"))
 EVERY = 1 if LONG else 43
@@ -89,20 +89,6 @@ def test_errors_of_the_disk(stays: bool, photos: Path, tmp_path: Path) -> None:
 
 
 # ---- real file systems -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[Path]:
-    """A mounted folder; the test skips where that is not allowed."""
-    folder.mkdir(exist_ok=True)
-    try:
-        subprocess.run(["mount", *options, str(folder)], check=True, capture_output=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"cannot mount: {getattr(error, 'stderr', error)!r}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _command(photos: Path, out: Path, limit: int = 12) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,7 @@ from graphbuild.store.verify import verify
 from graphbuild.store.workspace import Workspace, remove_dead_workspaces
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import build, complete
+from tests.support.disks import mounted
 from tests.support.object_store import SECRET, ObjectStore, local_content
 
 ANNOTATORS = ["canny", "source_caption"]
@@ -172,6 +174,30 @@ def test_credentials_that_expire(s3: ObjectStore, sound: Path) -> None:
     assert any(name.startswith("nodes/") for name in s3.content(url)) and verify(url, "full").problems == []
     built(sound, url)
     assert {n: d for n, d in s3.content(url).items() if not n.startswith(("runs/", "_"))} == local_content(sound)
+
+
+def test_a_full_folder_for_temporary_files(
+    s3: ObjectStore, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against an error that does not say that it is `TMPDIR` which is full, and against half a part."""
+    url = s3.new_url()
+    monkeypatch.setattr(objects, "gettempdir", lambda: str(tmp_path / "tmp"))
+    with mounted(tmp_path / "tmp", "-t", "tmpfs", "-o", "size=40k", "tmpfs") as disk:
+        objects._staging.cache_clear()
+        try:
+            report = build(sound.parent / "photos", url, ANNOTATORS, shard_size=4)
+            assert report.units_left and f"No space left on device: '{disk}/" in report.errors[0]
+            assert not any(name.startswith("nodes/kind=image") for name in s3.content(url))
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            built(sound, url)
+        finally:
+            objects._staging().close()
+            objects._staging.cache_clear()
+    kept = ("nodes/", "edges/", "items/", "heads/")
+    remote, local = (
+        {n: d for n, d in c.items() if n.startswith(kept)} for c in (s3.content(url), local_content(sound))
+    )
+    assert remote == local
 
 
 def test_two_runs_at_once(s3: ObjectStore, sound: Path) -> None:
