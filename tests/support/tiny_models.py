@@ -1,4 +1,4 @@
-"""FLUX.1 Fill and dev with random weights and few channels, saved as diffusers folders; tokenizers made in code."""
+"""FLUX.1 Fill and dev, and Flex.2, with random weights and few channels, as diffusers folders."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def save_flux_fill(folder: Path, *, guidance: bool = True) -> Path:
 def save_flux_dev(folder: Path, *, guidance: bool = True) -> Path:
     """A `FluxPipeline`."""
     FluxPipeline(**components(in_channels=64, guidance=guidance)).save_pretrained(folder)
+    return folder
+
+
+def save_flex2(folder: Path) -> Path:
+    """A `FluxPipeline` whose transformer takes 64 + 64 + 4 + 64 channels."""
+    FluxPipeline(**components(in_channels=196, guidance=True)).save_pretrained(folder)
     return folder
 
 

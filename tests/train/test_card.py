@@ -61,6 +61,7 @@ def test_a_card_says_what_the_lora_is_made_of(base: Any) -> None:
         ("flux_fill", MODELS["flux_fill"], ("other", "flux-1-dev-non-commercial-license")),
         ("sdxl", MODELS["sdxl"], ("openrail++", None)),
         ("flux2_klein", MODELS["flux2_klein"], ("apache-2.0", None)),
+        ("flex2", MODELS["flex2"], ("apache-2.0", None)),
         ("flux_fill", "someone/flux-fill-variant", ("other", "see-base-model")),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from graphbuild.images.node import Node
 from graphbuild_train import preflight
 from graphbuild_train.latent_cache import LatentCache
-from tests.support.tiny_models import save_flux_dev
+from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.support.training import Ground, grounded, recorded, state
 
@@ -23,6 +23,7 @@ OTHERS: dict[str, Any] = {
     "flux_dev": (save_flux_dev, "visualcloze_dev"),
     "sdxl": (save_sdxl, "onepic"),
     "flux2_klein": (save_flux2_klein, "flux2_klein"),
+    "flex2": (save_flex2, "visualcloze_fill"),
 }
 
 

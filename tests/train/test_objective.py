@@ -361,7 +361,7 @@ def test_presets_are_the_table() -> None:
 
 
 def test_bases_are_found_by_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown base 'flux'.*known: flux2_klein, flux_dev, flux_fill, sdxl"):
+    with pytest.raises(ValueError, match=r"unknown base 'flux'.*known: flex2, flux2_klein, flux_dev, flux_fill, sdxl"):
         load_base("flux", "", objective_of("onepic"))
     with pytest.raises(ValueError, match="Base does not define checkpoint, pipeline, objectives, attention"):
         base_class("graphbuild_train.bases.base:Base")

@@ -37,6 +37,11 @@ def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
             {"base": "sdxl", "objective": "onepic", "cells": {"cell_fit": "aspect", "row_sizes": "own"}},
             "cells.row_sizes: 'own'; allowed for sdxl: shared",
         ),
+        (
+            {"base": "flex2", "cells": {"cell_fit": "aspect", "row_sizes": "own"}},
+            "cells.row_sizes: 'own'; allowed for flex2: shared",
+        ),
+        ({"base": "flex2", "guidance": 3.5}, "guidance: 3.5; allowed for flex2: 1"),
         ({"base": "flux2_klein", "resolution": 48}, "resolution: 48; allowed for flux2_klein: 64 to 1024"),
     ],
 )

@@ -43,7 +43,7 @@ def test_every_recipe_loads_and_what_it_names_exists(name: str) -> None:
 def test_the_lists_beside_the_recipes_are_used() -> None:
     """Guards against a list that nobody draws from, and a recipe that takes a list for a recipe."""
     used = {Path(recipe(name).paths) for name in recipe_names()}
-    assert set((FOLDER / "paths").glob("*.yaml")) <= used and len(recipe_names()) == 10
+    assert set((FOLDER / "paths").glob("*.yaml")) <= used and len(recipe_names()) == 11
 
 
 def test_visualcloze_fill_is_the_default() -> None:

@@ -35,7 +35,7 @@ from graphbuild_train.trainer import Step, Trainer
 from tests.support.annotators import build, complete, start
 from tests.support.numerics import assert_close, rounding
 from tests.support.object_store import ObjectStore, local_content
-from tests.support.tiny_models import save_flux_dev
+from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 from tests.support.training import (
     NEVER,
@@ -456,6 +456,7 @@ BASES = {
     "flux_dev": (save_flux_dev, "visualcloze_dev"),
     "flux_dev-views": (save_flux_dev, "onediffusion"),
     "flux2_klein": (save_flux2_klein, "flux2_klein"),
+    "flex2": (save_flex2, "visualcloze_fill"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -151,7 +152,7 @@ def pass_of(config: TrainConfig, base: Base, rows: int, columns: int, processes:
     if batch is None or (work := base.work(batch.z.shape[1], base.text_tokens)) is None:
         return None
     spare(base.bare, config.checkpointing)
-    height, width = base.unit(columns, config.resolution)
+    height, width = base.unit(rows, columns, config.resolution)
     vae = base.pipe.vae
     picture = torch.zeros(1, 3, height, width, device="meta", dtype=vae.dtype)
     modules = [module for module in base.pipe.components.values() if isinstance(module, nn.Module)]
@@ -206,10 +207,17 @@ def within_memory(config: TrainConfig, doing: str) -> Iterator[None]:
 def cache_bytes(setup: Setup) -> int:
     """What the cache would need for all walks, if no two showed the same picture."""
     vae = setup.base.pipe.vae
-    elements = 2 * vae.config.latent_channels * (setup.config.resolution // 8) ** 2
-    # A base that is shown holes encodes the last row twice, with and without what is in them.
-    cells = sum((len(walk.rows) + 1) * len(walk.columns) for walk in setup.sampler.walks(0, setup.config.walks))
-    return int(cells * elements * next(iter(vae.state_dict().values())).element_size())
+    walks = setup.sampler.walks(0, setup.config.walks)
+    shapes = Counter((len(walk.rows), len(walk.columns)) for walk in walks)
+    pixels = sum(n * _encoded_pixels(setup.base, *shape, setup.config.resolution) for shape, n in shapes.items())
+    weight = next(iter(vae.state_dict().values()))
+    return int(pixels // 64 * 2 * vae.config.latent_channels * weight.element_size())
+
+
+def _encoded_pixels(base: Base, rows: int, columns: int, side: int) -> int:
+    """Of all that the VAE encodes of a grid of square cells, with one hole."""
+    height, width = base.unit(rows, columns, side)
+    return height * width * len(base.units([""] * rows, [[""] * columns] * rows, [columns - 1]))
 
 
 def coverage(sampler: PathSampler) -> Table:

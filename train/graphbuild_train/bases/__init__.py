@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BASES = {
     "flux_fill": "graphbuild_train.bases.flux_fill:FluxFill",
+    "flex2": "graphbuild_train.bases.flex2:Flex2",
     "flux_dev": "graphbuild_train.bases.flux_dev:FluxDev",
     "sdxl": "graphbuild_train.bases.sdxl:Sdxl",
     "flux2_klein": "graphbuild_train.bases.flux2_klein:Flux2Klein",

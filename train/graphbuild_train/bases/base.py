@@ -137,8 +137,8 @@ class Base(ABC):
         """A batch of `count` grids of square cells, all zeros, as `encode` would give it; None if it is unknown."""
         return None
 
-    def unit(self, columns: int, side: int) -> tuple[int, int]:
-        """Height and width in pixels of what the VAE encodes at once."""
+    def unit(self, rows: int, columns: int, side: int) -> tuple[int, int]:
+        """Height and width in pixels of what the VAE encodes at once of a grid of square cells."""
         return side, side
 
     def _zeros(self, *shape: int) -> Tensor:

@@ -75,7 +75,7 @@ class FluxFill(Base):
         text = flux.blank_text(self.bare, count)
         return replace(LatentBatch.blank(z, self._zeros(tokens, 3), size, text), extra=extra)
 
-    def unit(self, columns: int, side: int) -> tuple[int, int]:
+    def unit(self, rows: int, columns: int, side: int) -> tuple[int, int]:
         return side, columns * side
 
     @staticmethod
