@@ -1,5 +1,5 @@
-"""SDXL and FLUX.2 klein with random weights and a few channels, saved as diffusers folders; tokenizers made in code.
-And what their tests do with them: train for a moment, and watch what a model is called with."""
+"""SDXL, FLUX.2 klein and Qwen-Image-Edit with random weights and a few channels, saved as diffusers folders. And
+what their tests do with them: train for a moment, and watch what a model is called with."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AutoConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -102,7 +110,48 @@ def save_flux2_klein(folder: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=_qwen_tokenizer(),
+        tokenizer=_qwen_tokenizer("<think>", "</think>"),
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_qwen_edit(folder: Path) -> Path:
+    """A `QwenImageEditPlusPipeline` of 16 px a token, told in the model which pictures are clean, as in 2511."""
+    torch.manual_seed(0)
+    tokenizer = _qwen_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    start, end, image, video = (len(_BYTES) + 3 + at for at in range(4))
+    words = {
+        "vocab_size": len(_BYTES) + 7, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    eyes = {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16,
+        "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        "qwen2_5_vl", text_config=words, vision_config=eyes, vision_start_token_id=start, vision_end_token_id=end,
+        image_token_id=image, video_token_id=video,
+    )  # fmt: skip
+    text_encoder = Qwen2_5_VLForConditionalGeneration(config).eval()
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[-0.7, 0.2, 0.5, 1.5],
+        latents_std=[2.8, 1.4, 0.5, 0.9],
+    ).eval()  # fmt: skip
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(4, 6, 6), zero_cond_t=True,
+    ).eval()  # fmt: skip
+    pipeline = QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        processor=Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
         transformer=transformer,
     )
     pipeline.save_pretrained(folder)
@@ -123,8 +172,8 @@ def _clip_tokenizer(pad: str) -> Any:
     return CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad, model_max_length=77)
 
 
-def _qwen_tokenizer() -> Any:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+def _qwen_tokenizer(*further: str) -> Any:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *further]
     vocab = {word: at for at, word in enumerate([*_BYTES, *special])}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=special[1:], model_max_length=4096)
     tokenizer.chat_template = _CHAT

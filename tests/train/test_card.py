@@ -62,6 +62,7 @@ def test_a_card_says_what_the_lora_is_made_of(base: Any) -> None:
         ("sdxl", MODELS["sdxl"], ("openrail++", None)),
         ("flux2_klein", MODELS["flux2_klein"], ("apache-2.0", None)),
         ("flex2", MODELS["flex2"], ("apache-2.0", None)),
+        ("qwen_edit", MODELS["qwen_edit"], ("apache-2.0", None)),
         ("flux_fill", "someone/flux-fill-variant", ("other", "see-base-model")),
     ],
 )

@@ -348,6 +348,7 @@ def test_presets_are_the_table() -> None:
         "onepic": (Ddpm, "generated", "sample", "generated", "none"),
         "onediffusion": (Flow, "all", "view", "all", 3.0),
         "flux2_klein": (Flow, "generated", "sample", "generated", "dynamic"),
+        "qwen_edit": (Flow, "generated", "sample", "generated", "dynamic"),
     }
     assert objective_of("onediffusion", "none") == replace(OBJECTIVES["onediffusion"], shift="none")
     assert objective_of("visualcloze_fill").sampled() is objective_of("visualcloze_fill")
@@ -361,7 +362,9 @@ def test_presets_are_the_table() -> None:
 
 
 def test_bases_are_found_by_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown base 'flux'.*known: flex2, flux2_klein, flux_dev, flux_fill, sdxl"):
+    with pytest.raises(
+        ValueError, match=r"unknown base 'flux'.*known: flex2, flux2_klein, flux_dev, flux_fill, qwen_edit, sdxl"
+    ):
         load_base("flux", "", objective_of("onepic"))
     with pytest.raises(ValueError, match="Base does not define checkpoint, pipeline, objectives, attention"):
         base_class("graphbuild_train.bases.base:Base")

@@ -221,6 +221,8 @@ OBJECTIVES = {
         Objective(name="onepic", path=Ddpm(), noise="generated", time="sample", loss="generated", layout="canvas"),
         # OneDiffusion (arXiv 2411.16318): a level for each view
         Objective(name="onediffusion", path=Flow(), noise="all", time="view", loss="all", shift=3.0, layout="views"),
+        # The same for Qwen-Image-Edit, where 2511 gives references timestep 0 by itself; the shift is FLUX's line
+        Objective(name="qwen_edit", path=Flow(), noise="generated", time="sample", loss="generated", shift="dynamic"),
         # FLUX.2's way with reference images: clean, beside what is generated, at the same timestep
         Objective(name="flux2_klein", path=Flow(), noise="generated", time="sample", loss="generated",
                   shift="dynamic"),

@@ -149,7 +149,10 @@ def pass_of(config: TrainConfig, base: Base, rows: int, columns: int, processes:
         None if the base does not know its inputs or its work.
     """
     batch = base.blank(rows, columns, config.resolution, config.micro_batch)
-    if batch is None or (work := base.work(batch.z.shape[1], base.text_tokens)) is None:
+    if batch is None:
+        return None
+    said = batch.text["prompt_embeds"].shape[1] if "prompt_embeds" in batch.text else base.text_tokens
+    if (work := base.work(batch.z.shape[1], said)) is None:
         return None
     spare(base.bare, config.checkpointing)
     height, width = base.unit(rows, columns, config.resolution)
@@ -160,7 +163,7 @@ def pass_of(config: TrainConfig, base: Base, rows: int, columns: int, processes:
     return forecast(
         base.bare, work, batch=config.micro_batch, checkpointing=config.checkpointing,
         activations=peak_bytes(lambda: rehearse(base, batch), [*base.bare.parameters(), batch.z]),
-        encoding=peak_bytes(torch.no_grad()(lambda: vae.encode(picture)), vae.parameters()),
+        encoding=peak_bytes(torch.no_grad()(lambda: base.encoding(picture)), vae.parameters()),
         others=sum(parameter.nbytes for parameter in others),
         copies=Copies(
             low=config.dtype != "float32", buckets=processes > 1, average=bool(config.optimiser.ema),
@@ -211,7 +214,7 @@ def cache_bytes(setup: Setup) -> int:
     shapes = Counter((len(walk.rows), len(walk.columns)) for walk in walks)
     pixels = sum(n * _encoded_pixels(setup.base, *shape, setup.config.resolution) for shape, n in shapes.items())
     weight = next(iter(vae.state_dict().values()))
-    return int(pixels // 64 * 2 * vae.config.latent_channels * weight.element_size())
+    return int(pixels // 64 * 2 * setup.base.latent_channels * weight.element_size())
 
 
 def _encoded_pixels(base: Base, rows: int, columns: int, side: int) -> int:

@@ -19,6 +19,7 @@ BASES = {
     "flex2": "graphbuild_train.bases.flex2:Flex2",
     "flux_dev": "graphbuild_train.bases.flux_dev:FluxDev",
     "sdxl": "graphbuild_train.bases.sdxl:Sdxl",
+    "qwen_edit": "graphbuild_train.bases.qwen_edit:QwenEdit",
     "flux2_klein": "graphbuild_train.bases.flux2_klein:Flux2Klein",
 }
 GROUP = "graphbuild.bases"

@@ -144,6 +144,16 @@ class Base(ABC):
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the VAE's latents."""
+        return int(self.pipe.vae.config.latent_channels)
+
+    def encoding(self, picture: Tensor) -> Tensor:
+        """Parameters of the VAE's posterior of a picture: 1 x 3 x h x w to 1 x 2 `latent_channels` x h/8 x w/8."""
+        parameters: Tensor = self.pipe.vae.encode(picture).latent_dist.parameters
+        return parameters
+
     def posteriors(self, grid: GridBatch) -> list[list[DiagonalGaussianDistribution]]:
         """The VAE's posterior of every unit of every sample, from the cache or its pixels.
 
@@ -156,8 +166,7 @@ class Base(ABC):
             def encode() -> Tensor:
                 place = places[sample]
                 picture = pictures[unit][place : place + 1].to(self.pipe.vae.dtype)
-                parameters: Tensor = self.pipe.vae.encode(picture).latent_dist.parameters
-                return parameters
+                return self.encoding(picture)
 
             return DiagonalGaussianDistribution(self.cache.get(key, encode).to(self.device))
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from graphbuild_train.export.bfl_names import SWAPPED, bfl_name, halves_swapped, widths
 from graphbuild_train.export.lora_file import Lora, write
 
+_NAMELESS = ("qwen_edit",)
+"""Bases whose layers are called as FLUX's in diffusers, but not elsewhere."""
+
 
 def save_kohya(lora: Lora, file: Path) -> Path:
     """Write `lora_down`, `lora_up` and `alpha` of every layer.
@@ -24,6 +27,8 @@ def save_kohya(lora: Lora, file: Path) -> Path:
     Raises:
         ValueError: the LoRA has biases, or layers that have no name in this format.
     """
+    if (base := lora.recipe.get("base")) in _NAMELESS:
+        raise ValueError(f"{base}: the kohya format has no names for its layers here; use --format diffusers")
     if biased := [name for name in lora.state if name.endswith(".bias")]:
         raise ValueError(f"{biased[0]}: the kohya format has no biases ({len(biased)} here); use --format diffusers")
     flat = ((layer, 0, 1) if lora.part == "unet" else bfl_name(layer) for layer in lora.layers)
