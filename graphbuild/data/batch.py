@@ -65,6 +65,27 @@ class GridBatch:
         rows = zip(self.cells.unbind(1), self.sizes[0].tolist(), strict=True)
         return [_side_by_side(cells[..., :height, :width]) for cells, (height, width) in rows]
 
+    def alike(self) -> list[GridBatch]:
+        """The batch split by the sizes of its cells, each part in the order of its samples. A sample without pixels,
+        whose sizes nobody knows, is a part of its own."""
+        sizes = {sample: str(self.sizes[at].tolist()) for at, sample in enumerate(self.decoded.tolist())}
+        parts: dict[str, list[int]] = {}
+        for sample in range(len(self.index)):
+            parts.setdefault(sizes.get(sample, f"sample {sample}"), []).append(sample)
+        return [self] if len(parts) == 1 else [self._of(samples) for samples in parts.values()]
+
+    def _of(self, samples: list[int]) -> GridBatch:
+        """The batch of some of its samples."""
+        places = {sample: at for at, sample in enumerate(self.decoded.tolist())}
+        chosen = [places[sample] for sample in samples if sample in places]
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.type.startswith("list[")}
+        lists: dict[str, Any] = {name: values and [values[at] for at in samples] for name, values in named.items()}
+        return replace(
+            self, index=self.index[samples], items=self.items[samples], holes=self.holes[samples],
+            decoded=_integers([at for at, sample in enumerate(samples) if sample in places]),
+            cells=self.cells[chosen], sizes=self.sizes[chosen], **lists,
+        )  # fmt: skip
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> GridBatch:
         """The same with its tensors on `device`."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -15,7 +15,7 @@ from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import INSTRUCTIONS
-from graphbuild.tasks import visualcloze
+from graphbuild.tasks import one_gen, visualcloze
 from graphbuild.tasks.cells import FILLS, Frame, Size, frames
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
@@ -115,6 +115,10 @@ class GridTask:
     def words(self, layout: Layout, keep: Keep) -> Instruction:
         """The instruction with this layout sentence, each part kept with its chance. Only label maps and boxes that the
         query row shows are read."""
+        if self.walk.path.said == "tokens":
+            labels = [found for column, kind in enumerate(self.kinds) if kind.codec in LABELLED
+                      for found in labels_of(self.node(-1, column))]  # fmt: skip
+            return one_gen.compose(self.walk.path, labels, self._captions, self.drawing.pick(self.walk.index), keep)
         content, content_at = self._content
         path, lines = self.walk.path, self.places
         return compose(
@@ -131,6 +135,26 @@ class GridTask:
             words=path.said,
             shape=(len(lines), len(lines[0])) if path.layout == "canvas" else None,
         )
+
+    @property
+    def caption(self) -> str:
+        """What the target of the query row shows; empty if nothing says so."""
+        return self._content[0] or ""
+
+    @cached_property
+    def _captions(self) -> list[str]:
+        """What the query row shows, then, of views of several items, what each of the others does; empty where nothing
+        says so."""
+        content, others = self.walk.path.content, self.walk.rows[:-1]
+        if content is None or content.source not in self.drawing.graph.head:
+            return [""] * (1 + len(others))
+        found = [self.caption]
+        for item in others:
+            try:
+                found.append(self.drawing.graph.read(item, content.source).text)
+            except MissingNode:
+                found.append("")
+        return found
 
     @cached_property
     def _content(self) -> tuple[str | None, int | None]:

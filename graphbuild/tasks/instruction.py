@@ -155,20 +155,25 @@ def compose(
         declared.append(kind if isinstance(kind, Kind) else kind_of(kind))
     column = len(kinds) - 1 if content_at is None else content_at
     _check(declared, targets, rows, column, notes)
-    if pick("keep:all", _CHANCE_STEPS) >= round(keep.all * _CHANCE_STEPS):
+    if not kept("all", keep.all, pick):
         return Instruction("", "", "")
-    said = pick("keep:content", _CHANCE_STEPS) < round(keep.content * _CHANCE_STEPS)
+    said = kept("content", keep.content, pick)
     if words == "content":
         plain = content or _listed([_named(declared, target, notes, pick) for target in targets])
         return Instruction("", "", plain if said else "")
     task = described = ""
-    if pick("keep:task", _CHANCE_STEPS) < round(keep.task * _CHANCE_STEPS):
+    if kept("task", keep.task, pick):
         task = _task(declared, targets, notes, rows, pick)
     if content and said:
         sentences = EDITS if instructs else CONTENTS if column == len(kinds) - 1 else CONTENTS[1:]
         described = f"{_content_prefix(sentences, column, len(kinds), layout, pick)} {content}"
     sentence = _layout(*(shape or (rows, len(kinds))), layout, pick)
     return Instruction(sentence, task, described, content_first=shape is not None)
+
+
+def kept(part: str, chance: float, pick: Pick) -> bool:
+    """Whether a part of the words is kept."""
+    return pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
 
 
 def phrase_of(kind: Kind, column: int, pick: Pick) -> str:

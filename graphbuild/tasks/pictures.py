@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ class PictureRows:
     Args:
         rows: one picture per kind, the query row last. None, in the query row only, is a picture to be generated;
             where the truth is shown it is black.
-        kinds: what the columns show, by name or declaration; a kind may come twice.
-        caption: what the last picture to be generated shows; empty for none.
+        kinds: what the columns show, by name or declaration, a kind may come twice; or a path whose cells they are.
+        caption: what the last picture to be generated shows, or what the content of the path is; empty for none.
 
     Raises:
         ValueError: a row has another number of pictures than there are kinds, a picture is missing or cannot be read,
@@ -47,14 +48,13 @@ class PictureRows:
     """
 
     def __init__(
-        self, rows: Sequence[Sequence[Picture | None]], kinds: Sequence[str | Kind], *, caption: str = ""
+        self, rows: Sequence[Sequence[Picture | None]], kinds: Sequence[str | Kind] | TaskPath, *, caption: str = ""
     ) -> None:
-        names = [kind_of(kind).name for kind in kinds]
+        self.path = kinds if isinstance(kinds, TaskPath) else _path_of(kinds)
+        self._given = isinstance(kinds, TaskPath)
+        names, self.cells, self.own = self.path.kinds, self.path.cells, self.path.own
         self.variants = tuple(names[:at].count(name) for at, name in enumerate(names))
-        self.cells = tuple(
-            f"{name}:{number + 1}" if number else name for name, number in zip(names, self.variants, strict=True)
-        )
-        self.own = tuple(kind for kind in dict.fromkeys(kinds) if isinstance(kind, Kind) and kind.name not in KINDS)
+        self._text = self.path.content.source if self.path.content else "caption"
         self.excluded: dict[str, str] = {}
         self.caption, self.num_rows = caption, len(rows)
         if not rows:
@@ -70,7 +70,7 @@ class PictureRows:
                 self._pixels[row, name, number] = _pixels(picture, f"row {row}, {name}")
         self.digest = digest_of([caption, [(key, checksum(pixels.tobytes())) for key, pixels in self._pixels.items()]])
         live = Live(annotator=_NAME, version=f"v{self.digest[:12]}")
-        self.head = dict.fromkeys([*names, *(["caption"] if caption else [])], live)
+        self.head = dict.fromkeys([*names, *([self._text] if caption else [])], live)
 
     def read(self, item_ix: int, kind: str, variant: int = 0, version: str | None = None, *, seed: int = 0) -> Node:
         """One picture, or the caption of the query row; `item_ix` is its row.
@@ -78,7 +78,7 @@ class PictureRows:
         Raises:
             MissingNode: there is none.
         """
-        if kind == "caption" and self.caption:
+        if kind == self._text and self.caption:
             return Node(item_ix, kind, 0, "", self.caption.encode(), "text", "text")
         if (pixels := self._pixels.get((item_ix, kind, variant))) is None:
             raise MissingNode(f"row {item_ix} has no {kind} {variant}")
@@ -101,20 +101,30 @@ class PictureRows:
             ValueError: a picture that is None is not among the holes, or a hole is no column.
         """
         columns = tuple(range(len(self.cells)))
-        hidden = tuple(sorted({*(holes if holes is not None else self.missing or columns[-1:])}))
+        hidden = tuple(sorted({*(holes if holes is not None else self.missing or self.path.targets)}))
         if not hidden or not {*self.missing} <= {*hidden} <= {*columns}:
             raise ValueError(
                 f"holes: {list(hidden)}; allowed: columns 0..{columns[-1]}, those without a picture "
                 f"({list(self.missing)}) among them"
             )
-        content = Content(source="caption", of=self.cells[hidden[-1]]) if self.caption else None
-        path = TaskPath(name=_NAME, cells=self.cells, targets=hidden, content=content, own=self.own)
+        path = self.path if self._given else replace(self.path, targets=hidden)
+        if self.caption and (path.content is None or path.content.of not in [path.cells[at] for at in path.targets]):
+            path = replace(path, content=Content(source=self._text, of=path.cells[path.targets[-1]]))
         walk = Walk(
             index=0, path=path, rows=tuple(range(self.num_rows)), variants=(self.variants,) * self.num_rows,
             columns=columns, holes=hidden, seeds=(0,) * self.num_rows,
         )  # fmt: skip
         listed, key = PathSet(name=_NAME, paths=(path,)), hash64(f"{_NAME}:{seed}")
         return GridTask(walk, Drawing(self, listed, seed, 1, _WORDS, key), resolution, cells=cells)
+
+
+def _path_of(kinds: Sequence[str | Kind]) -> TaskPath:
+    """A path with these kinds as cells, the last its target."""
+    names = [kind_of(kind).name for kind in kinds]
+    numbers = [names[:at].count(name) for at, name in enumerate(names)]
+    cells = tuple(f"{name}:{number + 1}" if number else name for name, number in zip(names, numbers, strict=True))
+    own = tuple(kind for kind in dict.fromkeys(kinds) if isinstance(kind, Kind) and KINDS.get(kind.name) != kind)
+    return TaskPath(name=_NAME, cells=cells, targets=(len(cells) - 1,), own=own)
 
 
 def _pixels(picture: Picture | None, where: str) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.contracts import Live
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.node import Node
 from graphbuild.tasks.config import SamplerConfig
@@ -139,6 +141,40 @@ class Frozen(NamedTuple):
         lines = [canonical_json(line) for line in ({**self.header, "digest": self.digest}, *self.records)]
         with open(file, "w", encoding="utf-8") as out:
             out.write("\n".join(lines) + "\n")
+
+    @classmethod
+    def read(cls, file: str | os.PathLike[str]) -> Frozen:
+        """What `write` wrote.
+
+        Raises:
+            GraphError: it is no such file, or was changed.
+        """
+        try:
+            with open(file, encoding="utf-8") as opened:
+                header, *records = map(json.loads, opened)
+            found = cls({name: value for name, value in header.items() if name != "digest"}, records)
+            whole = found.digest == header["digest"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise GraphError(f"{os.fspath(file)}: not a frozen list of walks ({error})") from error
+        if not whole:
+            raise GraphError(f"{os.fspath(file)}: changed since it was written; its digest is not that of its walks")
+        return found
+
+    def walks(self, paths: PathSet) -> list[Walk]:
+        """The walks, with the paths of a list that has those of their names.
+
+        Raises:
+            GraphError: it has not.
+        """
+        named = {path.name: path for path in paths.paths}
+        if absent := sorted({record["path"] for record in self.records} - {*named}):
+            raise GraphError(f"walks of {absent[0]!r}, which is no task of {paths.name!r}; name the list they are of")
+        return [Walk(**{name: _tuples(value) for name, value in record.items()} | {"path": named[record["path"]]})
+                for record in self.records]  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class NodeReader(Protocol):

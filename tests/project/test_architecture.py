@@ -44,7 +44,7 @@ TRAINER: tuple[set[str], ...] = (
     {"config"},
     {"batch"},
     {"objective", "lora", "forecast", "latent_cache", "model_setup", "recipes", "resume", "memory", "planned"},
-    {"bases"},
+    {"bases", "task_list"},
     {"validate"},
     {"export", "preflight", "journal", "checkpoint"},
     {"plan", "cards"},

@@ -103,6 +103,7 @@ def edits(root: Path, columns: Callable[[int], Mapping[str, Any]]) -> None:
 def magicbrush(root: Path) -> None:
     edits(root, lambda n: {
         "img_id": f"{n}", "turn_index": 1, "source_img": {"bytes": saved(photo(n)), "path": None},
+        "mask_img": {"bytes": saved(np.dstack([photo(n), 255 - disc(n)]), "PNG"), "path": None},
         "target_img": {"bytes": saved(photo(n + 2), "PNG"), "path": None}, "instruction": f"make the disc {n} red",
     })  # fmt: skip
 

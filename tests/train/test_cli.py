@@ -179,7 +179,7 @@ def test_own_rows_are_shown_as_they_are(
 
     def sample(self: FluxFill, tasks: Sequence[GridTask], **_: Any) -> list[list[Any]]:
         asked.extend((task.holes, task.pipeline_kwargs()) for task in tasks)  # before they are let go
-        return [[] for _ in tasks]
+        return [[Image.new("RGB", (64, 64)) for _ in task.holes] for task in tasks]
 
     monkeypatch.setattr(FluxFill, "sample", sample)
     done("sample", out, "--rows", rows, "--kinds", "canny,image", "--caption", "a red bicycle", "--out", tmp_path)
@@ -248,8 +248,8 @@ def test_a_checkpoint_is_a_lora(ground: Ground, out: Path, tmp_path: Path) -> No
     ("kinds", "words"),
     [
         ("canny", "--kinds canny: allowed: two or more"),
-        ("", "--rows needs --kinds"),
-        ("canny,depth,image", "pictures; wanted: 3"),
+        ("", "which task? The LoRA was trained on canny-to-image, image-to-canny"),
+        ("canny,depth,image", "wanted: 3 (canny, depth, image)"),
         ("canny,imag", "unknown kind 'imag'"),
         ("canny,caption", "caption"),
     ],
@@ -274,7 +274,8 @@ def test_rows_and_pictures_are_in_the_order_of_their_numbers(
         for name in ("2-a", "10-b")[: 2 - (row == 10)]:
             Image.new("RGB", (64, 64), (20 * row, len(name), 0)).save(tmp_path / "rows" / str(row) / f"{name}.png")
     shown: list[Any] = []
-    monkeypatch.setattr(FluxFill, "sample", lambda self, tasks, **_: shown.extend(tasks[0].cells()) or [[]])
+    black = Image.new("RGB", (64, 64))
+    monkeypatch.setattr(FluxFill, "sample", lambda self, tasks, **_: shown.extend(tasks[0].cells()) or [[black]])
     done("sample", out, "--rows", tmp_path / "rows", "--kinds", "canny,image", "--out", tmp_path / "made")
     colours = [[tuple(cell[0, 0, :2].tolist()) for cell in row] for row in shown]
     assert colours == [[(20 * row, 3), (20 * row, 4) if row < 10 else (0, 0)] for row in range(1, 11)]

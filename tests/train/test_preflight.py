@@ -31,7 +31,6 @@ def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
     [
         ({"resolution": 380}, "resolution: 380; allowed: multiples of 16"),
         ({"base": "sdxl", "objective": "onepic", "resolution": 392}, "resolution: 392; allowed: multiples of 16"),
-        ({"cells": {"cell_fit": "aspect"}, "batch": 4, "micro_batch": 2}, "micro_batch: 2; allowed: 1 with cells.cell"),
         ({"cells": {"decode": "fast"}}, "cells.decode: 'fast'; allowed: exact, as its pipeline samples"),
         (
             {"base": "sdxl", "objective": "onepic", "cells": {"cell_fit": "aspect", "row_sizes": "own"}},

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.forecast import GIB, Forecast
-from graphbuild_train.preflight import advice, largest, lists_of, pass_of, planned
+from graphbuild_train.preflight import advice, largest, pass_of, planned
+from graphbuild_train.task_list import lists_of
 
 CARDS = {24: (23.5, 165), 40: (39.4, 312), 80: (79.1, 989), 141: (139.8, 989)}
 """GB on the box -> GiB that a process gets, and TFLOP/s of dense bfloat16 (RTX 4090, A100, H100, H200)."""

@@ -8,13 +8,13 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from graphbuild.errors import GraphError, MissingNode
 from graphbuild.lookup import look_in
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.recipes import SUFFIXES, configured, read_recipe, recipe_file
+
+if TYPE_CHECKING:
+    from graphbuild.tasks.grid import GridTask
 
 app = typer.Typer(
     help="Train LoRAs on the grid tasks of a graph, for diffusers, ComfyUI and others.",
@@ -258,11 +261,23 @@ def export(
 @app.command()
 def sample(
     lora: LoraArgument,
-    rows: Annotated[Path | None, typer.Option(help="Your own pictures: a folder with one subfolder per row.")] = None,
-    kinds: Annotated[str, typer.Option(help="Kinds of the columns of --rows, such as canny,image.")] = "",
+    task: Annotated[
+        Path | None, typer.Argument(help="A task of your own: a .yaml with cells, phrases, holes, a caption.")
+    ] = None,
+    rows: Annotated[
+        list[Path] | None, typer.Option(help="Your own pictures: a folder with one subfolder per row. Can be repeated.")
+    ] = None,
+    path: Annotated[str | None, typer.Option("--path", help="A task that the LoRA was trained on, by name.")] = None,
+    kinds: Annotated[str, typer.Option(help="Or: the kinds of the columns, such as canny,image.")] = "",
+    holes: Annotated[
+        str, typer.Option(help="Cells to generate, such as image or canny,image. Default: those without a picture.")
+    ] = "",
     caption: Annotated[str, typer.Option(help="Caption of the picture to generate.")] = "",
     graph: Annotated[str | None, typer.Option("--graph", help="Or: tasks drawn from this graph.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of tasks drawn from the graph.")] = 4,
+    walks: Annotated[Path | None, typer.Option(help="With --graph: a frozen list of walks instead of draws.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Tasks drawn from the graph (4), or pictures of each folder of rows (1).")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Items they are drawn from: validation, train, all. Default: those held out.")
     ] = None,
@@ -271,38 +286,59 @@ def sample(
     model: ModelOption = None,
     sets: SetOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    upscale: Annotated[
+        int, typer.Option(min=0, help="Enlarge what was generated to the area of a square of this side, by SDEdit.")
+    ] = 0,
+    strength: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How much of an enlarged picture is made anew, of 1.")
+    ] = 0.4,
 ) -> None:
     """Generate with a LoRA: from your own rows of pictures, or from tasks of a graph.
 
-    Beside each picture lie its words and ids (.json) and, from a graph, the truth (-truth.png).
+    Beside each picture lie a strip of all cells (-strip.png), its words and ids (.json) and, from a graph, the truth
+    (-truth.png).
 
-    A row is a folder of pictures, sorted by name (2 before 10), one for each of --kinds. The last row lacks its last
-    picture, which is generated.
+    A row is a folder with a picture for each column, called after it (canny.png) or by its number (2-photo.png), or
+    else in the order of names (2 before 10). The last row lacks what is generated. Without --rows the words alone are
+    given.
 
     Examples:
 
       graphbuild-train sample lora --rows rows/ --kinds canny,image --caption "a red bicycle by a wall"
 
+      graphbuild-train sample lora task.yaml --rows first/ --rows second/ --upscale 1024
+
       graphbuild-train sample tiny-lora --graph sample-graph --count 2
     """
     with refusing():
-        if (rows is None) == (graph is None):
+        own = task is not None or path is not None or bool(kinds)
+        if (own or bool(rows)) == (graph is not None):
             raise GraphError("say either --rows FOLDER, your own pictures, or --graph GRAPH")
-        if rows is not None and not kinds:
-            raise GraphError("--rows needs --kinds: what the pictures of a row show, in order, such as canny,image")
-        from graphbuild_train import sampling as pictures
+        if walks is not None and graph is None:
+            raise GraphError("--walks needs --graph: where the walks were drawn from")
+        from graphbuild_train import sampling, task_list
 
         given = [*(sets or []), *_sets(None, model)]
         named = {text.partition("=")[0] for text in given}
-        said = read_recipe(recipe_file(recipe)) if recipe else pictures.recipe_in(lora, named)
+        said = read_recipe(recipe_file(recipe)) if recipe else sampling.recipe_in(lora, named)
         config = configured(said, given)
-        made = (
-            pictures.from_rows(config, lora, rows, kinds=kinds.split(","), caption=caption, out=out, seed=seed)
-            if rows is not None
-            else pictures.from_graph(config, lora, str(graph), count=count, out=out, seed=seed, split=split)
-        )
-        for file in made:
+        other = task_list.lists_of(config) if recipe or {"paths", "data"} & named else ()
+        sampler = sampling.LoraSampler(lora, config, tasks=other)
+        if walks is not None:
+            tasks: Iterable[GridTask] = sampler.from_walks(str(graph), walks)
+        elif graph is not None:
+            tasks = sampler.from_graph(graph, count=count or 4, seed=seed, split=split)
+        else:
+            wanted = sampling.wanted(sampler, task, path, kinds)
+            tasks = sampler.from_folders(rows or [], wanted, holes=listed(holes), caption=caption, seed=seed)
+        seeds = range(seed, seed + (1 if graph is not None else count or 1))
+        for file in sampling.generated(sampler, tasks, out, seeds=seeds, upscale=upscale, strength=strength):
             typer.echo(file)
+
+
+def listed(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return [word for word in text.split(",") if word]
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ class WatchConfig(Strict):
     """Steps between sampled pictures; there are some after the last step, too."""
     samples: Count = 4
     """Grid tasks sampled each time."""
-    sample_steps: Count = 30
-    sample_guidance: NotNegative = 30.0
-    """Of the sampler. FLUX.1-Fill is sampled at 30 and trained at 1; SDXL and FLUX.2 want about 5."""
+    sample_steps: Count | None = None
+    sample_guidance: NotNegative | None = None
+    """Of the sampler; by default those of the base. FLUX.1-Fill is sampled at 30 and trained at 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,8 @@ class TrainConfig(Strict):
     batch: Count = 64
     """Grid tasks per optimiser step, over all processes."""
     micro_batch: Count = 1
-    """Grid tasks per forward pass, of one path and number of rows."""
+    """Grid tasks per forward pass, of one path and number of rows. With cells of the pictures' own shape, those that
+    differ in size go through the model one after the other."""
     mix: Mix = "pass"
     """What shares one path and number of rows: `pass`, the `micro_batch` grid tasks of a forward pass, so that a step
     mixes tasks, with `micro_batch` 1 independently as in VisualCloze's code; or `step`, the whole batch, so that
@@ -157,10 +158,6 @@ class TrainConfig(Strict):
             raise ValueError(f"cache_gb: {self.cache_gb}; allowed only with walks: no picture would come again")
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch}; allowed: a divisor of batch, {self.batch}")
-        if self.cells.cell_fit == "aspect" and self.micro_batch > 1:
-            raise ValueError(
-                f"micro_batch: {self.micro_batch}; allowed: 1 with cells.cell_fit aspect, as cells differ in size"
-            )
 
 
 def config_from(document: Mapping[str, Any]) -> TrainConfig:

@@ -25,6 +25,7 @@ from graphbuild_train.config import TrainConfig
 from graphbuild_train.journal import Journal
 from graphbuild_train.objective import objective_of
 from graphbuild_train.preflight import Setup
+from graphbuild_train.task_list import lists_of
 
 
 class Plan:
@@ -45,7 +46,7 @@ class Plan:
         self.restored = checkpoint.latest(out)
         self.step = self.restored.step if self.restored else 0
         self.graphs = self._opened(graph)
-        self.lists = preflight.lists_of(config)
+        self.lists = lists_of(config)
         self.sampler = self.sampler_of(config.sampler.split, path_repeat=config.path_repeat)
         if isinstance(self.sampler, TaskMixture) and self.sampler.lacking:
             raise GraphError("; ".join(self.sampler.lacking))

@@ -16,7 +16,7 @@ from torch import nn
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import Split
 from graphbuild.tasks.mixture import Sampler, TaskMixture
-from graphbuild.tasks.paths import PathSet, Places, load
+from graphbuild.tasks.paths import PathSet, Places
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import base_class, plan_base
 from graphbuild_train.bases.base import Base
@@ -81,23 +81,6 @@ def check(config: TrainConfig) -> None:
         ValueError: a field and its value, and what is allowed.
     """
     base_class(config.base).check(config)
-
-
-def lists_of(config: TrainConfig) -> list[PathSet]:
-    """The recipe's task lists, one for each entry of its data if it has some, in the layout of its objective.
-
-    Raises:
-        ValueError: no such list, or a path of it has another layout.
-    """
-    names = [entry.paths or config.paths for entry in config.data] or [config.paths]
-    return [_arranged(name, config.objective) for name in names]
-
-
-def _arranged(paths: str, objective: str) -> PathSet:
-    try:
-        return load(paths).arranged(objective_of(objective).layout)
-    except ValueError as error:
-        raise ValueError(f"paths: {paths}, objective {objective}: {error}") from None
 
 
 def sampler_of(

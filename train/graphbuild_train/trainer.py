@@ -86,6 +86,7 @@ class Trainer(Plan):
         self.lora = lora.lora_state(self.base.bare)
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
         self.base.cache = LatentCache(config.cache_gb)
+        self.told_cut = False
         self.whole = True
         """Whether parameters, optimiser and journal are those of `step`; not while a step updates them."""
         if self.restored:
@@ -118,7 +119,19 @@ class Trainer(Plan):
                 self.step += 1
                 self.journal.step(self.step, done)
                 self.whole = True
+                self._tell_cut(first=True)
                 self._watch()
+            self._tell_cut()
+
+    def _tell_cut(self, *, first: bool = False) -> None:
+        """Say how many instructions were cut: at the first one, and after the last step."""
+        base = self.base
+        if base.cut and not (first and self.told_cut):
+            self.told_cut = True
+            self.journal.note(
+                f"step {self.step}: {base.cut} of {base.texts} instructions are longer than the {base.text_tokens - 2} "
+                "tokens that the text encoder reads; what comes after is cut"
+            )
 
     @contextmanager
     def _kept_when_stopped(self) -> Iterator[None]:
@@ -162,9 +175,9 @@ class Trainer(Plan):
         self.saved_at = time.monotonic()
 
     def _work(self, tokens: int) -> float:
-        """FLOP of a forward and backward pass; 0 if unknown."""
+        """FLOP of a forward and backward pass of one sample; 0 if unknown."""
         work = self.base.work(tokens, self.base.text_tokens)
-        return self.config.micro_batch * sum(flops_of(self.base.bare, work)) if work else 0.0
+        return sum(flops_of(self.base.bare, work)) if work else 0.0
 
     def _step(self) -> Step:
         """One optimiser step over `batch` grid tasks of all processes."""
@@ -174,12 +187,14 @@ class Trainer(Plan):
             asked = time.perf_counter()
             grid, seed = next(self.grids)
             waited += time.perf_counter() - asked
-            with self._together(last=number == self.passes):
-                losses, tokens = self._losses(grid, seed)
-                # Processes average their gradients, and each has its share of the batch.
-                (losses.sum() * self.world / self.config.batch).backward()
-            total += losses.detach().sum()
-            work += self.work(tokens)
+            parts = grid.alike() if self.config.cells.cell_fit == "aspect" else [grid]
+            for part in parts:
+                with self._together(last=number == self.passes and part is parts[-1]):
+                    losses, tokens = self._losses(part, seed)
+                    # Processes average their gradients, and each has its share of the batch.
+                    (losses.sum() * self.world / self.config.batch).backward()
+                total += losses.detach().sum()
+                work += self.work(tokens) * len(losses)
         loss = float(self.accelerator.reduce(total, "sum")) / self.config.batch
         norm, rate = self._update(loss)
         return Step(loss=loss, norm=norm, rate=rate, seconds=time.perf_counter() - started, waited=waited, work=work)
@@ -315,8 +330,7 @@ class Trainer(Plan):
         watch, config, sampler = self.config.watch, self.config, self.spared or self.sampler
         for index in range(watch.samples):
             task = sampler.task(index, config.resolution, cells=config.cells)
-            options: dict[str, Any] = {"steps": watch.sample_steps, "guidance": watch.sample_guidance}
-            (made,) = self.base.sample([task], seed=config.seed, **options)
+            (made,) = self.base.sample([task], seed=config.seed, **self.base.sampling(watch))
             self.journal.pictures(self.step, task, made)
 
     # ---- after the last step -------------------------------------------------------------------------------------

@@ -23,18 +23,23 @@ whose targets include its `of`; an entry may set its own or null. `where` is lef
 
 from graphbuild.tasks.paths.layout import Layout, Places, Words
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, check_where, role_kind
-from graphbuild.tasks.paths.reader import load, shipped
+from graphbuild.tasks.paths.reader import OwnTask, load, load_task, path_set, shipped
+from graphbuild.tasks.paths.writer import document_of
 
 __all__ = [
     "DEFAULT_TYPE",
     "Content",
     "Layout",
+    "OwnTask",
     "PathSet",
     "Places",
     "TaskPath",
     "Words",
     "check_where",
+    "document_of",
     "load",
+    "load_task",
+    "path_set",
     "role_kind",
     "shipped",
 ]

@@ -63,6 +63,7 @@ class TaskPath:
             different groups, as many as the sampler's `rows` says.
         order: of the columns; None is `shuffled` in rows and `fixed` else.
         words: None is `full` for rows, `content` for a canvas and `tokens` for views.
+        token: what `tokens` calls the task; None is by its kinds.
 
     Raises:
         ValueError: any of the above does not hold; the message names path, value and what is allowed.
@@ -81,6 +82,7 @@ class TaskPath:
     views: tuple[int, int] | None = None
     order: Order | None = None
     words: Words | None = None
+    token: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -205,7 +207,8 @@ class PathSet:
         if not self.kind_where:
             del said["kind_where"]  # as lists were before they could have conditions
         for path in said["paths"]:  # nor had paths a layout
-            usual = {"layout": (None, "rows"), "canvas": ((),), "views": (None,), "order": (None,), "words": (None,)}
+            usual = {"layout": (None, "rows"), "canvas": ((),), "views": (None,), "order": (None,), "words": (None,),
+                     "token": (None,)}  # fmt: skip
             for name in [name for name, values in usual.items() if path[name] in values]:
                 del path[name]
         return digest_of(said)[:12]
@@ -260,8 +263,11 @@ def check_where(where: Mapping[str, Any]) -> None:
 
 
 def _check_own(kind: Kind) -> None:
-    if kind.name in KINDS:
-        raise ValueError(f"kinds: {kind.name!r} is in graphbuild.KINDS; allowed: other names")
+    built_in = KINDS.get(kind.name)
+    if built_in is not None and replace(kind, phrases=built_in.phrases) != built_in:
+        raise ValueError(
+            f"kinds: {kind.name!r} is in graphbuild.KINDS; allowed: other names, or phrases of its own alone"
+        )
     if kind.family not in (families := get_args(Family)):
         raise ValueError(f"kinds: {kind.name}: family: {kind.family!r}; allowed: {', '.join(families)}")
     try:

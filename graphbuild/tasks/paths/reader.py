@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphbuild.kinds.registry import Kind, kind_of
+from graphbuild.kinds.registry import KINDS, Kind, kind_of
 from graphbuild.lookup import suggestion
 from graphbuild.store.locations import local_path
 from graphbuild.strict_yaml import mapping, reading
@@ -15,10 +16,25 @@ from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath
 
 _SHOWN_KEYS = ("layout", "order", "words")
 _FILE_KEYS = ("paths", "types", "content", "kinds", *_SHOWN_KEYS)
-_PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content", "canvas", "views", *_SHOWN_KEYS)
+_PATH_KEYS = ("name", "type", "cells", "target", "weight", "where", "content", "canvas", "views", "token", *_SHOWN_KEYS)
+_OWN_KEYS = ("kinds", "cells", "canvas", "target", "caption", "holes", *_SHOWN_KEYS)
 _CONTENT_KEYS = ("from", "of")
 _KIND_KEYS = ("codec", "phrases", "family", "description", "where")
 _SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task that somebody wrote down to use a model once.
+
+    Attributes:
+        caption: what its target shows; empty for none.
+        holes: cells of the query row that are to be made; empty for those without a picture.
+    """
+
+    path: TaskPath
+    caption: str = ""
+    holes: tuple[str, ...] = ()
 
 
 def shipped() -> tuple[str, ...]:
@@ -40,10 +56,35 @@ def load(name_or_file: str | os.PathLike[str]) -> PathSet:
         raise ValueError(f"no task list {where!r}{suggestion(where, shipped())}; {known}")
     file = local_path(where) if where.endswith(_SUFFIXES) else Path(__file__).with_name(f"{where}.yaml")
     with reading(file) as document:
-        return _path_set(file.stem, document)
+        return path_set(file.stem, document)
 
 
-def _path_set(name: str, value: object) -> PathSet:
+def load_task(file: str | os.PathLike[str]) -> OwnTask:
+    """One task from a YAML file: `cells` or a `canvas`, and perhaps `target`, `layout`, `order`, `words` and `kinds` as
+    in a list, a `caption` and `holes`.
+
+    Raises:
+        ValueError: the file breaks a rule.
+        OSError: the file cannot be read.
+    """
+    where = local_path(os.fspath(file))
+    with reading(where) as document:
+        fields = _mapping("the file", document, _OWN_KEYS)
+        entry = {name: value for name, value in fields.items() if name not in ("kinds", "caption", "holes")}
+        kinds = {"kinds": fields["kinds"]} if "kinds" in fields else {}
+        (path,) = path_set("own", {"paths": [{"name": where.stem, **entry}], **kinds}).paths
+        caption = fields.get("caption") or ""
+        holes = fields.get("holes", [])
+        chosen = (holes,) if isinstance(holes, str) else _roles("holes", holes) if holes else ()
+        return OwnTask(path, _text("caption", caption) if caption else "", chosen)
+
+
+def path_set(name: str, value: object) -> PathSet:
+    """A list from the contents of a file.
+
+    Raises:
+        ValueError: they break a rule.
+    """
     document = _mapping("the file", value, _FILE_KEYS, needed=("paths",))
     own, kind_where = _kinds(document.get("kinds", {}))
     default = _content(document.get("content"))
@@ -68,7 +109,9 @@ def _kinds(value: object) -> tuple[tuple[Kind, ...], dict[str, dict[str, Any]]]:
         fields = _mapping(label, _with_family(entry), _KIND_KEYS)
         if "where" in fields:
             conditions[name] = _mapping(f"{label}: where", fields.pop("where"), None)
-        if fields or name not in conditions:
+        if name in KINDS and set(fields) == {"phrases"}:
+            own.append(replace(KINDS[name], phrases=_phrases(label, fields["phrases"])))
+        elif fields or name not in conditions:
             own.append(_kind(label, name, fields))
     for name in conditions:
         kind_of(name, own)
@@ -84,10 +127,13 @@ def _with_family(entry: object) -> object:
 
 def _kind(label: str, name: str, entry: dict[str, Any]) -> Kind:
     fields = {"family": "condition", "description": "", **_mapping(label, entry, _KIND_KEYS, needed=("codec",))}
-    phrases = fields.pop("phrases", [])
-    if not isinstance(phrases, list):
-        raise ValueError(f"{label}: phrases: {phrases!r}; allowed: a list of noun phrases")
-    return Kind(name=name, phrases=tuple(phrases), **fields)
+    return Kind(name=name, phrases=_phrases(label, fields.pop("phrases", [])), **fields)
+
+
+def _phrases(label: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{label}: phrases: {value!r}; allowed: a list of noun phrases")
+    return tuple(value)
 
 
 def _path(
@@ -103,6 +149,8 @@ def _path(
     )
     targets = tuple(sorted(_position(label, role, cells) for role in _target_roles(label, fields, cells)))
     options = {key: fields[key] for key in ("weight", "where", *_SHOWN_KEYS) if key in fields}
+    if "token" in fields:
+        options["token"] = _text(f"{label}: token", fields["token"])
     if "views" in fields:
         options["views"] = _pair(f"{label}: views", fields["views"])
     if "where" in options:

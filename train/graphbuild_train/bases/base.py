@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from graphbuild.data import GridBatch
 from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
+from graphbuild_train.bases.sdedit import enlarged
 from graphbuild_train.batch import LatentBatch, stacked
-from graphbuild_train.config import TrainConfig
+from graphbuild_train.config import TrainConfig, WatchConfig
 from graphbuild_train.forecast import Work
 from graphbuild_train.latent_cache import LatentCache
 from graphbuild_train.objective import Objective, generators
@@ -42,6 +43,7 @@ class Base(ABC):
         model: the module that gets the LoRA, called by `predict`. A wrapper (DDP, compiled) may be put in its place;
             `bare` stays the module itself.
         cache: of VAE posteriors; by default it keeps nothing.
+        texts, cut: instructions encoded so far, and those that are longer than the text encoder reads.
     """
 
     checkpoint: ClassVar[str]
@@ -66,6 +68,11 @@ class Base(ABC):
     """Sides of a cell are multiples of this, in pixels: a hole would end inside a token."""
     text_tokens: ClassVar[int] = 512
     """Tokens of an instruction, with padding."""
+    sample_steps: ClassVar[int] = 30
+    sample_guidance: ClassVar[float] = 5.0
+    """Steps and guidance of its sampler, unless a recipe says others."""
+    editor: ClassVar[str] = ""
+    """Name of the pipeline in diffusers that makes a given picture anew in part; empty if there is none."""
     load_options: ClassVar[str] = ""
     """Further arguments of `from_pretrained` in a model card, such as `resolution={resolution}`."""
     example: ClassVar[str] = ""
@@ -81,6 +88,7 @@ class Base(ABC):
         self.bare: nn.Module = getattr(pipe, self.denoiser)
         self.model = self.bare
         self.cache = LatentCache(0.0)
+        self.texts = self.cut = 0
 
     @classmethod
     def load(
@@ -196,6 +204,28 @@ class Base(ABC):
         import diffusers
 
         return getattr(diffusers, cls.pipeline)
+
+    def sampling(self, watch: WatchConfig) -> dict[str, Any]:
+        """Steps and guidance for `sample`."""
+        steps, guidance = watch.sample_steps, watch.sample_guidance
+        return {
+            "steps": self.sample_steps if steps is None else steps,
+            "guidance": self.sample_guidance if guidance is None else guidance,
+        }
+
+    def upscaled(
+        self, picture: Image.Image, words: str, *, side: int, strength: float, steps: int, guidance: float, seed: int
+    ) -> Image.Image:
+        """A picture enlarged to the area of a square of `side`, its details made anew by SDEdit (arXiv 2108.01073):
+        noised to a level of `strength`, and denoised again with these words.
+
+        Raises:
+            ValueError: the base cannot.
+        """
+        if not self.editor:
+            raise ValueError(f"upscale: {side}; allowed for this base: 0, as diffusers has no pipeline for it")
+        options = {"num_inference_steps": steps, "guidance_scale": guidance}
+        return enlarged(self.pipe, self.editor, picture, words, side=side, strength=strength, seed=seed, **options)
 
     @staticmethod
     @abstractmethod

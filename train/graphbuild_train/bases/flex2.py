@@ -41,6 +41,7 @@ class Flex2(Base):
 
     checkpoint, licence, pipeline = "ostris/Flex.2-preview", {"license": "apache-2.0"}, "FluxPipeline"
     objectives = ("visualcloze_fill",)
+    sample_guidance = 3.5
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
     def __init__(self, pipe: Any, *arguments: Any, **options: Any) -> None:

@@ -42,6 +42,7 @@ class Flux2Klein(Base):
     checkpoint, licence = "black-forest-labs/FLUX.2-klein-base-4B", {"license": "apache-2.0"}
     pipeline = "Flux2KleinPipeline"
     objectives = ("flux2_klein",)
+    sample_steps, sample_guidance, editor = 50, 4.0, "Flux2KleinInpaintPipeline"
     attention = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),

@@ -41,6 +41,7 @@ class FluxDev(Base):
 
     checkpoint, licence, pipeline = "black-forest-labs/FLUX.1-dev", flux.NON_COMMERCIAL, "FluxPipeline"
     objectives = ("visualcloze_dev", "onediffusion")
+    sample_steps, sample_guidance, editor = 28, 3.5, "FluxImg2ImgPipeline"
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
     def __init__(self, pipe: Any, *arguments: Any, **options: Any) -> None:

@@ -53,6 +53,7 @@ class FluxFill(Base):
     checkpoint, licence = "black-forest-labs/FLUX.1-Fill-dev", flux.NON_COMMERCIAL
     pipeline, load_options, example = "VisualClozePipeline", "resolution={resolution}", _EXAMPLE
     objectives = ("visualcloze_fill",)
+    sample_guidance, editor = 30.0, "FluxFillPipeline"
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
     @classmethod

@@ -38,11 +38,12 @@ class Sdxl(Base):
 
     Cells are encoded one by one and put together as latents: the VAE attends to all of a picture, so that given parts
     of an encoded canvas would show what is to be generated. It stays in float32, as it overflows in half precision.
-    The text encoders read the first 77 tokens of an instruction, in training as in the pipeline.
+    The text encoders read 77 tokens with those that begin and end an instruction; the rest of a longer one is cut, in
+    training as in the pipeline, so that tasks on a canvas say their content first.
     """
 
     checkpoint, licence = "stabilityai/stable-diffusion-xl-base-1.0", {"license": "openrail++"}
-    pipeline = "StableDiffusionXLPipeline"
+    pipeline, editor = "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"
     objectives = ("onepic",)
     token, text_tokens = 8, 77
     dtypes: ClassVar = {"vae": torch.float32}
@@ -173,6 +174,8 @@ class Sdxl(Base):
     def _text(self, prompts: Sequence[str], height: int, width: int) -> dict[str, Tensor]:
         """Hidden states of both encoders, the pooled output of the second, and SDXL's size conditioning."""
         pipe, hidden = self.pipe, []
+        self.texts += len(prompts)
+        self.cut += sum(len(ids) > self.text_tokens for ids in pipe.tokenizer(list(prompts)).input_ids)
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
             tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
             said = encoder(tokens.to(self.device), output_hidden_states=True)

@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from graphbuild.store.graph import Graph
+from graphbuild.tasks.paths import document_of
 from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.card import write_card
 from graphbuild_train.export.lora_file import Lora, header_of, recipe_of, save_diffusers
 from graphbuild_train.lora import adapter_config
+from graphbuild_train.task_list import lists_of
 
 
 def export_run(
@@ -52,7 +54,8 @@ def header_of_run(
 def _recipe(config: TrainConfig, graphs: Sequence[Graph], model: str, steps: int) -> dict[str, Any]:
     fill = config.cells.hole_fill
     snapshot = "+".join(graph.digest for graph in graphs)
-    return recipe_of(replace(config, model=model), model=model, snapshot=snapshot, hole_fill=fill, steps=steps)
+    recipe = recipe_of(replace(config, model=model), model=model, snapshot=snapshot, hole_fill=fill, steps=steps)
+    return recipe | {"tasks": [{"name": listed.name, **document_of(listed)} for listed in lists_of(config)]}
 
 
 def licences(graphs: Sequence[Graph]) -> dict[str, int]:
