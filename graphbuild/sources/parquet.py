@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
 from typing import ClassVar
 
 from graphbuild.errors import counted
@@ -13,9 +13,10 @@ from graphbuild.lookup import suggestion
 from graphbuild.sources.base import Entry, SourceItem
 from graphbuild.sources.columns import Mapped
 from graphbuild.sources.places import Place
-from graphbuild.sources.tables import ENDINGS, going_on, opened
+from graphbuild.sources.tables import ENDINGS, listed, rows_of
 
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|validation|val|valid|test|dev)(?=[/_.-])")
+_LONGER = {"val": "validation", "valid": "validation"}
 _GENERATED = ("__file__", "__split__")
 
 
@@ -38,18 +39,10 @@ class Parquet(Mapped):
         Raises:
             ValueError: no rows, or a file lacks a column that is asked for.
         """
-        place = Place.at(self.path, self.name)
-        entries: list[Entry] = []
-        for file, stamp in place.listing(ENDINGS):
-            if file.rpartition("/")[2].startswith("cache-"):
-                continue  # what `datasets` computed on the way
-            with opened(place, file) as rows:
-                self._check_columns(rows.columns, file)
-                nbytes = rows.row_nbytes
-                entries += [Entry(f"{file}#{row:07d}", stamp, nbytes=nbytes) for row in range(rows.num_rows)]
+        entries = listed(Place.at(self.path, self.name), ENDINGS, self._check_columns)
         if not entries:
             raise ValueError(f"source {self.name!r}: no rows of .parquet or .arrow files in {self.path}; give --path")
-        return sorted(entries, key=lambda entry: entry.key)
+        return entries
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The rows, in order.
@@ -58,13 +51,8 @@ class Parquet(Mapped):
             ValueError: a file is gone, is no table, or has fewer rows than when it was listed.
         """
         place = Place.at(self.path, self.name)
-        for file, numbered in groupby(keys, key=lambda key: key.rpartition("#")[0]):
-            wanted = [int(key.rpartition("#")[2]) for key in numbered]
-            split = _SPLIT.search(file)
-            facts = {"__file__": file, "__split__": split[1].replace("val", "validation") if split else None}
-            with going_on(place, file) as rows:
-                for row, values in rows.read(wanted, self._projected(rows.columns)):
-                    yield self.item(f"{file}#{row:07d}", {**values, **facts}, place.read)
+        for file, key, values in rows_of(place, keys, self._projected):
+            yield self.item(key, {**values, **_generated(file)}, place.read)
 
     def _projected(self, leaves: Sequence[str]) -> list[str]:
         """The columns of a file that the maps use."""
@@ -81,6 +69,12 @@ class Parquet(Mapped):
                     f"source {self.name!r}: {file} has no column {column!r}{suggestion(column, tops)}; it has "
                     f"{', '.join(tops[:20])}{more}"
                 )
+
+
+@lru_cache(maxsize=64)
+def _generated(file: str) -> Mapping[str, str | None]:
+    split = _SPLIT.search(file)
+    return {"__file__": file, "__split__": _LONGER.get(split[1], split[1]) if split else None}
 
 
 def _within(leaf: str, column: str) -> bool:

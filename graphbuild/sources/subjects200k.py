@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from graphbuild.images.codecs import Pixels, check_image
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Source, SourceItem, Unusable, location
 from graphbuild.sources.places import Place
-from graphbuild.sources.tables import going_on, opened
+from graphbuild.sources.tables import listed, rows_of
 
 COLUMNS = ("image.bytes", "collection", "quality_assessment", "description")
 """What is read of each row; other columns of a shard are left alone."""
@@ -64,16 +63,10 @@ class Subjects200K(Source):
 
     def entries(self) -> Sequence[Entry]:
         """Every row of every shard, from the footers alone."""
-        place = Place.at(self.path, self.name)
-        entries: list[Entry] = []
-        for file, stamp in place.listing([".parquet"]):
-            with opened(place, file) as rows:
-                _check_columns(rows.columns, file)
-                nbytes = rows.row_nbytes
-                entries += [Entry(f"{file}#{row:07d}", stamp, nbytes=nbytes) for row in range(rows.num_rows)]
+        entries = listed(Place.at(self.path, self.name), [".parquet"], _check_columns)
         if not entries:
             raise ValueError(f"source 'subjects200k': no Parquet rows in {self.path}; give the folder with the shards")
-        return sorted(entries, key=lambda entry: entry.key)
+        return entries
 
     def read(self, keys: Sequence[str]) -> Iterator[SourceItem]:
         """The pairs, cut out of their canvases. Only row groups with wanted rows are read, a few rows at a time.
@@ -82,12 +75,8 @@ class Subjects200K(Source):
             ValueError: a shard is gone, is not Parquet, or has fewer rows than it had when it was listed.
             OSError: a shard is damaged inside, or its file system failed.
         """
-        place = Place.at(self.path, self.name)
-        for file, numbered in groupby(keys, key=lambda key: key.rpartition("#")[0]):
-            wanted = [int(key.rpartition("#")[2]) for key in numbered]
-            with going_on(place, file) as rows:
-                for row, values in rows.read(wanted, COLUMNS):
-                    yield _item(f"{file}#{row:07d}", values)
+        for _, key, values in rows_of(Place.at(self.path, self.name), keys, lambda leaves: COLUMNS):
+            yield _item(key, values)
 
     def codec(self, kind: Kind) -> str:
         """Crops are encoded anew, in full colour resolution."""

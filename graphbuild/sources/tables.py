@@ -6,12 +6,13 @@ import atexit
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graphbuild.errors import Unreachable
+from graphbuild.sources.base import Entry
 from graphbuild.sources.places import Place
 
 if TYPE_CHECKING:
@@ -197,6 +198,44 @@ class Tables:
                 self._open.popitem(last=False)[1][1].close()
         self._open.move_to_end(file)
         return self._open[file][0]
+
+
+def listed(place: Place, endings: Sequence[str], check: Callable[[Sequence[str], str], None]) -> list[Entry]:
+    """Every row of every table, from the footers alone, sorted by key: `file#row`. What `datasets` computed on the way,
+    `cache-*.arrow`, is left out.
+
+    Args:
+        check: called with the columns and the name of each file.
+
+    Raises:
+        ValueError, OSError: as `opened`.
+    """
+    entries: list[Entry] = []
+    for file, stamp in place.listing(endings):
+        if not file.rpartition("/")[2].startswith("cache-"):
+            with opened(place, file) as rows:
+                check(rows.columns, file)
+                nbytes = rows.row_nbytes
+                entries += [Entry(f"{file}#{row:07d}", stamp, nbytes=nbytes) for row in range(rows.num_rows)]
+    return sorted(entries, key=lambda entry: entry.key)
+
+
+def rows_of(
+    place: Place, keys: Sequence[str], columns: Callable[[Sequence[str]], Sequence[str]]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """File, key and values of each row, in order. Only row groups with wanted rows are read, a few rows at a time.
+
+    Args:
+        columns: those of a file that are read.
+
+    Raises:
+        ValueError, OSError: as `opened`; or a file has fewer rows than it had when it was listed.
+    """
+    for file, numbered in groupby(keys, key=lambda key: key.rpartition("#")[0]):
+        wanted = [int(key.rpartition("#")[2]) for key in numbered]
+        with going_on(place, file) as rows:
+            for row, values in rows.read(wanted, columns(rows.columns)):
+                yield file, f"{file}#{row:07d}", values
 
 
 _Key = tuple[int, Place, str, str]
