@@ -25,6 +25,9 @@ _NONE: Attrs = MappingProxyType({})
 MIDDLE = 0.05
 """Share of pixels of a black-and-white picture that may lie between 64 and 191: blurred edges, JPEG noise."""
 
+DISTANCE = "distance"
+"""The attribute `values` of grey levels that grow with the distance; 0 is unknown."""
+
 _TINT = 40  # grey levels that the channels of a grey JPEG may differ by
 _FLAT = 16  # grey levels that a neighbourhood of one colour may span after JPEG
 _APART = 28.0  # distance of two colours of a map in RGB, below which they are one colour that JPEG has spread
@@ -90,8 +93,29 @@ def _grey(data: bytes) -> Pixels:
 
 
 def _soft(codec: str, data: bytes, attrs: Attrs) -> tuple[Encoded, Pixels]:
-    grey = _grey(data)
+    grey, attrs = _near_is_bright(data, attrs) if attrs.get("values") == DISTANCE else (_grey(data), attrs)
     return replace(codec_of(codec).encode(grey), attrs=dict(attrs)), grey
+
+
+def _near_is_bright(data: bytes, attrs: Attrs) -> tuple[Pixels, Attrs]:
+    """Relative depth of a map of distances of 8 or 16 bits or of floats: inverse distance, 255 for the nearest pixel, 0
+    for the farthest and for those without a distance."""
+    from PIL import Image
+
+    check_file(data)
+    with refusals(), Image.open(io.BytesIO(data)) as image:
+        image.load()
+        far = np.asarray(image, np.float64) if image.mode in ("L", "I", "I;16", "I;16B", "F") else None
+    if far is None:
+        raise UnusableImage("bad_values", "distances are a picture of one channel")
+    known = np.isfinite(far) & (far > 0)
+    if not known.any():
+        raise UnusableImage("bad_values", "no pixel has a distance")
+    nearest, farthest = float(far[known].min()), float(far[known].max())
+    span = 1 / nearest - 1 / farthest or 1.0
+    grey = np.where(known, (1 / np.where(known, far, 1) - 1 / farthest) / span * 255, 0)
+    said = {"nearest": nearest, "farthest": farthest, "cleaned": "distances as inverse depth, near is bright"}
+    return np.round(grey).astype(np.uint8), {**attrs, **said}
 
 
 def _black_and_white(data: bytes, attrs: Attrs) -> tuple[Encoded, Pixels]:

@@ -18,6 +18,7 @@ SOURCES: Mapping[str, str] = {
     "pairs": "graphbuild.sources.pairs:Pairs",
     "parquet": "graphbuild.sources.parquet:Parquet",
     "sample": "graphbuild.sources.sample:Sample",
+    "scenes": "graphbuild.sources.scenes:Scenes",
     "subjects200k": "graphbuild.sources.subjects200k:Subjects200K",
     "video": "graphbuild.sources.video:Video",
     "webdataset": "graphbuild.sources.webdataset:WebDataset",

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from graphbuild.hashing import canonical_json
+from graphbuild.images.cleaning import DISTANCE
 from graphbuild.images.codecs import is_codec
 from graphbuild.kinds.registry import KINDS, Kind, kind_of
 from graphbuild.sources.base import FACTS, Content, Given, Source, SourceItem, Unusable, location
@@ -21,7 +22,7 @@ Open = Callable[[str], bytes | Unusable]
 PHOTOS = ("jpeg", "jpeg444", "png")
 """Codecs of pictures that annotators make: a file that comes with a data set keeps its bytes instead."""
 
-_KEYS = ("of", "codec", "variants", "palette", "labels", "with")
+_KEYS = ("of", "codec", "variants", "palette", "labels", "with", "values")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -32,7 +33,7 @@ class Node:
     Attributes:
         of: a column for each variant, or one whose list has them.
         variants: how many are planned.
-        attrs: facts of every node: `palette` and `labels` of label maps without them.
+        attrs: facts of every node: `palette` and `labels` of label maps without them, `values` of depth.
         parents: kind -> its variant that variant 0 of this one was made from; the next from the next.
     """
 
@@ -61,7 +62,9 @@ class Node:
             raise ValueError(f"{name}: codec: {codec!r}; allowed: {', '.join(_codecs())}")
         kind = kind_of(name) if name in KINDS else Kind(name=name, family=_family(codec), codec=codec, description="")
         codec = codec or ("source" if kind.codec in PHOTOS else kind.codec)
-        attrs: dict[str, Any] = {key: said[key] for key in ("palette", "labels") if key in said}
+        attrs: dict[str, Any] = {key: said[key] for key in ("palette", "labels", "values") if key in said}
+        if attrs.get("values", DISTANCE) != DISTANCE or ("values" in attrs and codec != "png8"):
+            raise ValueError(f"{name}: values: {attrs['values']!r}; allowed: {DISTANCE}, for kinds of codec png8")
         count, parents = int(said.get("variants", len(of))), mapping(said.get("with", {}), None)
         return cls(kind, tuple(map(str, of)), codec or "source", count, attrs, parents)
 
@@ -73,9 +76,10 @@ class Mapped(Source):
     Args:
         path: a folder, a file or an address.
         nodes: kind -> the column it comes from, or a list of columns for its variants, or `{of: column, codec: ...,
-            variants: ..., labels: [...], palette: [[r, g, b], ...], with: {style_reference: 0}}`. A column of a
-            structure is `outer.inner`. The picture of the item comes first. A kind of your own needs a codec. `with`
-            says which variant of another kind the first one was made from; the next belongs to the next.
+            variants: ..., labels: [...], palette: [[r, g, b], ...], values: distance, with: {style_reference: 0}}`. A
+            column of a structure is `outer.inner`. The picture of the item comes first. A kind of your own needs a
+            codec. `values: distance` turns maps of distances into depth. `with` says which variant of another kind the
+            first one was made from; the next belongs to the next.
         facts: caption, reference_caption, group, split, licence, attribution, subject or category -> a column, or a
             text with `{columns}` in it; `meta` -> a list of columns.
         dataset, revision: the name and version of the data set, recorded with everything that is made from it.

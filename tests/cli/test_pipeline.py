@@ -28,8 +28,8 @@ from tests.support.annotators import Child, Styles, build, complete, write_photo
 FOLDER = Path(__file__).parents[2] / "pipelines"
 SHIPPED = {
     "coco": "coco", "conditions": "folder", "dreambooth": "pairs", "graph200k": "parquet", "magicbrush": "parquet",
-    "multiview": "pairs", "omniedit": "parquet", "sample": "sample", "subjects200k": "subjects200k",
-    "viton_hd": "pairs",
+    "multiview": "scenes", "omniedit": "parquet", "sample": "sample", "subjects200k": "subjects200k",
+    "viton_hd": "pairs", "id_sets": "pairs", "photodoodle": "manifest", "hypersim": "pairs",
 }  # fmt: skip
 """Pipeline -> its source."""
 

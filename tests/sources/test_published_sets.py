@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
@@ -13,10 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
+from graphbuild.images.cameras import plucker
 from graphbuild.pipeline import load_pipeline
+from graphbuild.sources import resolve
+from graphbuild.store.export.run import export
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
@@ -121,17 +127,57 @@ def dreambooth(root: Path) -> None:
                for at, subject in enumerate(("dog", "clock", "vase")) for view in range(4)})  # fmt: skip
 
 
+def look_at(angle: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """PyTorch3D's R and T of a camera two units from the origin, which it looks at."""
+    forward = -np.array([np.sin(angle), 0.2, np.cos(angle)])
+    forward /= np.linalg.norm(forward)
+    left = np.cross([0.0, 1.0, 0.0], forward)
+    left /= np.linalg.norm(left)
+    rotation = np.stack([left, np.cross(forward, left), forward], axis=1)
+    return rotation, -rotation.T @ (-2 * forward)
+
+
 def multiview(root: Path) -> None:
+    frames = []
     for at, sequence in enumerate(("110_1", "110_2", "245_7")):
         for view in range(4):
             name = f"apple/{sequence}/{{}}/frame{view:06d}.{{}}"
             put(root, {name.format("images", "jpg"): saved(photo(view + at * 7)),
                        name.format("masks", "png"): saved(disc(view), "PNG")})  # fmt: skip
+            rotation, shift = look_at(0.4 * view)
+            frames.append({
+                "sequence_name": sequence, "frame_number": view,
+                "image": {"path": name.format("images", "jpg"), "size": [48, 64]},
+                "mask": {"path": name.format("masks", "png"), "mass": 200.0},
+                "viewpoint": {"R": rotation.tolist(), "T": shift.tolist(), "focal_length": [2.0, 2.5],
+                              "principal_point": [0.0, 0.0], "intrinsics_format": "ndc_norm_image_bounds"},
+            })  # fmt: skip
+    put(root, {"apple/frame_annotations.jgz": gzip.compress(json.dumps(frames).encode())})
+
+
+def id_sets(root: Path) -> None:
+    put(root, {f"p{at}/{view}.jpg": saved(photo(view + at * 7)) for at in range(3) for view in range(2 + at)})
+    put(root, {"p0/0.txt": b"a person on a ramp", "p2/1.txt": b"a person again"})
+
+
+def photodoodle(root: Path) -> None:
+    lines = [{"source": f"{n}_a.png", "target": f"{n}_b.jpg", "text": f"add a halo to disc {n} by sksmagiceffects"}
+             for n in range(COUNT)]  # fmt: skip
+    put(root, {f"{n}_a.png": saved(photo(n), "PNG") for n in range(COUNT)})
+    put(root, {f"{n}_b.jpg": saved(photo(n + 3)) for n in range(COUNT)})
+    put(root, {"meta.jsonl": "\n".join(map(json.dumps, lines)).encode()})
+
+
+def hypersim(root: Path) -> None:
+    distance = np.where(disc(5) > 0, 1500, 6000).astype(np.uint16)
+    distance[:4] = 0
+    for scene, frame in product(("ai_001_001", "ai_001_002", "ai_003_010"), range(2)):
+        name = f"{scene}/images/scene_cam_00_{{}}/frame.{frame:04d}.{{}}"
+        put(root, {name.format("final_preview", "tonemap.jpg"): saved(photo(frame + 3 * int(scene[-1]))),
+                   name.format("geometry_png", "depth_meters.png"): saved(distance, "PNG")})  # fmt: skip
 
 
 def coco(root: Path) -> None:
-    import json
-
     people = [40, 10, 2] + [0, 0, 0] * 4 + [20, 20, 2, 44, 20, 2] + [0, 0, 0] * 10
     images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 64, "height": 48} for n in range(COUNT)]
     box = {"category_id": 1, "bbox": [10, 10, 30, 20], "segmentation": [[10, 10, 40, 10, 40, 30, 10, 30]], "iscrowd": 0}
@@ -145,9 +191,11 @@ def coco(root: Path) -> None:
 
 SETS: Mapping[str, Callable[[Path], None]] = {
     "graph200k": graph200k, "viton_hd": viton_hd, "magicbrush": magicbrush, "omniedit": omniedit,
-    "dreambooth": dreambooth, "multiview": multiview, "coco": coco,
+    "dreambooth": dreambooth, "multiview": multiview, "coco": coco, "id_sets": id_sets, "photodoodle": photodoodle,
+    "hypersim": hypersim,
 }  # fmt: skip
-LISTS = {"multiview": "dreambooth"}
+FILES = {"photodoodle": "meta.jsonl"}
+"""What of a set is named, where it is not the folder."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +211,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Graph]:
     def graph(name: str) -> Graph:
         if name not in made:
             SETS[name](root / f"{name}-data")
-            pipeline = load_pipeline(name, path=str(root / f"{name}-data"))
+            pipeline = load_pipeline(name, path=str(root / f"{name}-data" / FILES.get(name, "")))
             complete(build(pipeline.source, root / name, pipeline.annotators))
             made[name] = Graph.open(root / name)
         return made[name]
@@ -175,16 +223,16 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Graph]:
 def test_from_the_published_layout_to_a_training_step(
     name: str, graphs: Callable[[str], Graph], model: Path, tmp_path: Path
 ) -> None:
-    graph, paths = graphs(name), LISTS.get(name, name)
+    graph = graphs(name)
     assert verify(graph.url, "full").problems == []
     statuses = {(row["kind"], row["status"]) for row in graph.edges().to_pylist()}
     assert not [kind for kind, status in statuses if status == "failed"]
-    sampler = PathSampler(graph, paths=paths, seed=1)
+    sampler = PathSampler(graph, paths=name, seed=1)
     assert len(sampler.paths) == len(sampler.listed.paths), "every task of its list is served"
     for index in range(3):
         task = sampler.task(index, resolution=32)
         assert task.image().size > (32, 32) and task.prompt is not None
-    changes = {"steps": 1, "batch": 2, "model": str(model), "paths": paths, "sampler": {"rows": [0.5, 0.5]}}
+    changes = {"steps": 1, "batch": 2, "model": str(model), "paths": name, "sampler": {"rows": [0.5, 0.5]}}
     trainer = Trainer(
         config_from({**QUICK, **changes}), graph.url, tmp_path / "lora", console=Console(file=io.StringIO())
     )
@@ -217,3 +265,141 @@ def test_graph200k_keeps_styles_with_their_references_and_cleans_its_jpegs(graph
 def test_what_omniedit_holds_out_is_never_drawn(graphs: Callable[[str], Graph]) -> None:
     sampler = PathSampler(graphs("omniedit"), paths="omniedit", seed=0)
     assert {sampler.walk(index).path.name for index in range(20)} == {"add", "remove"}
+
+
+def test_rays_go_through_the_pixels_of_their_cameras(graphs: Callable[[str], Graph]) -> None:
+    """Every camera looks at the origin: the ray of its middle passes there, and rays to its right turn right."""
+    graph = graphs("multiview")
+    for item in range(4):
+        camera = graph.read(item, "camera").values()
+        assert camera["focal"] == [64.0, 60.0] and camera["centre"] == [32.0, 24.0]
+        rays = plucker(camera, 49, 65)
+        moment, direction = rays[24, 32, :3], rays[24, 32, 3:]
+        position = np.array(camera["pose"])[:, 3]
+        assert np.linalg.norm(position) <= 1.0001
+        np.testing.assert_allclose(np.cross(position, direction), moment, atol=1e-5)
+        np.testing.assert_allclose((rays[..., :3] * rays[..., 3:]).sum(-1), 0, atol=1e-5)
+        right, down = np.array(camera["pose"])[:, 0], np.array(camera["pose"])[:, 1]
+        assert (rays[24, :, 3:] @ right)[[0, -1]].tolist() == pytest.approx([-0.4417, 0.4417], abs=1e-3)
+        assert (rays[:, 32, 3:] @ down)[0] < 0 < (rays[:, 32, 3:] @ down)[-1] and down[1] < 0, "y is up in the scene"
+        shown = graph.read(item, "ray_directions").array()
+        assert shown.shape == (48, 64, 3)
+        expected = np.round(127.5 + 127.5 * plucker(camera, 48, 64)[..., 3:])
+        assert np.abs(shown.astype(int) - expected).max() <= 1
+    centres = np.array([graph.read(item, "camera").values()["pose"] for item in range(4)])[:, :, 3]
+    axes = np.array([graph.read(item, "camera").values()["pose"] for item in range(4)])[:, :, 2]
+    planes = [np.eye(3) - np.outer(axis, axis) for axis in axes]
+    offsets = [plane @ centre for plane, centre in zip(planes, centres, strict=True)]
+    nearest = np.linalg.lstsq(np.concatenate(planes), np.concatenate(offsets), rcond=None)[0]  # where all of them look
+    distances = np.linalg.norm(centres - nearest, axis=1)
+    np.testing.assert_allclose(distances, distances[0], rtol=1e-4)
+
+
+def test_a_scene_of_nerfstudio_has_the_same_cameras(tmp_path: Path) -> None:
+    """The same four cameras as OpenGL matrices in a transforms.json."""
+    frames = []
+    for view in range(4):
+        rotation, shift = look_at(0.4 * view)
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = rotation @ np.diag([-1.0, 1.0, -1.0]), -rotation @ shift
+        frames.append({"file_path": f"images/{view}.jpg", "transform_matrix": matrix.tolist()})
+        put(tmp_path, {f"s/images_4/{view}.jpg": saved(photo(view))})
+    lens = {"w": 256, "h": 192, "fl_x": 256.0, "fl_y": 240.0, "cx": 128.0, "cy": 96.0}
+    put(tmp_path, {"s/transforms.json": json.dumps({**lens, "frames": frames}).encode()})
+    multiview(tmp_path / "co3d")
+    theirs = resolve("scenes", path=str(tmp_path / "co3d"))
+    ours = resolve("scenes", path=str(tmp_path), images="images_4")
+    keys = [[entry.key for entry in source.entries()][:4] for source in (theirs, ours)]
+    for one, other in zip(theirs.read(keys[0]), ours.read([f"s/images_4/{n}.jpg" for n in range(4)]), strict=True):
+        first, second = (item.nodes["camera"] for item in (one, other))
+        assert second["width"] == 64 and other.group == "s"  # type: ignore[index]
+        for name in ("focal", "centre", "pose"):
+            np.testing.assert_allclose(first[name], second[name], atol=1e-5)  # type: ignore[index]
+
+
+def test_distances_become_depth_near_is_bright(graphs: Callable[[str], Graph]) -> None:
+    node = graphs("hypersim").read(0, "depth")
+    assert node.values()[24, 32] == 255 and node.values()[40, 5] == node.values()[1, 1] == 0
+    assert (node.attrs["nearest"], node.attrs["farthest"]) == (1500, 6000)
+
+
+def test_sets_of_one_person_have_two_to_five_views(graphs: Callable[[str], Graph]) -> None:
+    graph = graphs("id_sets")
+    groups = dict(zip(*(graph.items()[name].to_pylist() for name in ("item_ix", "group")), strict=True))
+    sampler = PathSampler(graph, paths="id_sets", seed=0)
+    walks = [sampler.walk(index) for index in range(60)]
+    assert {len(walk.rows) for walk in walks} == {2, 3, 4}, "the largest set here has four pictures"
+    assert all(len({groups[item] for item in walk.rows}) == 1 for walk in walks)
+
+
+# ---- and back out: what the reference trainer of VisualCloze reads --------------------------------------------------
+
+
+class ReferenceRows:
+    """The rows of an export as the reference trainer's data class takes them, written from its documented rules: the
+    files of `META`, which rows serve a path, and the pictures and words of a row."""
+
+    plain = frozenset({"target", "mask", "bbox", "canny", "depth", "hed", "normal", "openpose", "mlsd", "sam2_mask",
+                       "uniformer", "DepthEdit", "FillEdit", "ReduxStyle", "InstantStyle"})  # fmt: skip
+
+    def __init__(self, config: Path) -> None:
+        (meta,) = yaml.safe_load(config.read_text())["META"]
+        assert meta["type"] == "image_grid_graph200k"
+        self.rows = json.loads(Path(meta["path"]).read_text())
+
+    def serves(self, row: Mapping[str, Any], path: list[str]) -> bool:
+        """Degradations are always there; a reference has to be rated as showing the same thing."""
+        have, marks = row["condition"], row["quality_assessment"]
+        for node in path:
+            if node in self.plain and node not in have:
+                return False
+            if node in ("foreground", "background") and "foreground" not in have:
+                return False
+            if node == "reference" and (marks is None or marks["objectConsistency"] < 3):
+                return False
+        return True
+
+    def pictures(self, row: Mapping[str, Any], node: str) -> list[np.ndarray[Any, Any]]:
+        """A style is two pictures; cut-outs are the target times a mask of two levels; an edit is one of several."""
+        have = row["condition"]
+        if node in ("InstantStyle", "ReduxStyle"):
+            styles = have[node]
+            assert len(styles["style_path"]) == len(styles["image_path"]) == 3
+            return [self.opened(styles["style_path"][1]), self.opened(styles["image_path"][1])]
+        if node in ("foreground", "background"):
+            white = self.opened(have["foreground"], "L") / 255 > 0.5
+            return [self.opened(have["target"]) * (white if node == "foreground" else ~white)[..., None]]
+        if node == "FillEdit":
+            assert len(have[node]["image_path"]) == 5
+            return [self.opened(have[node]["image_path"][4])]
+        return [self.opened(have[node if node in self.plain | {"reference"} else "target"])]
+
+    @staticmethod
+    def opened(path: str, mode: str = "RGB") -> np.ndarray[Any, Any]:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode))
+
+
+def test_the_reference_trainer_reads_every_path_of_an_export(
+    graphs: Callable[[str], Graph], tmp_path: Path, spec_file: Callable[[str], Path]
+) -> None:
+    graph = graphs("graph200k")
+    reader = ReferenceRows(export(graph, tmp_path / "out", "visualcloze") / "train.yaml")
+    assert len(reader.rows) == COUNT
+    types = yaml.safe_load(spec_file("graph200k_tasks.yaml").read_text())["train_tasks"]
+    paths = [entry["path"] for each in types for entry in each["paths"]] + [["bbox", "target"]]
+    assert len(paths) == 130
+    for path in paths:
+        served = [row for row in reader.rows if reader.serves(row, path)]
+        assert len(served) == COUNT - ("DepthEdit" in path), path
+        shapes = {picture.shape for node in path for picture in reader.pictures(served[0], node)}
+        assert shapes == {(48, 64, 3)}, path
+    row = reader.rows[0]
+    same = {"canny": ("canny", 0), "InstantStyle": ("style_content", 1), "ReduxStyle": ("style_semantic", 1),
+            "FillEdit": ("edit_local", 4), "foreground": ("foreground", 0), "bbox": ("boxes", 0)}  # fmt: skip
+    for node, (kind, variant) in same.items():
+        assert np.array_equal(reader.pictures(row, node)[-1], graph.read(0, kind, variant).array()), node
+    references = [reader.pictures(row, node)[0] for node in ("InstantStyle", "ReduxStyle")]
+    stored = [graph.read(0, "style_reference", variant).array() for variant in (1, 4)]
+    assert all(map(np.array_equal, references, stored))
+    assert f"{row['description']['item']} {row['description']['description_0']}" == graph.read(0, "caption").text
