@@ -134,29 +134,25 @@ class Mapped(Source):
 
     def item(self, key: str, row: Row, opened: Open) -> SourceItem:
         """The item of one row; `opened` reads the files that columns name."""
-        nodes = {node.kind.name: _contents(node, row, opened) for node in self.declared()}
-        picture = next(iter(nodes.values()))
+        nodes = {node.kind.name: _contents(node, row, opened) for node in self._declared}
+        kind, picture = next(iter(nodes.items()))
         first = picture[0] if isinstance(picture, list) else picture
         data = first.value if isinstance(first, Given) else first
-        facts = {name: self._fact(name, row) for name in FACTS if name != "meta"}
-        meta = {column.rpartition(".")[2]: _plain(look_up(row, column)) for column in self.facts.get("meta") or []}
+        facts = {name: self._fact(name, row) for name in self.facts if name != "meta"}
+        meta = {column.rpartition(".")[2]: _plain(look_up(row, column)) for column in self.facts.get("meta") or ()}
         return SourceItem(
             key=key,
             uri=key,
             original=data if isinstance(data, bytes) else None if _is_nothing(data) else canonical_json(data).encode(),
-            nodes={kind: Unusable("missing") if kind == next(iter(nodes)) and value is None else value
-                   for kind, value in nodes.items()},
+            nodes={**nodes, kind: Unusable("missing")} if picture is None else nodes,
             meta={name: value for name, value in meta.items() if value is not None},
-            **facts,
-        )  # fmt: skip
+            **{"licence": self.licence, "attribution": self.attribution, **facts},
+        )
 
     def _fact(self, name: str, row: Row) -> str | None:
-        told = self.facts.get(name)
-        default = getattr(self, name, None)
-        if told is None:
-            return default if isinstance(default, str) else None
+        told, default = self.facts[name], {"licence": self.licence, "attribution": self.attribution}.get(name)
         text = _SLOT.sub(lambda slot: _text(look_up(row, slot[1])), told) if "{" in told else _text(look_up(row, told))
-        return " ".join(text.split()) or (default if isinstance(default, str) else None)
+        return " ".join(text.split()) or default
 
 
 def look_up(row: Row, column: str) -> Any:

@@ -165,7 +165,7 @@ def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path, monkeypa
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     keys = [f"one.parquet#{index:07d}" for index in (3, 15, 16, 40)]
     reds = [np.asarray(item.nodes["image"])[0, 0, 0] for item in Subjects200K(path=tmp_path).read(keys)]
-    assert reds == [3, 15, 16, 40] and taken == [16, 16, 16]
+    assert reds == [3, 15, 16, 40] and taken == [8] * 6
     backwards = Subjects200K(path=tmp_path).read(keys[::-1])
     assert [np.asarray(item.nodes["image"])[0, 0, 0] for item in backwards] == [40, 16, 15, 3]
 
@@ -187,7 +187,7 @@ def test_units_share_what_is_read_of_a_row_group(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     source = Subjects200K(path=file.parent)
     report = build(source, [], tmp_path / "g", executor="inline", shard_size=7, console=Console(quiet=True))
-    assert report.units_done == 12 and taken == [(0, 16), (0, 16), (0, 8), (1, 16), (1, 16), (1, 8)]
+    assert report.units_done == 12 and taken == [(0, 8)] * 5 + [(1, 8)] * 5
     keys = [entry.key for entry in source.entries()]
     one, other = source.read(keys[:60]), source.read(keys[20:])
     for number, (a, b) in enumerate(zip(one, other, strict=True)):

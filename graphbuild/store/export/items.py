@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -100,17 +102,22 @@ class Selection:
         table = self.graph.items()
         met = matching(table, self.where) if self.where else np.ones(len(table), bool)
         first: NDArray[np.bool_] = np.any(self._presence[self.kinds[0]], axis=1)
-        return [
+        found = [
             row
             for row, holds in zip(table.to_pylist(), met, strict=True)
             if holds and row["item_ix"] not in self.graph.excluded_items and first[row["item_ix"]]
         ]
+        return sorted(found, key=itemgetter("item_ix"))
+
+    def rows_of(self, shard: Shard) -> list[dict[str, Any]]:
+        """Those of one shard."""
+        edges = (bisect_left(self.rows, edge, key=itemgetter("item_ix")) for edge in (shard.start, shard.stop))
+        return self.rows[slice(*edges)]
 
     def items(self, shard: Shard) -> Iterator[ExportItem]:
         """The items of one shard, each with its nodes read and verified."""
-        for row in self.rows:
-            if shard.start <= row["item_ix"] < shard.stop:
-                yield ExportItem(row, {kind: self._nodes(row["item_ix"], kind) for kind in self.kinds})
+        for row in self.rows_of(shard):
+            yield ExportItem(row, {kind: self._nodes(row["item_ix"], kind) for kind in self.kinds})
 
     def _nodes(self, item_ix: int, kind: str) -> list[Node | None]:
         def read(variant: int) -> Node | None:

@@ -213,5 +213,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def put(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    try:
+        path.write_bytes(data)
+    except FileNotFoundError:  # its folder: asked for once, not for every file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

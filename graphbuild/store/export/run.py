@@ -95,8 +95,7 @@ def export(
 
 def _shards(selection: Selection) -> list[Shard]:
     """Those that hold an item to export."""
-    items = [row["item_ix"] for row in selection.rows]
-    return [shard for shard in selection.graph.shards if any(shard.start <= item < shard.stop for item in items)]
+    return [shard for shard in selection.graph.shards if selection.rows_of(shard)]
 
 
 def _begun(to: Path, asked: Mapping[str, Any]) -> dict[str, list[str]]:
