@@ -110,7 +110,7 @@ class Flex2(Base):
             ids=flux.positions(0, size[0]).to(self.device),
             size=size,
             extra=torch.cat([shown * (1 - hole), hole.expand(-1, -1, 4), torch.zeros_like(shown)], -1),
-            text=flux.encoded_text(self.pipe, grid.prompts, self.device),
+            text=self._text(grid.prompts),
             index=grid.index,
         )
 
@@ -151,6 +151,12 @@ class Flex2(Base):
             ).images
         top, across = height - height // grid.items.shape[1], width // grid.holes.shape[1]
         return [canvas.crop((column * across, top, (column + 1) * across, height)) for column in task.holes]
+
+    def _text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Words as the pipeline has them, wherever the text encoders are."""
+        where, longest = self.pipe.text_encoder.device, flux.TEXT_LENGTH
+        words, pooled, _ = self.pipe.encode_prompt(list(prompts), None, device=where, max_sequence_length=longest)
+        return {"prompt_embeds": words.to(self.device), "pooled": pooled.to(self.device)}
 
 
 class _TimeTextEmbed(CombinedTimestepGuidanceTextProjEmbeddings):

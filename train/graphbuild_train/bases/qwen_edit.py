@@ -41,6 +41,7 @@ class QwenEdit(Base):
     checkpoint, licence = "Qwen/Qwen-Image-Edit-2511", {"license": "apache-2.0"}
     pipeline = "QwenImageEditPlusPipeline"
     objectives = ("qwen_edit",)
+    sample_steps, sample_guidance = 40, 4.0
     attention = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -54,7 +55,7 @@ class QwenEdit(Base):
             raise ValueError(
                 f"cache_gb: {config.cache_gb}; allowed for qwen_edit: 0, as its text encoder sees pictures"
             )
-        if config.watch.sample and config.watch.sample_steps < 2:
+        if config.watch.sample and config.watch.sample_steps == 1:
             raise ValueError(
                 "watch.sample_steps: 1; allowed for qwen_edit: 2 or more, as its scheduler divides by them"
             )
@@ -189,19 +190,19 @@ class QwenEdit(Base):
 
     def _text(self, grid: GridBatch) -> dict[str, Tensor]:
         """What the text encoder says to words and pictures, padded; `mask` is there if it had to be."""
-        said = [self._said(*of) for of in zip(grid.prompts, self._given(grid), strict=True)]
+        said = [self._embedded(*of) for of in zip(grid.prompts, self._given(grid), strict=True)]
         lengths = torch.tensor([len(own) for own in said], device=self.device)
         padded = torch.nn.utils.rnn.pad_sequence(said, batch_first=True)
         mask = torch.arange(padded.shape[1], device=self.device) < lengths[:, None]
         return {"prompt_embeds": padded, **({"mask": mask} if len(set(map(len, said))) > 1 else {})}
 
-    def _said(self, prompt: str, pictures: Sequence[Image.Image]) -> Tensor:
+    def _embedded(self, prompt: str, pictures: Sequence[Image.Image]) -> Tensor:
         seen = []
         for picture in pictures:
             width, height = _scaled(*picture.size, seen=True)
             seen.append(self.pipe.image_processor.resize(picture, height, width))
-        hidden: Tensor = self.pipe.encode_prompt([prompt], image=seen, device=self.device)[0]
-        return hidden[0]
+        hidden: Tensor = self.pipe.encode_prompt([prompt], image=seen, device=self.pipe.text_encoder.device)[0]
+        return hidden[0].to(self.device)
 
 
 def _hole(grid: GridBatch, sample: int) -> int:
