@@ -120,7 +120,7 @@ class GridSample(GridTask):
     def cell_keys(self) -> list[list[str]]:
         """The cache key of each cell (32 hex digits), which changes whenever its pixels could; reads no node."""
         kinds = self.walk.kinds
-        identities = [[self._identity(row, *cell) for cell in zip(kinds, variants, strict=True)]
+        identities = [[self._identity(row, column, kind, variants[column]) for column, kind in enumerate(kinds)]
                       for row, variants in enumerate(self.walk.variants)]  # fmt: skip
         common = f"{self.source.resolution}|{self.source.cells}"
         if self.source.cells.cell_fit == "aspect":  # the size of a cell depends on the others
@@ -144,8 +144,9 @@ class GridSample(GridTask):
             self._wanted = self.source.known is None or not self.source.known(self)
         return self._wanted
 
-    def _identity(self, row: int, kind: str, variant: int) -> str:
-        return identity(self.graph.offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+    def _identity(self, row: int, column: int, kind: str, variant: int) -> str:
+        found = identity(self.graph.offsets, self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+        return f"{found}|{self.drawing.key}.{self.walk.index}" if self.draws_colours(column) else found
 
     # ---- pixels ------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import INSTRUCTIONS
-from graphbuild.tasks import one_gen, visualcloze
+from graphbuild.store.facts import facts_of
+from graphbuild.store.graph import Graph
+from graphbuild.tasks import tokens, visualcloze
 from graphbuild.tasks.cells import FILLS, Frame, Size, frames
 from graphbuild.tasks.config import CellConfig
-from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend
-from graphbuild.tasks.labels import LABELLED, colour_name, labels_of
+from graphbuild.tasks.instruction import KEEP_ALL, Instruction, Keep, Layout, compose, legend, of_parts
+from graphbuild.tasks.labels import LABELLED, Colour, colour_name, labels_of, recoloured
 from graphbuild.tasks.paths import Places
 from graphbuild.tasks.walk import Drawing, Walk
 
@@ -69,20 +72,34 @@ class GridTask:
             CorruptNode: its stored bytes changed.
         """
         row %= len(self.walk.rows)
-        node = self._nodes.get((row, column))
-        if node is None:
-            kind, at = self.kinds[column].name, self.cell_config.degrade_at
-            item_ix, seed, graph = self.walk.rows[row], self.walk.seeds[row], self.drawing.graph
-            if at == "512" or not self._is_degraded(column):
-                node = graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
-            else:
-                from graphbuild.images import degradations
-
-                image = graph.read(item_ix, "image").array()
-                shown = image if at == "source" else self.frames[row].cell(image)
-                node = Node.computed(item_ix, kind, degradations.apply(kind, shown, seed))
+        if (row, column) not in self._nodes:
+            node = self._read(row, column)
+            if self.draws_colours(column) and (colours := self._colours(node, row, column)):
+                node = recoloured(node, colours)
             self._nodes[row, column] = node
-        return node
+        return self._nodes[row, column]
+
+    def _read(self, row: int, column: int) -> Node:
+        """The node behind one cell as the graph has it, or computed."""
+        kind, at = self.kinds[column].name, self.cell_config.degrade_at
+        item_ix, seed, graph = self.walk.rows[row], self.walk.seeds[row], self.drawing.graph
+        if at == "512" or not self._is_degraded(column):
+            return graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
+        from graphbuild.images import degradations
+
+        image = graph.read(item_ix, "image").array()
+        shown = image if at == "source" else self.frames[row].cell(image)
+        return Node.computed(item_ix, kind, degradations.apply(kind, shown, seed))
+
+    def draws_colours(self, column: int) -> bool:
+        """Whether the colours of this column are drawn for each task, and not those that are stored."""
+        return self.walk.path.said == "tokens" and self.kinds[column].codec in LABELLED
+
+    def _colours(self, node: Node, row: int, column: int) -> dict[str, Colour]:
+        """The colours of the names in the query row; empty if it names nothing."""
+        query = node if row == len(self.walk.rows) - 1 else self._read(len(self.walk.rows) - 1, column)
+        names = [name for name, _ in labels_of(query)]
+        return tokens.drawn_colours(names, column, self.drawing.pick(self.walk.index))
 
     def _is_degraded(self, column: int) -> bool:
         """Whether a degradation is computed for this column, and not stored."""
@@ -116,9 +133,7 @@ class GridTask:
         """The instruction with this layout sentence, each part kept with its chance. Only label maps and boxes that the
         query row shows are read."""
         if self.walk.path.said == "tokens":
-            labels = [found for column, kind in enumerate(self.kinds) if kind.codec in LABELLED
-                      for found in labels_of(self.node(-1, column))]  # fmt: skip
-            return one_gen.compose(self.walk.path, labels, self._captions, self.drawing.pick(self.walk.index), keep)
+            return of_parts(*self._tokens(), keep=keep, pick=self.drawing.pick(self.walk.index))
         content, content_at = self._content
         path, lines = self.walk.path, self.places
         return compose(
@@ -141,20 +156,39 @@ class GridTask:
         """What the target of the query row shows; empty if nothing says so."""
         return self._content[0] or ""
 
-    @cached_property
-    def _captions(self) -> list[str]:
-        """What the query row shows, then, of views of several items, what each of the others does; empty where nothing
-        says so."""
-        content, others = self.walk.path.content, self.walk.rows[:-1]
-        if content is None or content.source not in self.drawing.graph.head:
-            return [""] * (1 + len(others))
-        found = [self.caption]
-        for item in others:
+    def _tokens(self) -> tuple[str, str]:
+        """Task and captions in the words of `graphbuild.tasks.tokens`."""
+        query, one_group = len(self.walk.rows) - 1, self.walk.path.views is not None
+        places = enumerate(chain(*self.places))
+        views = [self._view(number, *place) for number, place in places if one_group or place[0] == query]
+        subject = self._facts(query).get("subject")
+        path = self.walk.path
+        return tokens.compose(views, type_name=path.type, item=str(subject or ""), token=path.token)
+
+    def _view(self, number: int, row: int, column: int) -> tokens.View:
+        kind = self.kinds[column]
+        names = labels_of(self.node(row, column)) if kind.codec in LABELLED and row == len(self.walk.rows) - 1 else []
+        known = [(name, rgb) for name, rgb in names if rgb in tokens.COLOURS.values()]
+        return tokens.View(kind=kind, number=number, caption=self._caption(row, column), labels=known)
+
+    def _caption(self, row: int, column: int) -> str:
+        """What one picture shows, as far as the graph says it."""
+        walk, graph, kind = self.walk, self.drawing.graph, self.kinds[column].name
+        content, variant = walk.path.content, walk.variants[row][column]
+        described = content is not None and walk.path.cells[walk.columns[column]] == content.of
+        if described and row == len(walk.rows) - 1:
+            return self._content[0] or ""
+        source, number = (content.source, 0) if content is not None and described else (f"{kind}.caption", variant)
+        if source in graph.head:
             try:
-                found.append(self.drawing.graph.read(item, content.source).text)
+                return graph.read(walk.rows[row], source, number).text
             except MissingNode:
-                found.append("")
-        return found
+                return ""
+        return str(self._facts(row).get("reference_caption") or "") if (kind, variant) == ("reference", 0) else ""
+
+    def _facts(self, row: int) -> Mapping[str, Any]:
+        graph = self.drawing.graph
+        return facts_of(graph, self.walk.rows[row]) if isinstance(graph, Graph) else {}
 
     @cached_property
     def _content(self) -> tuple[str | None, int | None]:

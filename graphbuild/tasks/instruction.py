@@ -176,6 +176,14 @@ def kept(part: str, chance: float, pick: Pick) -> bool:
     return pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
 
 
+def of_parts(task: str, content: str, *, keep: Keep, pick: Pick) -> Instruction:
+    """An instruction of these two parts, each kept with its chance."""
+    if not kept("all", keep.all, pick):
+        return Instruction("", "", "")
+    task = task if kept("task", keep.task, pick) else ""
+    return Instruction("", task, content if kept("content", keep.content, pick) else "")
+
+
 def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
     """The noun phrase that stands for the picture in a column."""
     return kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.hashing import canonical_json
 from graphbuild.images.node import Node
 
 Colour = tuple[int, int, int]
@@ -37,6 +39,8 @@ COLOURS: Mapping[str, Colour] = {
 }
 """Names of colours in an instruction."""
 
+_BLACK: Colour = (0, 0, 0)
+
 LABELLED = ("labels", "boxes")
 """Codecs whose values can have names."""
 
@@ -52,6 +56,19 @@ def labels_of(node: Node) -> list[tuple[str, Colour]]:
         found = [(each["label"], _rgb(each["colour"])) for each in node.values()["boxes"]]
         return list(dict.fromkeys(found))
     return []
+
+
+def recoloured(node: Node, colours: Mapping[str, Colour]) -> Node:
+    """A label map or boxes with these names in these colours; what has another name, or none, is not shown."""
+    if node.codec == "boxes":
+        document = node.values()
+        shown = [
+            {**each, "colour": list(colours[each["label"]])} for each in document["boxes"] if each["label"] in colours
+        ]
+        return replace(node, bytes=canonical_json({**document, "boxes": shown}).encode())
+    names, palette = node.attrs.get("labels") or [], node.attrs["palette"]
+    painted = [list(colours.get(str(name), _BLACK)) for name in names[: len(palette)]]
+    return replace(node, attrs={**node.attrs, "palette": painted + [list(_BLACK)] * (len(palette) - len(painted))})
 
 
 def colour_name(rgb: Sequence[int]) -> str:
