@@ -391,8 +391,8 @@ def test_retry_computes_only_what_failed(cli: Command, control: Callable[..., st
 
 
 def test_retry_works_from_another_folder(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a folder that is read because a graph names it; one that is trusted finds its photographs, given by
-    a relative path, from wherever it is retried."""
+    """Guards against a folder that is read because a graph names it; one that is trusted finds its photographs, given
+    by a relative path, from wherever it is retried."""
     (Path("photos") / "p98.jpg").symlink_to(".later")
     assert cli(f"{RUN} --annotators canny").code == 0
     assert status(cli).kinds["image"] == {"ok": 6, "skipped": 0, "failed": 1}
