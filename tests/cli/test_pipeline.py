@@ -83,11 +83,14 @@ def test_every_shipped_pipeline_loads(photos: Path) -> None:
 
 
 def test_shipped_pipelines_make_what_they_promise() -> None:
-    """The twelve conditions with captions, and every stored kind: none is forgotten when a kind is added."""
+    """The twelve conditions of Graph200K with captions, and every kind that its task list reads or words."""
     made = {name: {k.name for a in load_annotators(name) for k in makes_of(a).values()} for name in SHIPPED}
+    read = {kind for path in load("graph200k").paths for kind in path.kinds} | {"foreground_mask"}
     stored = {name: kind.family for name, kind in KINDS.items() if not kind.is_computed}
-    assert made["conditions"] == {"caption", *(name for name, group in stored.items() if group == "condition")}
-    assert made["subjects200k"] == set(stored) - {"image", "reference"}
+    conditions = {name for name in read & set(stored) if stored[name] == "condition"}
+    assert made["conditions"] == {"caption", *conditions}
+    words = {name for name, family in stored.items() if family == "text"}
+    assert made["subjects200k"] == (read & set(stored)) - {"image", "reference"} | words
 
 
 def test_the_sample_pipeline_needs_no_weights() -> None:
