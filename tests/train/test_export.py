@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -22,11 +23,13 @@ from diffusers import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from graphbuild_train import TrainConfig
 from graphbuild_train.bases.flux2_klein import Flux2Klein
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.bases.sdxl import Sdxl
+from graphbuild_train.cli import app
 from graphbuild_train.config import LoraConfig
 from graphbuild_train.export.bfl_names import bfl_name
 from graphbuild_train.export.kohya import save_kohya
@@ -214,20 +217,26 @@ def test_diffusers_imports_fused_single_blocks(layers: list[str], tmp_path: Path
 
 
 @pytest.mark.numeric
-def test_every_layer_has_the_published_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_layer_has_the_published_name(bias: bool, tmp_path: Path) -> None:
     """Guards against a layer that ComfyUI passes over or applies elsewhere, the swapped halves of the last modulation
     above all: the published model with the file's updates does what was trained."""
     model = flux()
-    lora = trained(model, LoraConfig(rank=4, alpha=2), layers_of(FluxFill, model, "all"))
-    with pytest.warns(UserWarning, match=r"diffusers reads this format without 10 layers of 50: .*x_embedder"):
+    lora = trained(model, LoraConfig(rank=4, alpha=2, bias=bias), layers_of(FluxFill, model, "all"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         saved = load_file(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    words = " ".join(str(warning.message) for warning in said)
+    assert "diffusers reads this format without 10 layers of 50" in words and "x_embedder" in words
+    assert ("ComfyUI reads the biases of 50 layers" in words) == bias
     updates: dict[str, Update] = {}
     for layer in lora.layers:
         name = bfl_name(layer)[0]
         key = f"lora_unet_{name.replace('.', '_')}"
         down, up = saved[f"{key}.lora_down.weight"], saved[f"{key}.lora_up.weight"]
-        updates[name] = (down, up, 0.0, float(saved[f"{key}.alpha"]) / len(down))
-    assert len(saved) == 3 * len(updates)
+        scale = float(saved[f"{key}.alpha"]) / len(down)
+        updates[name] = (down, up, saved[f"{key}.diff_b"] / scale if bias else 0.0, scale)  # ComfyUI adds it unscaled
+    assert len(saved) == (4 if bias else 3) * len(updates)
     assert_close(output(model), published(flux(), updates), terms=TERMS, mutant=published(flux(), halves(updates)))
 
 
@@ -265,9 +274,13 @@ def halves(updates: Mapping[str, Update]) -> dict[str, Update]:
 
 def test_the_kohya_form_refuses_what_it_cannot_say(tmp_path: Path) -> None:
     """Guards against a LoRA that silently works differently elsewhere."""
-    lora = trained(flux(), LoraConfig(rank=4, bias=True), ["attn.to_q"])
-    with pytest.raises(ValueError, match=r"attn\.to_q\.lora_B\.bias.*no biases"):
-        save_kohya(lora, tmp_path / "kohya.safetensors")
+    names = {"unet": "down_blocks.0.attn1.to_q", "transformer": "transformer_blocks.0.attn.to_q"}
+    for part, name in names.items():  # of SDXL and FLUX.2
+        shapes = {"lora_A.weight": (1, 4), "lora_B.weight": (4, 1), "lora_B.bias": (4,)}
+        biased = {f"{name}.{end}": torch.ones(shape) for end, shape in shapes.items()}
+        lora = Lora(part=part, state=biased, adapter={}, recipe={"objective": "flux2_klein"})
+        with pytest.raises(ValueError, match=rf"{name}\.lora_B\.bias: this layer of the base has no bias"):
+            save_kohya(lora, tmp_path / "kohya.safetensors")
     state = {f"blocks.0.x.lora_{side}.weight": torch.ones(1, 1) for side in "AB"}
     odd = Lora(part="transformer", state=state, adapter={})
     with pytest.raises(ValueError, match=r"blocks\.0\.x: no linear layer of FLUX"):
@@ -292,6 +305,23 @@ def test_what_diffusers_does_not_read_of_the_kohya_form_is_named(tmp_path: Path)
     warned = set(str(said[0].message).split(": ")[1].split(";")[0].split(", "))
     kept = {name.removeprefix("transformer.").split(".lora_")[0] for name in read if name.startswith("transformer.")}
     assert kept | warned == set(names) and not kept & warned
+
+
+def test_half_precision_halves_the_file_and_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    """Guards against infinities where float16 ends, and a command that ignores what it was asked for."""
+    lora = trained(flux(), LoraConfig(rank=4), ["attn.to_q"])
+    whole = save_diffusers(lora, tmp_path / "whole")
+    out = tmp_path / "half.safetensors"
+    made = CliRunner().invoke(
+        app, ["export", str(whole), "--format", "kohya", "--dtype", "bfloat16", "--out", str(out)]
+    )
+    assert made.exit_code == 0, made.output
+    halved, full = load_file(out), load_file(save_kohya(lora, tmp_path / "full.safetensors"))
+    for name, tensor in full.items():
+        assert torch.equal(halved[name], tensor.bfloat16() if ".lora_" in name else tensor)
+    large = Lora(part="transformer", state={name: 1e6 + tensor for name, tensor in lora.state.items()}, adapter={})
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        large.cast(torch.float16)
 
 
 def flipped(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ app = typer.Typer(
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
 UNDONE, REFUSED = 1, 2
+_TALKATIVE = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+"""Loggers that warn of torchao's versions while they are imported, also where nothing is quantised."""
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "tensorboard")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .yaml file, or the name of a shipped one.")]
@@ -90,6 +93,8 @@ def refusing(out: Path | None = None) -> Iterator[None]:
         _stop(f"Python packages {', '.join(absent)} are missing: pip install 'graphbuild[train]'", REFUSED)
     try:
         with warnings.catch_warnings(), signals_raise() as received:
+            for name in _TALKATIVE:
+                logging.getLogger(name).setLevel(logging.ERROR)
             from graphbuild_train.journal import quiet_libraries
 
             quiet_libraries()
@@ -182,7 +187,7 @@ def run(
 @app.command()
 def forecast(
     recipe: RecipeArgument,
-    card: Annotated[int, typer.Option(help="Memory of the GPU in GB: 24, 40, 80 or 141.")] = 80,
+    card: Annotated[int, typer.Option(help="Memory of the GPU in GB: 16, 24, 40, 80 or 141.")] = 80,
     model: ModelOption = None,
     sets: SetOption = None,
 ) -> None:
@@ -240,6 +245,7 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="diffusers, kohya (ComfyUI), or module:function of your own.")
     ] = "diffusers",
+    dtype: Annotated[str, typer.Option(help="float32 as trained, or bfloat16 or float16: half the size.")] = "float32",
 ) -> None:
     """Write a LoRA in another format. What the format cannot hold is refused.
 
@@ -250,12 +256,17 @@ def export(
       graphbuild-train export visualcloze-384-lora.pth --out lora-folder
     """
     with refusing():
+        import torch
+
         from graphbuild_train.export import exporter_of
         from graphbuild_train.export.lora_file import read_diffusers
         from graphbuild_train.export.visualcloze import read_visualcloze
 
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype {dtype}; allowed: float32, bfloat16, float16")
         write = exporter_of(form)
-        typer.echo(write(read_visualcloze(lora) if lora.suffix == ".pth" else read_diffusers(lora), out))
+        read = read_visualcloze(lora) if lora.suffix == ".pth" else read_diffusers(lora)
+        typer.echo(write(read.cast(getattr(torch, dtype)), out))
 
 
 @app.command()

@@ -63,6 +63,11 @@ def bfl_name(layer: str) -> tuple[str, int, int]:
     return name.replace("*", number), slot, slots
 
 
+def of_flux2(layer: str) -> bool:
+    """Whether only diffusers' FLUX.2, and not FLUX.1, has a layer of this name."""
+    return _numbered(layer)[0] not in {name for layers in _FLUX1.values() for name in layers}
+
+
 def diffusers_names(name: str) -> tuple[str, ...]:
     """The layers of diffusers' FLUX.1 that one of theirs is made of.
 

@@ -29,6 +29,8 @@ pipe = {pipeline}.from_pretrained("{model}"{options}, dtype=torch.bfloat16)
 pipe.load_lora_weights("{where}", weight_name="{file}")
 ```
 {use}
+ComfyUI and kohya's tools read another form: `graphbuild-train export FOLDER --format kohya --out lora.safetensors`.
+{note}
 ## Training
 
 | | |
@@ -53,6 +55,11 @@ The base decides what may be done with this LoRA: {licence}. It was trained on i
 
 _SAMPLER = """
 The pipeline has no sampler for this objective: `graphbuild-train sample` draws grids with the one it was trained for.
+"""
+
+_BIASES = """
+It has biases: `pipe.fuse_lora()` adds them to those of the base, and fails where a layer has none; kohya's tools leave
+them out, ComfyUI and diffusers use them.
 """
 
 
@@ -95,6 +102,7 @@ def card_text(
             "pipeline": base.pipeline,
             "options": options,
             "use": f"\n```python{base.example}```\n" if base.example else _SAMPLER,
+            "note": _BIASES if lora["bias"] else "",
             "alpha": lora["rank"] if lora["alpha"] is None else lora["alpha"],
             "bias": "with" if lora["bias"] else "without",
             "average": f", moving average {optimiser['ema']}" if optimiser["ema"] else "",

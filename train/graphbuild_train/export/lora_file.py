@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -60,6 +61,14 @@ class Lora:
             )
         for layer in self.layers:
             self.scale(layer)  # an adapter of somebody else's may not say all that it needs
+
+    def cast(self, dtype: torch.dtype) -> Lora:
+        """The same in another dtype.
+
+        Raises:
+            ValueError: values that the dtype cannot hold.
+        """
+        return replace(self, state={name: tensor.to(dtype) for name, tensor in self.state.items()})
 
     @property
     def layers(self) -> list[str]:
