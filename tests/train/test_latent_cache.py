@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from graphbuild.errors import GraphError
 from graphbuild.images.node import Node
 from graphbuild_train import preflight
+from graphbuild_train.disk_cache import DiskCache, fingerprint
 from graphbuild_train.latent_cache import LatentCache
 from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
@@ -118,6 +120,69 @@ def test_what_it_will_need_is_said_before_and_never_exceeded(ground: Ground) -> 
     trainer.fit()
     used = 1e9 - trainer.base.cache.room
     assert predicted / 2 < used <= predicted
+
+
+def test_what_is_on_disk_is_not_decoded_nor_said_again(ground: Ground, decodes: list[str], tmp_path: Path) -> None:
+    """Guards against another run that begins anew, caches that change bits, and those of another VAE taken for ours."""
+    plain = ground.trained("undisked", **ROUNDS)
+    kept = {**ROUNDS, "cache_disk_gb": 1.0, "text_cache_gb": 1.0, "cache_folder": str(tmp_path / "cache")}
+    first = ground.trained("disked", **kept, text="ahead")
+    assert first.base.said is not None and first.base.cache.misses > 0
+    files = {file.parent.parent.name[:5] for file in tmp_path.rglob("*.safetensors")}
+    assert files == {"laten", "text-"}
+    decodes.clear()
+    asked: list[str] = []
+    again = ground.trainer("disked-again", **kept)
+    encode = again.base.words
+    again.base.words = lambda prompt: asked.append(prompt) or encode(prompt)  # type: ignore[method-assign,func-returns-value]
+    again.fit()
+    assert (decodes, asked, again.base.cache.misses) == ([], [], 0)
+    for out in (first.out, again.out):
+        assert recorded(out, "loss") == recorded(plain.out, "loss")
+        assert all(torch.equal(tensor, state(out)[name]) for name, tensor in state(plain.out).items())
+    vae = again.base.pipe.vae
+    assert fingerprint(vae) == fingerprint(first.base.pipe.vae)
+    next(vae.parameters()).data[0] += 1
+    assert fingerprint(vae) != fingerprint(first.base.pipe.vae)
+
+
+def test_instructions_that_do_not_fit_are_said_before_the_first_step(ground: Ground) -> None:
+    """Guards against a run that asks its text encoders for hours after it was told not to."""
+    with pytest.raises(GraphError, match=r"text_cache_gb: 4e-05; full after the instructions of \d+ grid tasks"):
+        ground.trained("small", **ROUNDS, text="ahead", text_cache_gb=4e-5)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    """Guards against latents of a file that was cut short, and an error that names no file."""
+    cache = DiskCache.within(tmp_path / "vae", 1.0)
+    cache.put("a", {"posterior": torch.ones(4)})
+    (file,) = tmp_path.rglob("*.safetensors")
+    assert "a" in cache and cache.get("b") is None
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{file.name}: damaged"):
+        cache.get("a")
+
+
+def test_the_disk_is_not_filled_beyond_what_was_allowed(tmp_path: Path) -> None:
+    """Guards against a cache that counts only what it wrote itself."""
+    DiskCache.within(tmp_path / "vae", 1.0).put("a", {"posterior": torch.ones(100)})
+    cache = DiskCache.within(tmp_path / "vae", 800 / 1e9)
+    cache.put("b", {"posterior": torch.ones(100)})
+    assert "b" not in cache and cache.held
+
+
+def test_given_rows_are_drawn_once_or_twice(ground: Ground) -> None:
+    """Guards against a switch that changes what is shown, or the truth, along with what is noised."""
+    shared, separate = (
+        ground.trainer(f"draws-{draws}", **{**ROUNDS, "draws": draws, "sampler": {"rows": [0, 1]}})
+        for draws in ("shared", "separate")
+    )
+    one, two = (trainer.base.encode(*next(trainer._grids(0))) for trainer in (shared, separate))
+    given = one.view == 0
+    assert torch.equal(one.extra, two.extra) and torch.equal(one.z[~given], two.z[~given])  # type: ignore[arg-type]
+    shown = one.extra[..., :64]  # type: ignore[index]
+    assert torch.equal(one.z[given], shown[given]) and not torch.equal(two.z[given], shown[given])
+    assert (two.z[given] - one.z[given]).std() < 10 * one.z[given].std()
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,13 @@ from graphbuild.errors import GraphError
 from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import load
 from graphbuild_train.bases import BASES, base_class
-from graphbuild_train.cards import CARDS
+from graphbuild_train.cards import CARDS, grid_of
 from graphbuild_train.config import LoraConfig, TrainConfig
+from graphbuild_train.forecast import GIB, MARGIN
 from graphbuild_train.objective import objective_of
+from graphbuild_train.preflight import pass_of, planned
 from graphbuild_train.recipes import configured, read_recipe, recipe_file, recipe_names
+from tests.support import meta_models
 
 FOLDER = recipe_file("tiny").parent
 
@@ -44,7 +47,28 @@ def test_every_recipe_loads_and_what_it_names_exists(name: str) -> None:
 def test_the_lists_beside_the_recipes_are_used() -> None:
     """Guards against a list that nobody draws from, and a recipe that takes a list for a recipe."""
     used = {Path(recipe(name).paths) for name in recipe_names()}
-    assert set((FOLDER / "paths").glob("*.yaml")) <= used and len(recipe_names()) == 16
+    assert set((FOLDER / "paths").glob("*.yaml")) <= used and len(recipe_names()) == 18
+
+
+@pytest.mark.parametrize(("name", "model"), [("visualcloze_fill_24gb", "flux_fill"), ("flux2_klein_16gb", "klein")])
+def test_a_recipe_that_is_named_after_a_card_fits_it(name: str, model: str, tmp_path: Path) -> None:
+    """Guards against a recipe that runs out of the memory that its name promises: the forecast with two blocks of each
+    kind, and what each further block adds."""
+    config, card = recipe(name), int(name.rpartition("_")[2].removesuffix("gb"))
+    config = replace(config, checkpointing=1)
+    blocks = {"flux_fill": (19, 38), "klein": (5, 20)}[model]
+
+    def taken(double: int, single: int) -> int:
+        folder = getattr(meta_models, model)(tmp_path, num_layers=double, num_single_layers=single)
+        base, _ = planned(config, str(folder))
+        made = pass_of(config, base, *grid_of(config))
+        assert made is not None
+        return made.memory
+
+    least = taken(1, 1)
+    double, single = taken(2, 1) - least, taken(1, 2) - least
+    whole = least + (blocks[0] - 1) * double + (blocks[1] - 1) * single
+    assert whole * MARGIN <= CARDS[card][0] * GIB
 
 
 def test_visualcloze_fill_is_the_default() -> None:
@@ -64,7 +88,7 @@ def test_the_released_recipe_says_what_the_released_code_does() -> None:
     assert (config.sampler.mask, config.sampler.rows, config.sampler.layout) == ("code", (0.3, 0.4, 0.3), "random")
     assert (config.cells.cell_fit, config.cells.hole_fill) == ("stretch_square", "grey")
     assert config.lora == LoraConfig(layers="all", rank=256, bias=True) and config.lora.scale_alpha == 256
-    assert (config.batch, config.steps, config.optimiser.clip) == (16, 20_000, 2.0)
+    assert (config.batch, config.steps, config.optimiser.clip, config.draws) == (16, 20_000, 2.0, "separate")
     assert (config.mix, config.micro_batch) == ("pass", 1)  # its loader draws each sample for itself
     assert (config.optimiser.learning_rate, config.optimiser.weight_decay, config.optimiser.ema) == (1e-4, 0, 0)
 

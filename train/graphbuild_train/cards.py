@@ -8,19 +8,18 @@ from dataclasses import replace
 from rich.table import Table
 
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.forecast import GIB, Forecast
-from graphbuild_train.preflight import advice, largest, pass_of, planned
+from graphbuild_train.forecast import GIB, MARGIN, Forecast
+from graphbuild_train.preflight import AUTO, advice, largest, pass_of, planned, text_bytes
 from graphbuild_train.task_list import lists_of
 
-CARDS = {24: (23.5, 165), 40: (39.4, 312), 80: (79.1, 989), 141: (139.8, 989)}
-"""GB on the box -> GiB that a process gets, and TFLOP/s of dense bfloat16 (RTX 4090, A100, H100, H200)."""
-_MARGIN = 1.05
-"""What kernels and the allocator take on top of a forecast."""
+CARDS = {16: (15.6, 97), 24: (23.5, 165), 40: (39.4, 312), 80: (79.1, 989), 141: (139.8, 989)}
+"""GB on the box -> GiB that a process gets, and TFLOP/s of dense bfloat16 (RTX 4080, RTX 4090,
+A100, H100, H200)."""
 
 
 def fits(forecast: Forecast, card: int) -> bool:
     """Whether a pass fits a card, with a margin."""
-    return forecast.memory * _MARGIN <= CARDS[card][0] * GIB
+    return forecast.memory * MARGIN <= CARDS[card][0] * GIB
 
 
 def smallest(forecast: Forecast) -> int | None:
@@ -48,7 +47,7 @@ def lines(config: TrainConfig, model: str, card: int) -> Iterator[str | Table]:
     table.box, table.pad_edge = None, False
     passes = config.batch // config.micro_batch
     found = {}
-    for every in sorted({0, 1, config.checkpointing}):
+    for every in AUTO if config.checkpointing == "auto" else sorted({0, 1, config.checkpointing}):
         made = found[every] = pass_of(replace(config, checkpointing=every), base, rows, columns)
         if made is None:
             yield f"memory and work unknown for base {config.base}"
@@ -68,6 +67,9 @@ def lines(config: TrainConfig, model: str, card: int) -> Iterator[str | Table]:
     elements = 2 * vae.config.latent_channels * (config.resolution // 8) ** 2
     size = (rows + 1) * columns * elements * vae.dtype.itemsize
     yield f"cached VAE posteriors: {size / 1e6:.1f} MB a grid task at most"
+    most = config.walks or config.steps * config.batch
+    if said := text_bytes(config, base):
+        yield f"cached text: {said / 1e6:.1f} MB an instruction, {said * most / 1e9:,.1f} GB if all {most:,} differ"
 
 
 def grid_of(config: TrainConfig) -> tuple[int, int]:

@@ -15,6 +15,9 @@ from graphbuild.tasks.config import CellConfig, DataConfig, SamplerConfig
 Layers = Literal["attn", "attn_ff", "all"]
 Schedule = Literal["constant", "linear", "cosine"]
 Mix = Literal["pass", "step"]
+Quantise = Literal["none", "int8", "fp8", "nf4"]
+Draws = Literal["shared", "separate"]
+Text = Literal["device", "cpu", "ahead"]
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -32,6 +35,8 @@ class LoraConfig(Strict):
     """The update is scaled by alpha / rank. None is the rank: some readers of LoRA files ignore another alpha."""
     bias: bool = False
     """Whether the up-projections have a bias, as VisualCloze's have."""
+    rslora: bool = False
+    """The update is scaled by alpha / sqrt(rank) (arXiv 2312.03732)."""
 
     @property
     def scale_alpha(self) -> int:
@@ -41,8 +46,13 @@ class LoraConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig(Strict):
-    """AdamW."""
+    """AdamW, or another optimiser."""
 
+    name: str = "adamw"
+    """`adamw`; `adamw_8bit`, whose moments take a quarter of the memory (bitsandbytes); or the class of an optimiser as
+    `module:Class`, such as `prodigyopt:Prodigy`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of its class, such as `betas`."""
     learning_rate: NotNegative = 1e-4
     weight_decay: NotNegative = 0.0
     clip: NotNegative = 2.0
@@ -100,6 +110,13 @@ class TrainConfig(Strict):
     """Branch, tag or commit of a hub repository."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the frozen base and of activations. The LoRA, its optimiser and the loss are float32."""
+    quantise: Quantise = "none"
+    """Of the linear layers of the frozen base and of its large text encoder: int8 or fp8 by torchao, nf4 by
+    bitsandbytes. It saves memory, not time."""
+    text: Text = "device"
+    """Where text encoders are: on the GPU; `cpu`, in main memory, from where each layer visits the GPU when it is
+    asked (not quantised then); or `ahead`, there as well, and asked for all instructions of the run before its first
+    step, with `text_cache_gb`."""
     objective: str = "visualcloze_fill"
     """Which tokens are noised, at which timesteps, and where the loss applies: a name, `module:NAME`, or an entry point
     of `graphbuild.objectives`."""
@@ -120,9 +137,14 @@ class TrainConfig(Strict):
     shift: Literal["dynamic", "none"] | Annotated[float, Field(ge=1)] | None = None
     """Shift of noise levels: `dynamic`, by the number of image tokens, as at inference; `none`, as in VisualCloze's
     released code; or a factor. By default the objective's own."""
+    draws: Draws = "shared"
+    """Of the VAE's posterior of a given row, for a base that gets it twice, noised and as a condition: `shared`, one
+    draw as in diffusers' pipeline, or `separate`, two as in VisualCloze's code."""
     guidance: NotNegative = 1.0
     """Guidance value that a guidance-distilled base gets in training; sampling has its own."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    init: str | None = None
+    """A LoRA to go on from: of diffusers, of kohya's tools, or VisualCloze's .pth; layers and ranks as in `lora`."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     steps: Count = 20_000
     batch: Count = 64
@@ -134,14 +156,24 @@ class TrainConfig(Strict):
     """What shares one path and number of rows: `pass`, the `micro_batch` grid tasks of a forward pass, so that a step
     mixes tasks, with `micro_batch` 1 independently as in VisualCloze's code; or `step`, the whole batch, so that
     `micro_batch` changes speed and memory alone."""
-    checkpointing: Whole = 0
-    """Compute every k-th block again in the backward pass instead of keeping its activations; 1 is every block."""
+    checkpointing: Whole | Literal["auto"] = 0
+    """Compute every k-th block again in the backward pass instead of keeping its activations; 1 is every block. `auto`
+    is the least of 0, 4, 2, 1 that the forecast says fits the GPU."""
+    shard: bool = False
+    """Share the frozen base out among the processes (FSDP2) instead of one copy each, for GPUs that cannot hold it;
+    each block is gathered when it is used."""
     compile: bool = False
     """Compile the model's repeated blocks with torch.compile, each kind once."""
     workers: Whole = 0
     """Processes that decode grid tasks; 0 decodes in threads of the training process."""
     cache_gb: NotNegative = 0.0
     """Main memory for cached VAE posteriors, in GB; only with `walks`. What is cached is not decoded again."""
+    cache_disk_gb: NotNegative = 0.0
+    """Disk for cached VAE posteriors, in GB. They are found again by later runs with the same graph and VAE."""
+    text_cache_gb: NotNegative = 0.0
+    """Disk for cached embeddings of instructions, in GB; text encoders are not asked twice."""
+    cache_folder: str | None = None
+    """Where both are, so that runs can share them; by default `cache` in the run's folder."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     seed: Whole = 0
 
@@ -156,6 +188,13 @@ class TrainConfig(Strict):
             raise ValueError(f"walks: {self.walks}; allowed: a multiple of batch, {self.batch}, or 0")
         if self.cache_gb and not self.walks:
             raise ValueError(f"cache_gb: {self.cache_gb}; allowed only with walks: no picture would come again")
+        if self.text == "ahead" and not self.text_cache_gb:
+            raise ValueError("text: 'ahead'; allowed only with text_cache_gb, which holds what is encoded ahead")
+        if self.shard and self.cells.cell_fit == "aspect" and self.micro_batch > 1:
+            raise ValueError(
+                f"micro_batch: {self.micro_batch}; allowed: 1 with shard and cells.cell_fit aspect, as processes that "
+                "share out a base make the same number of passes"
+            )
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch: {self.micro_batch}; allowed: a divisor of batch, {self.batch}")
 

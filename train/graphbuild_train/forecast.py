@@ -13,9 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from graphbuild_train.config import Quantise
+from graphbuild_train.model_setup import repeated
+from graphbuild_train.quantise import packed_bytes
+
 GIB = 1 << 30
-_LORA_BYTES = 16
-"""Of one trained parameter: value, gradient and the two moments of Adam, all float32."""
+_VALUES = 8
+"""Bytes of one trained parameter: value and gradient in float32."""
 _PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
 """TFLOP/s of dense bfloat16 with float32 sums, from the producers' data sheets. The first name that fits counts."""
 
@@ -30,6 +34,8 @@ class Work:
     """Number of vectors that pass through a layer, by its name."""
 
 
+MARGIN = 1.05
+"""What kernels and the allocator take on top of a forecast."""
 UTILISATION = 0.45
 """Share of a GPU's peak that training reaches, about."""
 
@@ -75,6 +81,8 @@ class Copies:
 
     low: bool = False
     """Autocast's copy in half precision, for the length of a pass."""
+    moments: int = 8
+    """Bytes of the optimiser's state."""
     buckets: bool = False
     """The gradients' buckets of data-parallel training."""
     average: bool = False
@@ -83,7 +91,8 @@ class Copies:
 
 def forecast(
     model: nn.Module, work: Work, *, activations: int, encoding: int = 0, batch: int = 1, checkpointing: int = 0,
-    others: int = 0, copies: Copies | None = None,
+    others: int = 0, copies: Copies | None = None, quantise: Quantise = "none",
+    shards: int = 1,
 ) -> Forecast:  # fmt: skip
     """Forecast a forward and backward pass of an adapted model; it may be on the meta device.
 
@@ -95,18 +104,47 @@ def forecast(
         checkpointing: every how many blocks one is computed again in the backward pass; 0 is none.
         others: bytes of weights beside the model, such as text encoders and VAE.
         copies: of the trained parameters.
+        quantise: how frozen linear layers are kept.
+        shards: processes that share out the base; each puts two blocks together at a time.
     """
     copies, trained = copies or Copies(), sum(p.numel() for p in model.parameters() if p.requires_grad)
     forward, backward = flops_of(model, work)
     again = 1 / checkpointing if checkpointing else 0.0
     return Forecast(
-        base=sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad),
+        base=frozen_bytes(model, quantise) // shards + 2 * (shards > 1) * _block(model, quantise),
         others=others,
-        lora=trained * (_LORA_BYTES + 4 * copies.buckets + 4 * copies.average),
-        activations=max(activations + 2 * trained * copies.low, encoding, 4 * trained * copies.average),
+        lora=trained * (_VALUES + copies.moments + 4 * copies.buckets + 4 * copies.average),
+        activations=max(
+            activations + 2 * trained * copies.low + _unpacked(model, quantise), encoding, 4 * trained * copies.average
+        ),
         flops=batch * (forward + backward),
         recomputed=batch * forward * again,
     )
+
+
+def frozen_bytes(model: nn.Module, quantise: Quantise) -> int:
+    """Bytes of a network's weights that are not trained."""
+    layers = _frozen(model)
+    saved = sum(layer.weight.nbytes - packed_bytes(layer, quantise) for layer in layers)
+    return sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad) - saved
+
+
+def _block(model: nn.Module, quantise: Quantise) -> int:
+    """Bytes of the largest repeated block."""
+    return max((frozen_bytes(block, quantise) for block in repeated(model)), default=0)
+
+
+def _unpacked(model: nn.Module, quantise: Quantise) -> int:
+    """Bytes of the largest layer while it is in use: unpacked, for int8 and fp8 by way of float32."""
+    bytes_of = {"none": 0, "nf4": 2, "int8": 6, "fp8": 6}[quantise]
+    return bytes_of * max((layer.in_features * layer.out_features for layer in _frozen(model)), default=0)
+
+
+def _frozen(model: nn.Module) -> list[nn.Linear]:
+    """Linear layers that are not trained; a head that is the embedding itself stays as it is."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return [layer for layer in linear if not layer.weight.requires_grad and id(layer.weight) not in embeddings]
 
 
 def flops_of(model: nn.Module, work: Work) -> tuple[float, float]:
@@ -115,9 +153,13 @@ def flops_of(model: nn.Module, work: Work) -> tuple[float, float]:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             kind = "lora" if ".lora_" in name else "base"
-            linear[kind] += 2 * layer.weight.numel() * work.rows(name)
+            linear[kind] += 2 * _weights(layer) * work.rows(name)
     attention = sum(4.0 * width * queries * keys for width, queries, keys in work.attention)
     return linear["base"] + linear["lora"] + attention, linear["base"] + 2 * linear["lora"] + 2 * attention
+
+
+def _weights(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else layer.weight.numel()
 
 
 def peak_of(device: str) -> float | None:

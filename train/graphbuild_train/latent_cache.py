@@ -9,22 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from graphbuild.data import GridSample
+from graphbuild_train.disk_cache import DiskCache
 
 Units = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], list[str]]
 """`Base.units`: keys of rows, keys of cells, and holes, to the keys of what a base encodes of a grid task."""
 
 
 class LatentCache:
-    """Parameters of posteriors (mean and log-variance) in main memory, by key. Nothing is ever dropped: when
-    `gigabytes` are used, new ones are not kept."""
+    """Parameters of posteriors (mean and log-variance) by key, in main memory and on disk. Nothing is ever dropped:
+    when `gigabytes` are used, new ones are not kept in memory."""
 
-    def __init__(self, gigabytes: float) -> None:
-        self.room = int(gigabytes * 1e9)
+    def __init__(self, gigabytes: float, disk: DiskCache | None = None) -> None:
+        self.room, self.disk = int(gigabytes * 1e9), disk
         self.hits = self.misses = 0
         self._kept: dict[str, Tensor | None] = {}
 
     def __contains__(self, key: str) -> bool:
-        return key in self._kept
+        return key in self._kept or (self.disk is not None and key in self.disk)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy for another process has the present keys only: its loader needs no more."""
@@ -35,8 +36,12 @@ class LatentCache:
         if (kept := self._kept.get(key)) is not None:
             self.hits += 1
             return kept
-        self.misses += 1
-        made = encode()
+        stored = self.disk.get(key) if self.disk and key else None
+        self.hits += stored is not None
+        self.misses += stored is None
+        made = encode() if stored is None else stored["posterior"]
+        if self.disk and key and stored is None:
+            self.disk.put(key, {"posterior": made})
         if key and made.nbytes <= self.room:
             self.room -= made.nbytes
             self._kept[key] = made.to("cpu", copy=True)

@@ -52,7 +52,10 @@ def add_lora(model: nn.Module, config: LoraConfig, targets: Iterable[str], *, se
     """
     if not isinstance(model, PeftAdapterMixin):
         raise TypeError(f"{type(model).__name__}; allowed: a diffusers model that takes LoRA adapters")
-    ranks = {name: min(config.rank, *layer.weight.shape) for name, layer in _chosen(model, targets).items()}
+    ranks = {
+        name: min(config.rank, layer.in_features, layer.out_features)  # a packed weight has another shape
+        for name, layer in _chosen(model, targets).items()
+    }
     narrow = {f"^{name}": rank for name, rank in ranks.items() if rank < config.rank}  # ^: not the end of another name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,7 +64,11 @@ def add_lora(model: nn.Module, config: LoraConfig, targets: Iterable[str], *, se
                 r=config.rank,
                 lora_alpha=config.scale_alpha,
                 rank_pattern=narrow,
-                alpha_pattern={name: config.scale_alpha * rank / config.rank for name, rank in narrow.items()},
+                alpha_pattern={
+                    name: config.scale_alpha * (rank / config.rank) ** (0.5 if config.rslora else 1)
+                    for name, rank in narrow.items()
+                },
+                use_rslora=config.rslora,
                 target_modules=sorted(ranks),
                 lora_bias=config.bias,
             ),

@@ -49,14 +49,41 @@ def compiled(model: nn.Module, note: Callable[[str], None]) -> bool:
         note("compile: skipped, there is no C++ compiler (g++ or clang++) on this machine")
         return False
     torch._dynamo.config.recompile_limit = GEOMETRIES
-    model.compile_repeated_blocks(dynamic=False)  # type: ignore[operator]
+    for block in repeated(model):
+        block.compile(dynamic=False)
     return True
+
+
+def repeated(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a diffusers model, by the names of their classes or of what these were made from."""
+    names = set(getattr(model, "_repeated_blocks", ()))
+    return [module for module in model.modules() if names & {cls.__name__ for cls in type(module).__mro__}]
 
 
 def sound_attention() -> None:
     """Keep attention off cuDNN, which torch prefers on Hopper since 2.11: its backward pass gives NaN or illegal
     memory accesses (pytorch/pytorch#196678). Flash attention takes its place."""
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def place(pipe: Any, device: torch.device | str, *, offloaded: bool, left: str = "") -> Any:
+    """Move the networks of a pipeline to a device, and return it.
+
+    Args:
+        offloaded: text encoders stay in main memory, from where each layer visits the device when it is asked
+            (diffusers' group offloading); results are those of an encoder on the device.
+        left: a network that goes to, or stays in, main memory.
+    """
+    from diffusers import hooks
+
+    library: Any = hooks
+    for name, module in pipe.components.items():
+        if isinstance(module, nn.Module):
+            if offloaded and name.startswith("text_encoder"):
+                library.apply_group_offloading(module, onload_device=torch.device(device), offload_type="leaf_level")
+            else:
+                module.to("cpu" if name == left else device)
+    return pipe
 
 
 @contextmanager

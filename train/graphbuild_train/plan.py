@@ -42,6 +42,7 @@ class Plan:
         self.config, self.out = config, out
         self.accelerator = accelerator or accelerator_here()
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.sharded = config.shard and self.world > 1
         self.passes = self._shared_out()
         self.restored = checkpoint.latest(out)
         self.step = self.restored.step if self.restored else 0
@@ -69,8 +70,9 @@ class Plan:
     def setup(self) -> Setup:
         """The model on the meta device, and what it is trained on."""
         base, count = preflight.planned(self.config, self.model_name)
+        config = preflight.settled(self.config, base, *preflight.largest_grid(self.sampler), self.world)
         return Setup(
-            config=self.config, base=base, sampler=self.sampler, model=self.model_name, lora=str(count),
+            config=config, base=base, sampler=self.sampler, model=self.model_name, lora=str(count),
             processes=int(self.world), passes=self.passes,
         )  # fmt: skip
 

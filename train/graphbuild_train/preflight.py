@@ -18,15 +18,19 @@ from graphbuild.tasks.config import Split
 from graphbuild.tasks.mixture import Sampler, TaskMixture
 from graphbuild.tasks.paths import PathSet, Places
 from graphbuild.tasks.sampler import PathSampler
+from graphbuild_train import optimiser, quantise
 from graphbuild_train.bases import base_class, plan_base
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.config import TrainConfig
-from graphbuild_train.forecast import GIB, Copies, Forecast, forecast, peak_of
+from graphbuild_train.forecast import GIB, MARGIN, Copies, Forecast, forecast, frozen_bytes, peak_of
 from graphbuild_train.lora import LoraCount, add_lora
 from graphbuild_train.memory import peak_bytes
 from graphbuild_train.model_setup import spare
 from graphbuild_train.objective import objective_of
+
+AUTO = (0, 4, 2, 1)
+"""What `checkpointing: auto` tries, by how much it keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,12 @@ def lines(setup: Setup) -> Iterator[str | Table]:
         size = cache_bytes(setup)
         fits = "all" if size <= config.cache_gb * 1e9 else f"{config.cache_gb * 1e9 / size:.0%} of them"
         yield f"VAE cache: at most {size / 1e9:.2f} GB for {config.walks} grid tasks; cache_gb holds {fits}"
+    if config.text_cache_gb and (each := text_bytes(config, setup.base)):
+        count = config.walks or config.steps * config.batch
+        yield (
+            f"text cache: at most {each * count / 1e9:.2f} GB, {each / 1e6:.1f} MB for each of {count:,} instructions "
+            f"that differ; text_cache_gb: {config.text_cache_gb}"
+        )
     chances = setup.sampler.chances.tolist() if isinstance(setup.sampler, TaskMixture) else [1.0]
     for part, chance in zip(setup.sampler.parts, chances, strict=True):
         if chance < 1:
@@ -81,6 +91,8 @@ def check(config: TrainConfig) -> None:
         ValueError: a field and its value, and what is allowed.
     """
     base_class(config.base).check(config)
+    quantise.check(config.quantise)
+    optimiser.check(config.optimiser)
 
 
 def sampler_of(
@@ -137,21 +149,48 @@ def pass_of(config: TrainConfig, base: Base, rows: int, columns: int, processes:
     said = batch.text["prompt_embeds"].shape[1] if "prompt_embeds" in batch.text else base.text_tokens
     if (work := base.work(batch.z.shape[1], said)) is None:
         return None
+    assert config.checkpointing != "auto"
     spare(base.bare, config.checkpointing)
     height, width = base.unit(rows, columns, config.resolution)
     vae = base.pipe.vae
     picture = torch.zeros(1, 3, height, width, device="meta", dtype=vae.dtype)
-    modules = [module for module in base.pipe.components.values() if isinstance(module, nn.Module)]
-    others = [parameter for module in modules if module is not base.bare for parameter in module.parameters()]
     return forecast(
         base.bare, work, batch=config.micro_batch, checkpointing=config.checkpointing,
         activations=peak_bytes(lambda: rehearse(base, batch), [*base.bare.parameters(), batch.z]),
         encoding=peak_bytes(torch.no_grad()(lambda: base.encoding(picture)), vae.parameters()),
-        others=sum(parameter.nbytes for parameter in others),
+        others=_beside(config, base), quantise=config.quantise, shards=processes if config.shard else 1,
         copies=Copies(
-            low=config.dtype != "float32", buckets=processes > 1, average=bool(config.optimiser.ema),
+            low=config.dtype != "float32", moments=optimiser.moments(config.optimiser), buckets=processes > 1,
+            average=bool(config.optimiser.ema),
         ),
     )  # fmt: skip
+
+
+def _beside(config: TrainConfig, base: Base) -> int:
+    """Bytes on the GPU of the VAE and, unless they are in main memory, of text encoders."""
+    size = 0
+    for name, module in base.pipe.components.items():
+        if isinstance(module, nn.Module) and module is not base.bare:
+            on_gpu = config.text == "device" or not name.startswith("text_encoder")
+            size += on_gpu * frozen_bytes(module, config.quantise if name in base.large_encoders else "none")
+    return size
+
+
+def settled(config: TrainConfig, base: Base, rows: int, columns: int, processes: int) -> TrainConfig:
+    """The recipe with `checkpointing: auto` replaced by what the free memory of this GPU allows.
+
+    Args:
+        base: from `planned`.
+    """
+    if config.checkpointing != "auto":
+        return config
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
+    for every in AUTO:
+        tried = replace(config, checkpointing=every)
+        made = pass_of(tried, base, rows, columns, processes)
+        if made is not None and made.memory * MARGIN <= free:
+            break
+    return tried
 
 
 def rehearse(base: Base, batch: LatentBatch) -> None:
@@ -166,6 +205,8 @@ def advice(config: TrainConfig) -> str:
     changes = [
         f"micro_batch: {config.micro_batch // 2}" if config.micro_batch > 1 else "",
         "checkpointing: 1" if config.checkpointing != 1 else "",
+        "quantise: int8 or nf4" if config.quantise == "none" else "",
+        "text: cpu" if config.text == "device" else "",
         f"lora.rank: {config.lora.rank // 2}" if config.lora.rank > 16 else "",
         "lora.layers: attn" if config.lora.layers != "attn" else "",
         "fewer sampler.rows" if len(config.sampler.rows) > 1 else "",
@@ -204,6 +245,12 @@ def _encoded_pixels(base: Base, rows: int, columns: int, side: int) -> int:
     """Of all that the VAE encodes of a grid of square cells, with one hole."""
     height, width = base.unit(rows, columns, side)
     return height * width * len(base.units([""] * rows, [[""] * columns] * rows, [columns - 1]))
+
+
+def text_bytes(config: TrainConfig, base: Base) -> int:
+    """Bytes of the cached embeddings of one instruction; 0 if they are not known."""
+    batch = base.blank(1, 1, config.resolution, 1)
+    return sum(value.nbytes for value in batch.text.values()) if batch else 0
 
 
 def coverage(sampler: PathSampler) -> Table:

@@ -9,8 +9,17 @@ from typing import Any
 from graphbuild.errors import GraphError
 from graphbuild.hashing import digest_of
 
-FREE = {"steps", "micro_batch", "checkpointing", "compile", "workers", "cache_gb", "watch"}
+FREE = {
+    "steps", "micro_batch", "checkpointing", "compile", "shard", "workers", "cache_gb", "cache_disk_gb",
+    "text_cache_gb", "cache_folder", "watch",
+}  # fmt: skip
 """Fields that may change when a run is resumed: they do not affect a step, but for `_bound`."""
+
+_BEFORE = {
+    "mix": "step", "quantise": "none", "text": "device", "draws": "shared", "optimiser.name": "adamw",
+    "lora.rslora": False,
+}  # fmt: skip
+"""Fields that the first runs did not have, and what these did."""
 
 
 def check_config(out: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -19,7 +28,7 @@ def check_config(out: Path, saved: Mapping[str, Any], config: Mapping[str, Any])
     Raises:
         GraphError: it names the fields that differ.
     """
-    old, new = {"mix": "step", **_flat(saved)}, _flat(config)  # the first runs have no such field
+    old, new = {**_BEFORE, **_flat(saved)}, _flat(config)
     free = FREE - _bound(config)
     names = [name for name in {**old, **new} if name.partition(".")[0] not in free and old.get(name) != new.get(name)]
     if names:

@@ -266,10 +266,15 @@ def loaded(config: TrainConfig, lora: Path) -> Base:
     base = load_base(
         config.base, config.model, objective_of(config.objective, config.shift), device=device,
         dtype=getattr(torch, config.dtype), revision=config.revision, hole_fill=config.cells.hole_fill,
+        quantise=config.quantise, text=config.text,
     )  # fmt: skip
     file = lora / LORA_WEIGHT_NAME_SAFE if lora.is_dir() else lora
     try:
-        base.pipe.load_lora_weights(file.parent, weight_name=file.name)
+        if config.quantise == "none":
+            base.pipe.load_lora_weights(file.parent, weight_name=file.name)
+        else:  # the pipeline would look at the shapes of weights, which are packed
+            bare: Any = base.bare
+            bare.load_lora_adapter(str(file.parent), prefix=base.denoiser, weight_name=file.name)
     except (KeyError, RuntimeError, SafetensorError) as error:
         words = " ".join(str(error).split())
         raise GraphError(f"{file}: does not fit base {config.base} {config.model or ''}: {words}") from error

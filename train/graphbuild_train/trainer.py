@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Set
+from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
@@ -27,16 +27,19 @@ from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.errors import GraphError
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.tasks.mixture import Sampler
-from graphbuild_train import checkpoint, lora, preflight, resume
+from graphbuild_train import checkpoint, lora, optimiser, preflight, resume
 from graphbuild_train.bases import load_base
+from graphbuild_train.caches import give_caches, say_ahead
 from graphbuild_train.checkpoint import Checkpoint
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.export.run import export_run, header_of_run
 from graphbuild_train.forecast import flops_of
+from graphbuild_train.initial import go_on_from
 from graphbuild_train.journal import Step
-from graphbuild_train.latent_cache import Known, LatentCache
+from graphbuild_train.latent_cache import Known
 from graphbuild_train.model_setup import autocast_only, compiled, forward_within, sound_attention, spare
 from graphbuild_train.plan import Plan, accelerator_here
+from graphbuild_train.sharding import average_gradients, shard
 from graphbuild_train.validate import Validation, validate
 
 
@@ -80,26 +83,52 @@ class Trainer(Plan):
             self.base = load_base(
                 config.base, self.model_name, self.objective,
                 device=self.accelerator.device, dtype=self.dtype, revision=config.revision,
-                guidance=config.guidance, hole_fill=config.cells.hole_fill,
+                guidance=config.guidance, hole_fill=config.cells.hole_fill, quantise=config.quantise, text=config.text,
+                shard=self.sharded,
             )  # fmt: skip
-        lora.add_lora(self.base.bare, config.lora, self.base.targets(config.lora.layers), seed=config.seed)
+            lora.add_lora(self.base.bare, config.lora, self.base.targets(config.lora.layers), seed=config.seed)
+            if self.sharded:
+                shard(self.base.bare, self.accelerator.device)
         self.lora = lora.lora_state(self.base.bare)
         self.ema = {name: value.clone() for name, value in self.lora.items()} if config.optimiser.ema else {}
-        self.base.cache = LatentCache(config.cache_gb)
+        self.saved_average: Mapping[str, Tensor] = {}
+        give_caches(self.base, config, self.out, int(self.world))
         self.told_cut = False
         self.whole = True
         """Whether parameters, optimiser and journal are those of `step`; not while a step updates them."""
         if self.restored:
             self._restore(self.restored)
+        elif config.init:
+            go_on_from(Path(config.init), self.base)
+            self.ema = {name: value.clone() for name, value in self.lora.items()} if self.ema else {}
+
+    @property
+    def checkpointing(self) -> int:
+        """Every how many blocks one is computed again; 0 is none."""
+        every = self.config.checkpointing
+        return int(self.setup.config.checkpointing if every == "auto" else every)
 
     @property
     def known(self) -> Known | None:
         """Tells loaders which pictures need no decoding, as their posteriors are cached."""
-        return Known(self.base.cache, self.base.units) if self.config.cache_gb else None
+        kept = self.config.cache_gb or self.config.cache_disk_gb
+        return Known(self.base.cache, self.base.units) if kept else None
+
+    def _speak_ahead(self) -> None:
+        """Encode the instructions of the whole run, each process its share."""
+        config = self.config
+        tasks = GridTasks(
+            self.sampler, resolution=config.resolution, start=0 if config.walks else self.step * config.batch,
+            stop=config.walks or config.steps * config.batch, batch=config.micro_batch,
+            rank=self.accelerator.process_index, world=self.world, cells=config.cells,
+        )  # fmt: skip
+        say_ahead(self.base, (sample.prompt for sample in tasks), config)
+        self.accelerator.wait_for_everyone()
 
     def _restore(self, saved: Checkpoint) -> None:
         lora.load_lora(self.base.bare, saved.lora)
         self.ema = {name: saved.ema[name].to(own.device) for name, own in self.ema.items()}
+        self.saved_average = saved.ema
         checkpoint.set_rng_state(saved.rng)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
@@ -159,17 +188,20 @@ class Trainer(Plan):
             if error := keep_snapshot(graph, "training"):
                 raise GraphError(f"{graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        decay = config.optimiser.weight_decay
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
+        self.optimiser = optimiser.made(config.optimiser, self.parameters)
         if self.restored:
             self.optimiser.load_state_dict(dict(self.restored.optimiser))
             self.restored = replace(self.restored, optimiser={}, lora={}, ema={})  # its memory is wanted
         if self.dtype != torch.float32:
             autocast_only(model)
-        spare(model, config.checkpointing)
+        spare(model, self.checkpointing)
         if config.compile:
             compiled(model, self.journal.note)
-        self.base.model = DistributedDataParallel(model) if self.world > 1 else model
+        if self.world > 1 and not self.sharded:
+            # all have loaded the same frozen weights, and made the same LoRA
+            self.base.model = DistributedDataParallel(model, init_sync=False, broadcast_buffers=False)
+        if config.text == "ahead":
+            self._speak_ahead()
         self.grids = self._grids(self.step * config.batch)
         self.work = cache(self._work)
         self.saved_at = time.monotonic()
@@ -195,6 +227,8 @@ class Trainer(Plan):
                     (losses.sum() * self.world / self.config.batch).backward()
                 total += losses.detach().sum()
                 work += self.work(tokens) * len(losses)
+        if self.sharded:
+            average_gradients(self.parameters)
         loss = float(self.accelerator.reduce(total, "sum")) / self.config.batch
         norm, rate = self._update(loss)
         return Step(loss=loss, norm=norm, rate=rate, seconds=time.perf_counter() - started, waited=waited, work=work)
@@ -253,7 +287,7 @@ class Trainer(Plan):
     # ---- on the way ----------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Validate, sample and save when it is time; one process does, the others wait.
+        """Validate, sample and save when it is time; one process does, the others wait or lend their part of the base.
 
         The checkpoint comes last, so that a step that a run resumes from is complete in the journal.
         """
@@ -261,10 +295,10 @@ class Trainer(Plan):
         every = {"validate": watch.validate, "sample": watch.sample, "checkpoint": watch.checkpoint}
         due = {name for name, steps in every.items() if steps and (last or self.step % steps == 0)}
         due = due | {"checkpoint"} if last else due if self.step else due & {"validate"}
-        if self.main:
+        if self.main or self.sharded:  # all are needed to put a shared-out base together
             self._report(due)
-            if "checkpoint" in due or self._overdue():
-                self.save()
+        if self.main and ("checkpoint" in due or self._overdue()):
+            self.save()
         if due:
             self.accelerator.wait_for_everyone()
 
@@ -283,13 +317,24 @@ class Trainer(Plan):
                     with preflight.within_memory(self.config, "sampling (watch.sample: 0 leaves it out)"):
                         self._sample()
 
+    @property
+    def average(self) -> Mapping[str, Tensor]:
+        """What users get in place of the trained parameters: their moving average, or that of the optimiser; empty if
+        they get the parameters themselves."""
+        if self.ema or not hasattr(self, "optimiser"):
+            return self.ema or self.saved_average
+        return optimiser.averaged(self.optimiser, self.lora)
+
     @contextmanager
     def finished(self) -> Iterator[None]:
         """The model as it is exported, on one process alone: with the moving average of its LoRA if there is one."""
         wrapped, self.base.model = self.base.model, self.base.bare
         try:
-            average = lora.swapped(self.base.bare, self.ema) if self.ema else nullcontext()
-            with average, forward_within(self.base.bare, self.autocast):
+            average = self.average
+            with (
+                lora.swapped(self.base.bare, average) if average else nullcontext(),
+                forward_within(self.base.bare, self.autocast),
+            ):
                 yield
         finally:
             self.base.model = wrapped
@@ -298,7 +343,8 @@ class Trainer(Plan):
         """Write a checkpoint of the steps done."""
         saved = Checkpoint(
             step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self.document(),
-            snapshot=self.sampler.snapshot, lora=self.lora, ema=self.ema, optimiser=self.optimiser.state_dict(),
+            snapshot=self.sampler.snapshot, lora=self.lora, ema=self.average,
+            optimiser=optimiser.state_of(self.optimiser),
             rng=checkpoint.rng_state(), part=self.base.denoiser,
             header=header_of_run(self.config, self.base, graphs=self.graphs, model=self.model_name, steps=self.step),
         )  # fmt: skip
@@ -331,7 +377,8 @@ class Trainer(Plan):
         for index in range(watch.samples):
             task = sampler.task(index, config.resolution, cells=config.cells)
             (made,) = self.base.sample([task], seed=config.seed, **self.base.sampling(watch))
-            self.journal.pictures(self.step, task, made)
+            if self.main:
+                self.journal.pictures(self.step, task, made)
 
     # ---- after the last step -------------------------------------------------------------------------------------
 

@@ -16,11 +16,14 @@ from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.sdedit import enlarged
 from graphbuild_train.batch import LatentBatch, stacked
-from graphbuild_train.config import TrainConfig, WatchConfig
+from graphbuild_train.config import Draws, Quantise, Text, TrainConfig, WatchConfig
+from graphbuild_train.disk_cache import DiskCache
 from graphbuild_train.forecast import Work
 from graphbuild_train.latent_cache import LatentCache
+from graphbuild_train.model_setup import place
 from graphbuild_train.objective import Objective, generators
 from graphbuild_train.planned import planned_parts
+from graphbuild_train.quantise import pack, while_loading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,6 +47,8 @@ class Base(ABC):
             `bare` stays the module itself.
         cache: of VAE posteriors; by default it keeps nothing.
         texts, cut: instructions encoded so far, and those that are longer than the text encoder reads.
+        said: cache of embeddings of instructions; None without one.
+        draws: of posteriors, see `TrainConfig`.
     """
 
     checkpoint: ClassVar[str]
@@ -54,6 +59,8 @@ class Base(ABC):
     """Name of the pipeline in diffusers that loads the checkpoint and its LoRAs."""
     objectives: ClassVar[tuple[str, ...]]
     """Names of the objectives it can be trained for, its usual one first."""
+    large_encoders: ClassVar[tuple[str, ...]] = ()
+    """The pipeline's names for text encoders of billions of parameters, which are quantised with the base."""
     denoiser: ClassVar[str] = "transformer"
     """The pipeline's name for the module that gets the LoRA."""
     attention: ClassVar[tuple[str, ...]]
@@ -89,17 +96,31 @@ class Base(ABC):
         self.model = self.bare
         self.cache = LatentCache(0.0)
         self.texts = self.cut = 0
+        self.said: DiskCache | None = None
+        self.draws: Draws = "shared"
 
     @classmethod
     def load(
         cls, model: str, objective: Objective, *, device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16, revision: str | None = None, guidance: float = 1.0,
-        hole_fill: HoleFill = "black",
+        hole_fill: HoleFill = "black", quantise: Quantise = "none", text: Text = "device", shard: bool = False,
     ) -> Self:  # fmt: skip
-        """Load from a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`."""
+        """Load from a diffusers folder or hub id, safetensors only, frozen, in `dtype` on `device`.
+
+        Args:
+            quantise: the linear layers of the base, and of large text encoders on the device.
+            text: where text encoders are; other than `device`, in main memory.
+            shard: the base stays in main memory, until it is shared out among processes.
+        """
         kept: Any = {"default": dtype, **cls.dtypes} if cls.dtypes else dtype
-        pipe = cls.pipeline_class().from_pretrained(model, revision=revision, dtype=kept, use_safetensors=True)
-        return cls(pipe.to(device), objective, guidance=guidance, hole_fill=hole_fill)
+        encoders = cls.large_encoders if text == "device" else ()
+        quantised = while_loading(quantise, cls.denoiser, encoders, dtype, device)
+        pipe = cls.pipeline_class().from_pretrained(
+            model, revision=revision, dtype=kept, use_safetensors=True, quantization_config=quantised
+        )
+        pack(getattr(pipe, cls.denoiser), quantise)
+        place(pipe, device, offloaded=text != "device", left=cls.denoiser if shard else "")
+        return cls(pipe, objective, guidance=guidance, hole_fill=hole_fill)
 
     @classmethod
     def planned(
@@ -126,8 +147,9 @@ class Base(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the frozen weights; those of a LoRA are float32."""
-        return next(weight.dtype for name, weight in self.bare.named_parameters() if "lora_" not in name)
+        """Dtype of the frozen weights, packed ones aside; those of a LoRA are float32."""
+        frozen = (weight for name, weight in self.bare.named_parameters() if "lora_" not in name)
+        return next(weight.dtype for weight in frozen if weight.is_floating_point())
 
     def targets(self, layers: Layers) -> list[str]:
         """Full names of the linear layers that a LoRA goes into."""
@@ -189,8 +211,33 @@ class Base(ABC):
         Raises:
             ValueError: units of the samples differ in size.
         """
-        samples = zip(self.posteriors(grid), generators(seed, grid.index, "vae"), strict=True)
-        return stacked([[posterior.sample(draws) for posterior in own] for own, draws in samples])
+        return self.samples(self.posteriors(grid), grid, seed, "vae")
+
+    def samples(
+        self, found: Sequence[Sequence[DiagonalGaussianDistribution]], grid: GridBatch, seed: int, stream: str
+    ) -> list[Tensor]:
+        """The same from posteriors of every sample, with the draws of one use."""
+        drawn = zip(found, generators(seed, grid.index, stream), strict=True)
+        return stacked([[posterior.sample(draws) for posterior in own] for own, draws in drawn])
+
+    def text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What `words` gives for instructions, from the cache or encoded. Each is encoded alone, so that its bits
+        depend neither on the batch nor on the cache."""
+        said = [self._known_words(prompt) for prompt in prompts]
+        return {name: torch.cat([own[name] for own in said]).to(self.device) for name in said[0]}
+
+    def words(self, prompt: str) -> dict[str, Tensor]:
+        """Embeddings of one instruction, by name; the first dimension of each is 1. A base that uses `text` has it."""
+        raise NotImplementedError(f"{type(self).__name__} has no words()")
+
+    @torch.no_grad()
+    def _known_words(self, prompt: str) -> dict[str, Tensor]:
+        if (known := self.said.get(prompt) if self.said else None) is not None:
+            return known
+        made = self.words(prompt)
+        if self.said:
+            self.said.put(prompt, made)
+        return made
 
     def _keys(self, grid: GridBatch, units: int) -> list[list[str]]:
         if not grid.keys:  # at inference: keys would stand for holes with the truth

@@ -41,6 +41,7 @@ class Flex2(Base):
 
     checkpoint, licence, pipeline = "ostris/Flex.2-preview", {"license": "apache-2.0"}, "FluxPipeline"
     objectives = ("visualcloze_fill",)
+    large_encoders = ("text_encoder_2",)
     sample_guidance = 3.5
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
 
@@ -94,6 +95,12 @@ class Flex2(Base):
         canvases = torch.cat([*rows[:-1], query], 2), torch.cat(rows, 2)
         return [canvas.contiguous(memory_format=torch.channels_last) for canvas in canvases]
 
+    def words(self, prompt: str) -> dict[str, Tensor]:
+        """As the pipeline has them, wherever the text encoders are."""
+        where, longest = self.pipe.text_encoder.device, flux.TEXT_LENGTH
+        words, pooled, _ = self.pipe.encode_prompt([prompt], None, device=where, max_sequence_length=longest)
+        return {"prompt_embeds": words, "pooled": pooled}
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         grid = grid.to(self.device)
@@ -110,7 +117,7 @@ class Flex2(Base):
             ids=flux.positions(0, size[0]).to(self.device),
             size=size,
             extra=torch.cat([shown * (1 - hole), hole.expand(-1, -1, 4), torch.zeros_like(shown)], -1),
-            text=self._text(grid.prompts),
+            text=self.text(grid.prompts),
             index=grid.index,
         )
 
@@ -151,12 +158,6 @@ class Flex2(Base):
             ).images
         top, across = height - height // grid.items.shape[1], width // grid.holes.shape[1]
         return [canvas.crop((column * across, top, (column + 1) * across, height)) for column in task.holes]
-
-    def _text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Words as the pipeline has them, wherever the text encoders are."""
-        where, longest = self.pipe.text_encoder.device, flux.TEXT_LENGTH
-        words, pooled, _ = self.pipe.encode_prompt(list(prompts), None, device=where, max_sequence_length=longest)
-        return {"prompt_embeds": words.to(self.device), "pooled": pooled.to(self.device)}
 
 
 class _TimeTextEmbed(CombinedTimestepGuidanceTextProjEmbeddings):

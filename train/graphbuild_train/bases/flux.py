@@ -62,13 +62,13 @@ def decoded(vae: Any, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def encoded_text(pipe: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """`prompt_embeds` B x 512 x D of T5, padding included, and `pooled` B x P of CLIP, as diffusers' pipelines have
+def encoded_text(pipe: Any, prompt: str, device: torch.device) -> dict[str, Tensor]:
+    """`prompt_embeds` 1 x 512 x D of T5, padding included, and `pooled` 1 x P of CLIP, as diffusers' pipelines have
     them, without their warning for every prompt that is longer than CLIP reads."""
 
     def words(tokenizer: Any, length: int) -> Tensor:
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        ids: Tensor = tokenizer(list(prompts), **options).input_ids
+        ids: Tensor = tokenizer([prompt], **options).input_ids
         return ids.to(device)
 
     return {
@@ -79,10 +79,10 @@ def encoded_text(pipe: Any, prompts: Sequence[str], device: torch.device) -> dic
 
 def blank_text(transformer: Any, count: int) -> dict[str, Tensor]:
     """What `encoded_text` gives for `count` instructions, all zeros."""
-    config, like = transformer.config, next(transformer.parameters())
+    config, like = transformer.config, {"device": transformer.device, "dtype": transformer.dtype}
     return {
-        "prompt_embeds": like.new_zeros(count, TEXT_LENGTH, config.joint_attention_dim),
-        "pooled": like.new_zeros(count, config.pooled_projection_dim),
+        "prompt_embeds": torch.zeros(count, TEXT_LENGTH, config.joint_attention_dim, **like),
+        "pooled": torch.zeros(count, config.pooled_projection_dim, **like),
     }
 
 

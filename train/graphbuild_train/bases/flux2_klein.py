@@ -43,6 +43,7 @@ class Flux2Klein(Base):
     pipeline = "Flux2KleinPipeline"
     objectives = ("flux2_klein",)
     sample_steps, sample_guidance, editor = 50, 4.0, "Flux2KleinInpaintPipeline"
+    large_encoders = ("text_encoder",)
     attention = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -95,7 +96,7 @@ class Flux2Klein(Base):
             view=view.expand(len(grid.index), -1),
             ids=torch.cat([_positions(_APART * time, unit) for time, unit in enumerate(size)]).to(self.device),
             size=size,
-            text=self._text(grid.prompts),
+            text=self.text(grid.prompts),
             index=grid.index,
         )
 
@@ -143,7 +144,7 @@ class Flux2Klein(Base):
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         batch = self.encode(at_inference(task), seed)
-        wordless = replace(batch, text=self._text([""]))
+        wordless = replace(batch, text=self.text([""]))
 
         def guided(x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
             guided, free = self.predict(x, level, batch), self.predict(x, level, wordless)
@@ -171,8 +172,8 @@ class Flux2Klein(Base):
         pixels = pipe.vae.decode(pipe._unpatchify_latents(latents.to(pipe.vae.dtype)), return_dict=False)[0]
         return pipe.image_processor.postprocess(pixels)[0]  # type: ignore[no-any-return]
 
-    def _text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        hidden, ids = self.pipe.encode_prompt(list(prompts), device=self.device)
+    def words(self, prompt: str) -> dict[str, Tensor]:
+        hidden, ids = self.pipe.encode_prompt([prompt], device=self.device)
         return {"prompt_embeds": hidden, "ids": ids}
 
 

@@ -43,6 +43,7 @@ class FluxDev(Base):
     objectives = ("visualcloze_dev", "onediffusion")
     sample_steps, sample_guidance, editor = 28, 3.5, "FluxImg2ImgPipeline"
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
+    large_encoders = ("text_encoder_2",)
 
     def __init__(self, pipe: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(pipe, *arguments, **options)
@@ -66,6 +67,9 @@ class FluxDev(Base):
         check_sides(grid, self.multiple)
         return [floats(cell) for cell in cells_of(grid)]
 
+    def words(self, prompt: str) -> dict[str, Tensor]:
+        return flux.encoded_text(self.pipe, prompt, self.device)
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         grid = grid.to(self.device)
@@ -80,7 +84,7 @@ class FluxDev(Base):
             view=views(size).to(self.device).expand(len(grid.index), -1),
             ids=self._positions(size, len(lines[0])).to(self.device),
             size=size,
-            text=flux.encoded_text(self.pipe, grid.prompts, self.device),
+            text=self.text(grid.prompts),
             index=grid.index,
         )
 

@@ -55,6 +55,7 @@ class FluxFill(Base):
     objectives = ("visualcloze_fill",)
     sample_guidance, editor = 30.0, "FluxFillPipeline"
     attention, feed_forward = flux.ATTENTION, flux.FEED_FORWARD
+    large_encoders = ("text_encoder_2",)
 
     @classmethod
     def check(cls, config: TrainConfig) -> None:
@@ -93,24 +94,32 @@ class FluxFill(Base):
         shown = rows[-1].masked_fill(hidden[:, None, None], FILLS[self.hole_fill] / 127.5 - 1)
         return [*rows[:-1], shown.contiguous(memory_format=torch.channels_last), rows[-1]]
 
+    def words(self, prompt: str) -> dict[str, Tensor]:
+        return flux.encoded_text(self.pipe, prompt, self.device)
+
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         grid = grid.to(self.device)
-        *rows, truth = self.drawn(grid, seed)
+        found = self.posteriors(grid)
+        *rows, truth = self.samples(found, grid, seed, "vae")
         size = flux.sizes(rows)
         shown = [flux.tokens(self.pipe.vae, row) for row in rows]
+        noised = shown[:-1]
+        if self.draws == "separate":
+            again = self.samples([own[: len(noised)] for own in found], grid, seed, "vae of noised rows")
+            noised = [flux.tokens(self.pipe.vae, row) for row in again]
         query = holes_in_row(grid.holes, size[-1])
         before = query.new_zeros(len(query), sum(row.shape[1] for row in shown[:-1]))
         generated = torch.cat([before, query], 1)
         mask = generated.float()[..., None].expand(-1, -1, flux.TOKEN**2)
         return LatentBatch(
-            z=torch.cat([*shown[:-1], flux.tokens(self.pipe.vae, truth)], 1),
+            z=torch.cat([*noised, flux.tokens(self.pipe.vae, truth)], 1),
             generated=generated,
             view=views(size).to(self.device).expand(len(grid.index), -1),
             ids=torch.cat([flux.positions(row, unit) for row, unit in enumerate(size, start=1)]).to(self.device),
             size=size,
             extra=torch.cat([torch.cat(shown, 1), mask], -1),
-            text=flux.encoded_text(self.pipe, grid.prompts, self.device),
+            text=self.text(grid.prompts),
             index=grid.index,
         )
 

@@ -42,6 +42,7 @@ class QwenEdit(Base):
     pipeline = "QwenImageEditPlusPipeline"
     objectives = ("qwen_edit",)
     sample_steps, sample_guidance = 40, 4.0
+    large_encoders = ("text_encoder",)
     attention = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -51,10 +52,9 @@ class QwenEdit(Base):
     @classmethod
     def check(cls, config: TrainConfig) -> None:
         super().check(config)
-        if config.cache_gb:
-            raise ValueError(
-                f"cache_gb: {config.cache_gb}; allowed for qwen_edit: 0, as its text encoder sees pictures"
-            )
+        for name in ("cache_gb", "cache_disk_gb", "text_cache_gb"):
+            if value := getattr(config, name):
+                raise ValueError(f"{name}: {value}; allowed for qwen_edit: 0, as its text encoder sees pictures")
         if config.watch.sample and config.watch.sample_steps == 1:
             raise ValueError(
                 "watch.sample_steps: 1; allowed for qwen_edit: 2 or more, as its scheduler divides by them"

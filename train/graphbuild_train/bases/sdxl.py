@@ -171,21 +171,22 @@ class Sdxl(Base):
         pixels = vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]
         return self.pipe.image_processor.postprocess(pixels)[0]  # type: ignore[no-any-return]
 
-    def _text(self, prompts: Sequence[str], height: int, width: int) -> dict[str, Tensor]:
-        """Hidden states of both encoders, the pooled output of the second, and SDXL's size conditioning."""
+    def words(self, prompt: str) -> dict[str, Tensor]:
+        """Hidden states of both encoders, and the pooled output of the second."""
         pipe, hidden = self.pipe, []
-        self.texts += len(prompts)
-        self.cut += sum(len(ids) > self.text_tokens for ids in pipe.tokenizer(list(prompts)).input_ids)
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
-            tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+            tokens = tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids
             said = encoder(tokens.to(self.device), output_hidden_states=True)
             hidden.append(said.hidden_states[-2])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]]).to(said.text_embeds)
-        return {
-            "prompt_embeds": torch.cat(hidden, dim=-1),
-            "pooled": said.text_embeds,
-            "sizes": sizes.expand(len(prompts), -1),
-        }
+        return {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled": said.text_embeds}
+
+    def _text(self, prompts: Sequence[str], height: int, width: int) -> dict[str, Tensor]:
+        """The words, and SDXL's size conditioning."""
+        self.texts += len(prompts)
+        self.cut += sum(len(ids) > self.text_tokens for ids in self.pipe.tokenizer(list(prompts)).input_ids)
+        words = self.text(prompts)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]]).to(words["pooled"])
+        return {**words, "sizes": sizes.expand(len(prompts), -1)}
 
 
 def _canvas(tokens: Tensor, batch: LatentBatch) -> Tensor:
