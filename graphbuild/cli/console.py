@@ -89,7 +89,7 @@ HeldOutOption = Annotated[
 ]
 RowsOption = Annotated[str | None, typer.Option(help="Relative chances of 1, 2, ... rows: 0.3,0.4,0.3.")]
 KeepOption = Annotated[str | None, typer.Option(help="Chances that words stay, YAML: '{task: 1, content: 1, all: 1}'.")]
-MaskOption = Annotated[str | None, typer.Option(help="Which cells are hidden: code (default) or paper.")]
+MaskOption = Annotated[str | None, typer.Option(help="Which cells are hidden: code (default), paper or target.")]
 WeightsOption = Annotated[
     str | None,
     typer.Option(help="How paths of a type are weighted: listed (default), or coverage (by the items of each)."),

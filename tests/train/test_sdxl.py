@@ -139,6 +139,32 @@ def test_cells_are_encoded_alone_and_put_in_their_place(base: Sdxl, grid: GridBa
     assert batch.ids[2 * CELL + 3].tolist() == [1, 3] and batch.size == ((2 * CELL, 2 * CELL),)
 
 
+def test_words_that_clip_cuts_are_counted(base: Sdxl, grid: GridBatch) -> None:
+    """Guards against tasks that are told apart by words that no encoder reads."""
+    base.encode(replace(grid, prompts=["a red bicycle", "a wall " * 40]), seed=0)
+    assert (base.texts, base.cut) == (2, 1)
+
+
+def test_the_target_of_a_canvas_is_made_where_the_list_draws_it(
+    sampler: PathSampler, base: Sdxl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a picture cut out of another place than was made: all but the target's place keep its latents."""
+    path = TaskPath(name="one", cells=("canny", "image"), targets=(1,), canvas=(("canny", "image"), ("canny", "canny")))
+    listed = PathSet(name="one", paths=(path,))
+    drawn = PathSampler(sampler.graph, listed, config=SamplerConfig(rows=(1,), mask="target"))
+    task = drawn.task(0, SIDE)
+    decoded: list[torch.Tensor] = []
+    decode = Sdxl._decode
+    monkeypatch.setattr(Sdxl, "_decode", lambda self, latents: decoded.append(latents) or decode(self, latents))
+    (made,) = base.sample([task], steps=1, guidance=1.0, seed=0)[0]
+    batch = base.encode(collate([sample.load() for sample in GridTaskList(drawn, 1, resolution=SIDE)]), seed=0)
+    hole = batch.generated[0].reshape(2 * CELL, 2 * CELL)
+    assert hole[:CELL, CELL:].all() and int(hole.sum()) == CELL * CELL and made.size == (SIDE, SIDE)
+    assert decoded[0].shape[-2:] == (CELL, CELL)
+    given = canvas(batch.z)[0, :, CELL:]
+    assert not torch.allclose(decoded[0][0].float(), given[:, :, CELL:], atol=0.1)
+
+
 def test_given_cells_know_nothing_of_the_target(base: Sdxl, grid: GridBatch) -> None:
     """Guards against a VAE that sees the whole canvas: a model would learn to read the answer."""
     before, cells = base.encode(grid, seed=0), grid.cells.clone()
