@@ -68,6 +68,7 @@ def reference(name: str, batch: LatentBatch, seed: int, weights: list[Tensor]) -
             "visualcloze_fill": 0.5 + 0.65 * (len(z) - 256) / 3840,
             "visualcloze_dev": 0.5 + 0.65 * (holes - 256) / 3840,
             "flux2_klein": 0.5 + 0.65 * (holes - 256) / 3840,
+            "qwen_edit": 0.5 + 0.65 * (holes - 256) / 3840,
             "onediffusion": math.log(3),
             "onepic": None,
         }[name]
