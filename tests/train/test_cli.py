@@ -114,7 +114,7 @@ def test_a_forecast_says_what_fits(ground: Ground, tmp_path: Path) -> None:
     shutil.copytree(ground.model, model, ignore=shutil.ignore_patterns("*.safetensors"))
     said = done("forecast", "tiny", "--model", model, "--card", 24).stdout
     assert "largest pass: 2 x 2 x 2 cells of 64 px" in said and "fits 24 GB" in said
-    assert "smallest card with checkpointing: 0: 24 GB" in said and "cached VAE posteriors: " in said
+    assert "smallest card with checkpointing: 0: 16 GB" in said and "cached VAE posteriors: " in said
     refused(invoke("forecast", "tiny", "--card", 12), "card: 12; allowed: 16, 24, 40, 80, 141")
 
 
