@@ -15,6 +15,7 @@ from graphbuild_train.forecast import frozen_bytes
 from graphbuild_train.lora import load_lora
 from graphbuild_train.quantise import PackedLinear, pack
 from graphbuild_train.sampling import loaded
+from tests.support.long import long_form
 from tests.support.training import NEVER, Ground, grounded, metrics, parts, state
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -55,7 +56,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["int8", "nf4", pytest.param("fp8", marks=long_form)])
 def test_training_on_a_quantised_base_is_close_to_plain_training(kind: str, ground: Ground, plain: Path) -> None:
     """Guards against a layer without gradient, with the wrong scale, or a LoRA of rank 1 on a packed weight."""
     done = ground.trained(kind, **RUN, quantise=kind)
@@ -70,7 +71,7 @@ def test_training_on_a_quantised_base_is_close_to_plain_training(kind: str, grou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FAR)
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=long_form), pytest.param("fp8", marks=long_form), "nf4"])
 def test_a_run_on_a_quantised_base_resumes(kind: str, ground: Ground) -> None:
     """Guards against a resumed run that quantises otherwise."""
     whole = ground.trained(kind, **RUN, quantise=kind).out  # at once where the run above has been made
@@ -133,7 +134,9 @@ def test_adam_of_8_bits_resumes_and_is_close_to_adam(ground: Ground, plain: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prodigyopt:Prodigy", "schedulefree:AdamWScheduleFree"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("prodigyopt:Prodigy", marks=long_form), "schedulefree:AdamWScheduleFree"]
+)
 def test_optimisers_of_other_packages_train_and_resume(name: str, ground: Ground) -> None:
     """Guards against a resume that is not the run it continues, and an average that users do not get."""
     pytest.importorskip(name.partition(":")[0])
@@ -161,7 +164,10 @@ def test_an_optimiser_that_there_is_not_is_refused_before_anything_is_loaded(gro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "shard"), [("int8", True), ("nf4", True), ("int8", False)])
+@pytest.mark.parametrize(
+    ("kind", "shard"),
+    [pytest.param("int8", True, marks=long_form), ("nf4", True), pytest.param("int8", False, marks=long_form)],
+)
 def test_two_processes_equal_one(kind: str, shard: bool, ground: Ground, plain: Path) -> None:
     """Guards against a base that is put together wrongly from its parts, gradients that are not shared, and files that
     differ from those of one process."""
