@@ -25,9 +25,11 @@ DATA = Path(os.environ.get("GRAPHBUILD_TEST_DATA") or ROOT.parent / "shared" / "
 settings.register_profile("any machine", deadline=None)  # no test measures time
 settings.load_profile("any machine")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell that starts the tests in the background has Ctrl-C ignored, by them and by every process they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts the tests in the background has Ctrl-C ignored, and `nohup` the end of a terminal, by them and by
+# every process they start.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 _SESSION = Path(tempfile.mkdtemp(prefix="graphbuild-tests-"))
 # Set before anything is imported or started, so that Ray workers and subprocesses see the same.
