@@ -73,32 +73,40 @@ class GridTask:
         """
         row %= len(self.walk.rows)
         if (row, column) not in self._nodes:
-            node = self._read(row, column)
-            if self.draws_colours(column) and (colours := self._colours(node, row, column)):
-                node = recoloured(node, colours)
+            if self.cell_config.degrade_at != "512" and self._is_degraded(column):
+                node = self._degraded(row, column)
+            else:
+                kind, variant = self.kinds[column].name, self.walk.variants[row][column]
+                node = self.drawing.graph.read(self.walk.rows[row], kind, variant, seed=self.walk.seeds[row])
+            if self.walk.path.said == "tokens" and self.draws_colours(column):
+                node = self._recoloured(node, row, column)
             self._nodes[row, column] = node
         return self._nodes[row, column]
 
-    def _read(self, row: int, column: int) -> Node:
-        """The node behind one cell as the graph has it, or computed."""
-        kind, at = self.kinds[column].name, self.cell_config.degrade_at
-        item_ix, seed, graph = self.walk.rows[row], self.walk.seeds[row], self.drawing.graph
-        if at == "512" or not self._is_degraded(column):
-            return graph.read(item_ix, kind, self.walk.variants[row][column], seed=seed)
+    def _degraded(self, row: int, column: int) -> Node:
+        """A degradation of the source, or of the cell."""
         from graphbuild.images import degradations
 
-        image = graph.read(item_ix, "image").array()
-        shown = image if at == "source" else self.frames[row].cell(image)
+        kind, item_ix, seed = self.kinds[column].name, self.walk.rows[row], self.walk.seeds[row]
+        image = self.drawing.graph.read(item_ix, "image").array()
+        shown = image if self.cell_config.degrade_at == "source" else self.frames[row].cell(image)
         return Node.computed(item_ix, kind, degradations.apply(kind, shown, seed))
 
     def draws_colours(self, column: int) -> bool:
         """Whether the colours of this column are drawn for each task, and not those that are stored."""
-        return self.walk.path.said == "tokens" and self.kinds[column].codec in LABELLED
+        return self.kinds[column].codec in LABELLED and self.walk.path.said == "tokens"
+
+    def _recoloured(self, node: Node, row: int, column: int) -> Node:
+        """A label map or boxes in the colours drawn for the names in the query row, if it names something."""
+        colours = self._colours(node, row, column)
+        return recoloured(node, colours) if colours else node
 
     def _colours(self, node: Node, row: int, column: int) -> dict[str, Colour]:
         """The colours of the names in the query row; empty if it names nothing."""
-        query = node if row == len(self.walk.rows) - 1 else self._read(len(self.walk.rows) - 1, column)
-        names = [name for name, _ in labels_of(query)]
+        last, kind = len(self.walk.rows) - 1, self.kinds[column].name
+        if row != last:
+            node = self.drawing.graph.read(self.walk.rows[last], kind, self.walk.variants[last][column])
+        names = [name for name, _ in labels_of(node)]
         return tokens.drawn_colours(names, column, self.drawing.pick(self.walk.index))
 
     def _is_degraded(self, column: int) -> bool:
@@ -135,7 +143,8 @@ class GridTask:
         if self.walk.path.said == "tokens":
             return of_parts(*self._tokens(), keep=keep, pick=self.drawing.pick(self.walk.index))
         content, content_at = self._content
-        path, lines = self.walk.path, self.places
+        path = self.walk.path
+        lines = self.places if path.layout == "canvas" else None
         return compose(
             self.kinds,
             self.walk.targets,
@@ -143,12 +152,12 @@ class GridTask:
             pick=self.drawing.pick(self.walk.index),
             content=content,
             content_at=content_at,
-            instructs=self._instructs,
+            instructs=bool(content) and self._instructs,
             notes=self._notes,
             layout=layout,
             keep=keep,
             words=path.said,
-            shape=(len(lines), len(lines[0])) if path.layout == "canvas" else None,
+            shape=(len(lines), len(lines[0])) if lines else None,
         )
 
     @property

@@ -155,33 +155,26 @@ def compose(
         declared.append(kind if isinstance(kind, Kind) else kind_of(kind))
     column = len(kinds) - 1 if content_at is None else content_at
     _check(declared, targets, rows, column, notes)
-    if not kept("all", keep.all, pick):
+    if pick("keep:all", _CHANCE_STEPS) >= round(keep.all * _CHANCE_STEPS):
         return Instruction("", "", "")
-    said = kept("content", keep.content, pick)
     if words == "content":
-        plain = content or _listed([_named(declared, target, notes, pick) for target in targets])
-        return Instruction("", "", plain if said else "")
+        plain = content or _listed([_noted(declared, target, notes, pick) for target in targets])
+        return of_parts("", plain, keep=keep, pick=pick)
     task = described = ""
-    if kept("task", keep.task, pick):
+    if pick("keep:task", _CHANCE_STEPS) < round(keep.task * _CHANCE_STEPS):
         task = _task(declared, targets, notes, rows, pick)
-    if content and said:
+    if content and pick("keep:content", _CHANCE_STEPS) < round(keep.content * _CHANCE_STEPS):
         sentences = EDITS if instructs else CONTENTS if column == len(kinds) - 1 else CONTENTS[1:]
         described = f"{_content_prefix(sentences, column, len(kinds), layout, pick)} {content}"
     sentence = _layout(*(shape or (rows, len(kinds))), layout, pick)
     return Instruction(sentence, task, described, content_first=shape is not None)
 
 
-def kept(part: str, chance: float, pick: Pick) -> bool:
-    """Whether a part of the words is kept."""
-    return pick(f"keep:{part}", _CHANCE_STEPS) < round(chance * _CHANCE_STEPS)
-
-
 def of_parts(task: str, content: str, *, keep: Keep, pick: Pick) -> Instruction:
     """An instruction of these two parts, each kept with its chance."""
-    if not kept("all", keep.all, pick):
-        return Instruction("", "", "")
-    task = task if kept("task", keep.task, pick) else ""
-    return Instruction("", task, content if kept("content", keep.content, pick) else "")
+    chances = {"all": keep.all, "task": keep.task, "content": keep.content}
+    kept = {part: pick(f"keep:{part}", _CHANCE_STEPS) < round(chances[part] * _CHANCE_STEPS) for part in chances}
+    return Instruction("", task * (kept["all"] and kept["task"]), content * (kept["all"] and kept["content"]))
 
 
 def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
@@ -189,10 +182,10 @@ def phrase_of(kind: Kind, column: int, pick: Pick) -> str:
     return kind.phrases[pick(f"phrase:{column}", len(kind.phrases))]
 
 
-def _named(kinds: Sequence[Kind], column: int, notes: Sequence[str], pick: Pick) -> str:
+def _noted(kinds: Sequence[Kind], column: int, notes: Sequence[str], pick: Pick) -> str:
     """The phrase of a column with its note."""
     note = f" ({notes[column]})" if notes and notes[column] else ""
-    return f"{phrase_of(kinds[column], column, pick)}{note}"
+    return phrase_of(kinds[column], column, pick) + note
 
 
 def legend(labels: Sequence[tuple[str, str]], limit: int = 8) -> str:
@@ -232,8 +225,9 @@ def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
 def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
     given: list[str] = []
     made: list[str] = []
-    for column in range(len(kinds)):
-        name = f"[IMAGE{column + 1}] {_named(kinds, column, notes, pick)}"
+    for column, kind in enumerate(kinds):
+        note = f" ({notes[column]})" if notes and notes[column] else ""
+        name = f"[IMAGE{column + 1}] {kind.phrases[pick(f'phrase:{column}', len(kind.phrases))]}{note}"
         (made if column in targets else given).append(name)
     sentences = TASKS if given else FREE_TASKS
     sentence = sentences[pick("task", len(sentences))].format(

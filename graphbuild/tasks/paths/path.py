@@ -140,7 +140,7 @@ class TaskPath:
         """Whether columns stay in the order of `cells`."""
         return (self.order or USUAL_ORDER[self.layout or "rows"]) == "fixed"
 
-    @property
+    @cached_property
     def said(self) -> Words:
         """What the words consist of."""
         return self.words or USUAL_WORDS[self.layout or "rows"]
