@@ -44,7 +44,7 @@ from tests.support.annotators import (
 from tests.support.object_store import ObjectStore, local_content
 
 ANNOTATORS: list[Annotator | str] = ["canny", "lsd", "grabcut", Styles(), Canny(of="style_content")]
-KILLS, KILLS_ON_RAY = (16, 4) if os.environ.get("GRAPHBUILD_LONG") else (10, 3)
+KILLS, KILLS_ON_RAY = (16, 4) if os.environ.get("GRAPHBUILD_LONG") else (8, 2)
 
 
 # ---- killed at any moment ----------------------------------------------------------------------------------------

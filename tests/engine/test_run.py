@@ -41,6 +41,7 @@ from tests.support.annotators import (
     tree,
     write_photos,
 )
+from tests.support.long import long_form
 from tests.support.object_store import ObjectStore, local_content
 
 EVERYTHING: list[Annotator | str] = ["canny", "lsd", "grabcut", "source_caption", Styles(), Canny(of="style_content")]
@@ -68,8 +69,15 @@ def inline(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("order", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("order", "workers"),
+    [
+        ("forward", 2),
+        ("backward", 1),
+        pytest.param("forward", 1, marks=long_form),
+        pytest.param("backward", 2, marks=long_form),
+    ],
+)
 def test_ray_and_inline_give_the_same_bytes(  # noqa: PLR0917 - fixtures
     order: str,
     workers: int,
