@@ -244,11 +244,11 @@ class _Checking:
         found: dict[str, Snapshot] = {}
         with self.named("snapshots"):
             for digest in snapshots(self.files):
-                with self.named(f"snapshots/{digest}.parquet"):
+                name = f"snapshots/{digest}.parquet"
+                with self.named(name):
                     found[digest] = read_snapshot(self.files, digest)
-                    data = self.files.read(f"snapshots/{digest}.parquet")
-                    if self.level == "full" and not is_as_written(data, snapshot_bytes):
-                        self.say(f"snapshots/{digest}.parquet", "its bytes are not those that its content makes")
+                    if self.level == "full" and not is_as_written(self.files.read(name), snapshot_bytes):
+                        self.say(name, "its bytes are not those that its content makes")
         for digest, snapshot in found.items():
             for ref in snapshot.refs:
                 if ref not in self._removed(ref.annotator, ref.version):
