@@ -225,7 +225,7 @@ def _layout(rows: int, columns: int, layout: Layout, pick: Pick) -> str:
 def _task(kinds: Sequence[Kind], targets: Sequence[int], notes: Sequence[str], rows: int, pick: Pick) -> str:
     given: list[str] = []
     made: list[str] = []
-    for column, kind in enumerate(kinds):
+    for column, kind in enumerate(kinds):  # what `_noted` gives, without two calls a column: every sample comes here
         note = f" ({notes[column]})" if notes and notes[column] else ""
         name = f"[IMAGE{column + 1}] {kind.phrases[pick(f'phrase:{column}', len(kind.phrases))]}{note}"
         (made if column in targets else given).append(name)
