@@ -10,11 +10,11 @@ from typing import Any
 
 from graphbuild.annotators import resolve
 from graphbuild.annotators.base import Annotator
+from graphbuild.config.lookup import look_in, suggestion
+from graphbuild.config.strict_yaml import Strict, build, reading
 from graphbuild.errors import GraphError
-from graphbuild.lookup import look_in, suggestion
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
-from graphbuild.strict_yaml import Strict, build, reading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from graphbuild.annotators.base import Annotator
-from graphbuild.lookup import find_class, short_name
-from graphbuild.strict_yaml import checked
+from graphbuild.config.lookup import find_class, short_name
+from graphbuild.config.strict_yaml import checked
 
 BUILTIN: Mapping[str, str] = {
     "canny": "graphbuild.annotators.canny:Canny",

@@ -11,13 +11,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from graphbuild.config.lookup import author_of
+from graphbuild.config.strict_yaml import Strict, checked
 from graphbuild.contracts import Item
 from graphbuild.images.codecs import Value
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind, kind_of
-from graphbuild.lookup import author_of
 from graphbuild.models.checkpoint import Checkpoint
-from graphbuild.strict_yaml import Strict, checked
 
 Side = Annotated[int, Field(ge=16, le=4096)]
 """A parameter: the size in pixels at which a network works."""

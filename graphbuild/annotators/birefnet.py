@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import TRANSFORMERS, Checkpoint
 from graphbuild.models.device import Dtype, frozen, torch_dtype
 from graphbuild.models.resizing import in_stacks, map_at, picture_at
-from graphbuild.strict_yaml import Share
 
 MODEL = "ZhengPeng7/BiRefNet"
 AUTO_CLASS = "AutoModelForImageSegmentation"

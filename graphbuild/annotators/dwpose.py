@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
@@ -22,7 +23,6 @@ from graphbuild.models.people import (
     person_of,
     scores_of,
 )
-from graphbuild.strict_yaml import Share
 
 MODEL = "yzd-v/DWPose"
 _FILE = "dw-ll_ucoco_384.onnx"

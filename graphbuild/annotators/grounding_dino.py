@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from graphbuild.annotators.base import Condition, Derived, Each, Request, Resources, Side, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import drawn_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
 from graphbuild.models.resizing import HEIGHT_WIDTH_RGB, picture_at, working_size
-from graphbuild.strict_yaml import Share
 
 MODEL = "IDEA-Research/grounding-dino-tiny"
 

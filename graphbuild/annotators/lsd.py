@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphbuild.annotators.base import Condition, Derived, Request, Skip
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
-from graphbuild.strict_yaml import Share
 
 
 @dataclass(frozen=True, kw_only=True)

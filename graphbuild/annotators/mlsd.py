@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.controlnet_aux import HUB, at_resolution, fill, network_class
 from graphbuild.models.device import frozen
-from graphbuild.strict_yaml import Share
 
 if TYPE_CHECKING:
     import torch

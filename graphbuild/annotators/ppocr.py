@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Side, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import drawn_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import frozen, hide_loading_bars
 from graphbuild.models.resizing import HEIGHT_WIDTH_RGB, picture_at, working_size
-from graphbuild.strict_yaml import Share
 
 DETECTOR, READER = "PaddlePaddle/PP-OCRv5_mobile_det_safetensors", "PaddlePaddle/PP-OCRv5_mobile_rec_safetensors"
 _MASK_THRESHOLD = 0.3

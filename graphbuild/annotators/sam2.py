@@ -10,12 +10,12 @@ import numpy as np
 from pydantic import Field
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.rendering import drawn_colours
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype
 from graphbuild.models.sam2 import MODEL, PROMPTS_AT_ONCE, Sam2Network, enlarged, load_sam2, sam2_checkpoint
-from graphbuild.strict_yaml import Share
 
 if TYPE_CHECKING:
     import torch

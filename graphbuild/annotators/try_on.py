@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Annotator, Derived, Request, Skip
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import Kind
-from graphbuild.strict_yaml import Share
 
 GARMENTS = {"upper": ("upper-clothes",), "lower": ("skirt", "pants"), "dress": ("dress",)}
 """Garment -> names of its classes, lower case."""

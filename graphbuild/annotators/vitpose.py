@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.annotators.base import Condition, Derived, Request, Resources, Skip, parameter
+from graphbuild.config.strict_yaml import Share
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.device import Dtype, frozen, hide_loading_bars, torch_dtype
@@ -24,7 +25,6 @@ from graphbuild.models.people import (
     scores_of,
 )
 from graphbuild.models.resizing import HEIGHT_WIDTH_RGB
-from graphbuild.strict_yaml import Share
 
 MODEL = "usyd-community/vitpose-base-simple"
 _EXPERTS = {BODY: 0, WHOLE_BODY: 5}

@@ -18,7 +18,7 @@ def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, lambda number, _: os._exit(128 + number))
-    from graphbuild.lookup import look_in
+    from graphbuild.config.lookup import look_in
 
     look_in(os.getcwd())
     __getattr__("app")()

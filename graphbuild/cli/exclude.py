@@ -83,7 +83,7 @@ def _numbers(items: str | None) -> set[int]:
 
 def conditions(where: str | None) -> dict[str, Any] | None:
     """The conditions of a `--where` option; None without one."""
-    from graphbuild.strict_yaml import parse_yaml
+    from graphbuild.config.strict_yaml import parse_yaml
 
     if where is None:
         return None

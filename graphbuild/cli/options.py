@@ -9,17 +9,17 @@ from typing import Any
 
 from graphbuild.annotators import DEFAULT_FOR, recorded, resolve
 from graphbuild.annotators.base import Annotator, name_of
+from graphbuild.config.lookup import look_in, short_name
+from graphbuild.config.strict_yaml import parse_yaml
 from graphbuild.contracts import CommitDocument, RunReport
 from graphbuild.engine.imported import Imported
 from graphbuild.errors import GraphError
-from graphbuild.lookup import look_in, short_name
 from graphbuild.pipeline import load_annotators, load_pipeline, pipeline_names
 from graphbuild.sources import SOURCES
 from graphbuild.sources import resolve as resolve_source
 from graphbuild.sources.base import Source
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
-from graphbuild.strict_yaml import parse_yaml
 
 
 def assemble(

@@ -207,8 +207,8 @@ def _sampler(
     Raises:
         GraphError, ValueError: both or neither are given, or they cannot be sampled.
     """
+    from graphbuild.config.strict_yaml import build
     from graphbuild.store.graph import Graph
-    from graphbuild.strict_yaml import build
     from graphbuild.tasks.config import DataConfig
     from graphbuild.tasks.export import open_sampler
     from graphbuild.tasks.mixture import open_mixture
@@ -230,7 +230,7 @@ def _config(file: str | None, **options: Any) -> SamplerConfig:
     Raises:
         ValueError: a key or a value is not allowed.
     """
-    from graphbuild.strict_yaml import build, mapping, reading
+    from graphbuild.config.strict_yaml import build, mapping, reading
     from graphbuild.tasks.config import SamplerConfig
 
     if rows := options.get("rows"):
@@ -247,7 +247,7 @@ def _config(file: str | None, **options: Any) -> SamplerConfig:
 
 
 def _yaml(option: str, text: str) -> Any:
-    from graphbuild.strict_yaml import parse_yaml
+    from graphbuild.config.strict_yaml import parse_yaml
 
     try:
         return parse_yaml(text)

@@ -9,8 +9,8 @@ from typing import Any
 
 from graphbuild.annotators import BUILTIN, DEFAULT_FOR, GROUP, load_class, resolve
 from graphbuild.annotators.base import Annotator, makes_of, name_of
+from graphbuild.config.lookup import names_in
 from graphbuild.errors import GraphError
-from graphbuild.lookup import names_in
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.pipeline import load_annotators
 

@@ -19,12 +19,12 @@ from graphbuild.annotators.base import (
     use_of,
     variants_of,
 )
+from graphbuild.config.lookup import author_of
 from graphbuild.contracts import LineageDocument, Live
 from graphbuild.engine.records import Producer
 from graphbuild.errors import GraphError, MissingWeights
 from graphbuild.hashing import version_of
 from graphbuild.kinds.registry import KINDS, Kind
-from graphbuild.lookup import author_of
 from graphbuild.models.checkpoint import Checkpoint, loaded_from
 from graphbuild.sources.base import Source, source_params
 from graphbuild.store.heads import Head

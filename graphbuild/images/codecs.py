@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.config.lookup import find
 from graphbuild.errors import CorruptNode
 from graphbuild.images import jpeg
 from graphbuild.images import rendering as drawings
 from graphbuild.images.decode import check_file, check_pixels, decode_image
-from graphbuild.lookup import find
 
 Pixels = NDArray[np.uint8]
 Value = NDArray[Any] | bytes | str | Mapping[str, Any]

@@ -8,9 +8,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.kinds import computed
 from graphbuild.kinds.phrases import PHRASES
-from graphbuild.lookup import suggestion
 
 if TYPE_CHECKING:
     from graphbuild.images.codecs import Pixels

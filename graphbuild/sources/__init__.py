@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from graphbuild.lookup import find_class, suggestion
+from graphbuild.config.lookup import find_class, suggestion
 
 if TYPE_CHECKING:
     from graphbuild.sources.base import Source
@@ -35,7 +35,7 @@ def resolve(name: str, **kwargs: Any) -> Source:
     """
     from dataclasses import fields
 
-    from graphbuild.strict_yaml import checked
+    from graphbuild.config.strict_yaml import checked
 
     cls = _load(name)
     valid = [f.name for f in fields(cls) if f.init]

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from graphbuild.config.strict_yaml import mapping
 from graphbuild.hashing import canonical_json
 from graphbuild.images.cleaning import DISTANCE
 from graphbuild.images.codecs import is_codec
 from graphbuild.kinds.registry import KINDS, Kind, kind_of
 from graphbuild.sources.base import FACTS, Content, Given, Source, SourceItem, Unusable, location
-from graphbuild.strict_yaml import mapping
 
 Row = Mapping[str, Any]
 Open = Callable[[str], bytes | Unusable]

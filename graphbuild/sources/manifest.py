@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graphbuild.lookup import suggestion
+from graphbuild.config.lookup import suggestion
 from graphbuild.sources.base import Entry, SourceItem, Unusable, columns_of, facts_digest
 from graphbuild.sources.captions import CaptionError, text_rows
 from graphbuild.sources.columns import Mapped, look_up

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.errors import counted
-from graphbuild.lookup import suggestion
 from graphbuild.sources.base import Entry, SourceItem
 from graphbuild.sources.columns import Mapped
 from graphbuild.sources.places import Place

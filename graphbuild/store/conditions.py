@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.errors import GraphError
-from graphbuild.lookup import suggestion
 
 OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.hashing import canonical_json, checksum, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
-from graphbuild.lookup import suggestion
 from graphbuild.store.buckets import filesystem_at
 from graphbuild.store.commits import Commit, newest_spine, read_commits
 from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from graphbuild.strict_yaml import Share, Strict
+from graphbuild.config.strict_yaml import Share, Strict
 from graphbuild.tasks.instruction import Keep, Layout
 from graphbuild.tasks.paths import check_where
 

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from graphbuild.config.lookup import find
 from graphbuild.contracts import WalkDocument
 from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import Pixels
-from graphbuild.lookup import find
 from graphbuild.store.files import replacing
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import local_path

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from graphbuild.config.strict_yaml import Share, Strict
 from graphbuild.kinds.registry import Kind, kind_of
-from graphbuild.strict_yaml import Share, Strict
 from graphbuild.tasks.paths.layout import Words
 
 Pick = Callable[[str, int], int]

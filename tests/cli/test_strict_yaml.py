@@ -15,9 +15,9 @@ from graphbuild.annotators import BUILTIN, load_class, resolve
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.vlm_caption import VlmCaption
+from graphbuild.config.strict_yaml import allowed, parse_yaml
 from graphbuild.errors import GraphError
 from graphbuild.pipeline import load_pipeline
-from graphbuild.strict_yaml import allowed, parse_yaml
 from graphbuild.tasks.config import CellConfig, HeldOut, SamplerConfig
 from graphbuild.tasks.instruction import Keep
 from graphbuild.tasks.paths import load

@@ -19,14 +19,13 @@ FILES = {
     for path in sorted(folder.rglob("*.py"))
 }
 
-BASE = {"contracts", "errors", "lookup", "strict_yaml", "kinds", "hashing", "images"}
+BASE = {"contracts", "errors", "config", "kinds", "hashing", "images"}
 MAY_IMPORT: dict[str, set[str]] = {
     "contracts": set(),
     "errors": set(),
-    "lookup": set(),
-    "strict_yaml": {"errors", "lookup"},
-    "images": {"contracts", "errors", "lookup"},
-    "kinds": {"contracts", "errors", "lookup", "images"},
+    "config": {"errors"},
+    "images": {"contracts", "config", "errors"},
+    "kinds": {"contracts", "config", "errors", "images"},
     "hashing": {"contracts", "errors", "kinds"},
     "store": BASE,
     "sources": BASE | {"store"},
@@ -72,7 +71,7 @@ TRAINER_READS = BASE | {"data", "tasks", "store", "pipeline", ""}
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("graphbuild/engine/executors/",),
     "torch": ("graphbuild/data/", "graphbuild/annotators/", "graphbuild/models/", "graphbuild_train/"),
-    "yaml": ("graphbuild/strict_yaml.py", "graphbuild/store/card.py", "graphbuild_train/export/card.py"),
+    "yaml": ("graphbuild/config/", "graphbuild/store/card.py", "graphbuild_train/export/card.py"),
     "typer": ("graphbuild/cli/", "graphbuild_train/cli.py"),
     "graphbuild_train": ("graphbuild_train/",),
 }

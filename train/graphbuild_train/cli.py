@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from graphbuild.config.lookup import look_in
 from graphbuild.errors import GraphError, MissingNode
-from graphbuild.lookup import look_in
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.recipes import SUFFIXES, configured, read_recipe, recipe_file
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from graphbuild.strict_yaml import Strict, build
+from graphbuild.config.strict_yaml import Strict, build
 from graphbuild.tasks.config import CellConfig, DataConfig, SamplerConfig
 
 Layers = Literal["attn", "attn_ff", "all"]

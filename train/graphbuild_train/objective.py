@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from graphbuild.lookup import find
+from graphbuild.config.lookup import find
 from graphbuild.tasks.paths import Layout
 from graphbuild_train.batch import LatentBatch
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphbuild.lookup import find
+from graphbuild.config.lookup import find
 from graphbuild_train.config import OptimiserConfig
 
 OPTIMISERS = {"adamw": "torch.optim:AdamW", "adamw_8bit": "bitsandbytes.optim:AdamW8bit"}

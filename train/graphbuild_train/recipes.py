@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from graphbuild.config.lookup import look_in, suggestion
+from graphbuild.config.strict_yaml import mapping, parse_yaml, reading
 from graphbuild.errors import GraphError
-from graphbuild.lookup import look_in, suggestion
 from graphbuild.pipeline import pipeline_folders
-from graphbuild.strict_yaml import mapping, parse_yaml, reading
 from graphbuild_train.config import TrainConfig, config_from
 
 SUFFIXES = (".yaml", ".yml")

@@ -16,9 +16,9 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from PIL import Image
 from safetensors import SafetensorError
 
+from graphbuild.config.strict_yaml import build
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
-from graphbuild.strict_yaml import build
 from graphbuild.tasks.config import SamplerConfig, Split
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.mixture import Sampler

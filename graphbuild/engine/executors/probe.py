@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 from graphbuild.annotators.base import Annotator, missing_libraries, name_of
+from graphbuild.config.lookup import look_in
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit
-from graphbuild.lookup import look_in
 from graphbuild.models.device import device_memory
 from graphbuild.sources.base import Source
 from graphbuild.store.locations import files_at

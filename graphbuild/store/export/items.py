@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.contracts import Shard
 from graphbuild.errors import GraphError, MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS, parents_of
-from graphbuild.lookup import suggestion
 from graphbuild.store.conditions import matching
 from graphbuild.store.graph import Graph
 

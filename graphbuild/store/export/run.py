@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.contracts import Shard
 from graphbuild.errors import GraphError, counted
 from graphbuild.hashing import canonical_json
-from graphbuild.lookup import suggestion
 from graphbuild.store.export.croissant import Croissant
 from graphbuild.store.export.items import Selection
 from graphbuild.store.export.layouts import Coco, Datasets, Folder, Layout, WebDataset

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graphbuild.config.lookup import suggestion
+from graphbuild.config.strict_yaml import mapping, reading
 from graphbuild.kinds.registry import KINDS, Kind, kind_of
-from graphbuild.lookup import suggestion
 from graphbuild.store.locations import local_path
-from graphbuild.strict_yaml import mapping, reading
 from graphbuild.tasks.paths.path import DEFAULT_TYPE, Content, PathSet, TaskPath, role_kind
 
 _SHOWN_KEYS = ("layout", "order", "words")

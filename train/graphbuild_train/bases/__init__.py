@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphbuild.lookup import find_class
+from graphbuild.config.lookup import find_class
 
 if TYPE_CHECKING:
     from graphbuild_train.bases.base import Base

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphbuild.lookup import find
+from graphbuild.config.lookup import find
 
 if TYPE_CHECKING:
     from graphbuild_train.export.lora_file import Lora

@@ -18,8 +18,8 @@ from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandl
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
+from graphbuild.config.lookup import suggestion
 from graphbuild.errors import GraphError
-from graphbuild.lookup import suggestion
 
 MOST_BYTES = 1 << 20
 MOST_VALUES = 100_000
