@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 TRAINER: tuple[set[str], ...] = (
     {"config"},
-    {"batch", "disk_cache"},
+    {"batch", "disk_cache", "pissa", "trackers"},
     {
         "objective",
         "lora",

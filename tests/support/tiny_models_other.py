@@ -38,9 +38,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from graphbuild_train.bases.base import Base, Layers
+from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch
-from graphbuild_train.config import LoraConfig
+from graphbuild_train.config import Layers, LoraConfig
 from graphbuild_train.lora import add_lora
 
 _DOWN, _UP = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4

@@ -55,6 +55,13 @@ def test_a_card_says_what_the_lora_is_made_of(base: Any) -> None:
     assert name and hasattr(diffusers, name[1])
 
 
+def test_a_card_names_own_layers_and_pissa() -> None:
+    """Guards against a card that says rank 8 of a file with rank 16."""
+    config = TrainConfig(lora=LoraConfig(layers=("attn.to_q", "ff.net.*"), rank=8, init="pissa"))
+    text = card_text(recipe_of(config, model="a/b", snapshot="0", hole_fill="black", steps=1), name="x", licences={})
+    assert "| LoRA | layers `attn.to_q`, `ff.net.*`, rank 8, alpha 8, without bias, begun with PiSSA (rank 16" in text
+
+
 @pytest.mark.parametrize(
     ("base", "model", "licence"),
     [

@@ -36,6 +36,12 @@ def test_a_recipe_overrides_nested_fields() -> None:
         ({"lora": {"rnk": 1}}, ["lora", "rnk", "rank"]),
         ({"lora": {"rank": 0}}, ["rank", "0"]),
         ({"batch": 8, "micro_batch": 3}, ["micro_batch", "3", "8"]),
+        ({"lora": {"dora": True}}, ["dora", "dora_scale", "diffusers", "ComfyUI", "pissa"]),
+        ({"lora": {"init": "pissa", "bias": True}}, ["pissa", "zero with bias"]),
+        ({"lora": {"init": "pissa"}, "quantise": "nf4"}, ["pissa", "quantise: nf4"]),
+        ({"lora": {"init": "pissa"}, "init": "a.safetensors"}, ["pissa", "init: a.safetensors"]),
+        ({"lora": {"layers": []}}, ["layers", "patterns"]),
+        ({"watch": {"loggers": ["mlflow"]}}, ["mlflow", "tensorboard", "wandb", "trackio"]),
         ({"guidance": float("nan")}, ["guidance", "nan"]),
     ],
 )

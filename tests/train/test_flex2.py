@@ -20,8 +20,8 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import flux, load_base
-from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.flex2 import Flex2
+from graphbuild_train.config import Layers
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES, generator

@@ -20,9 +20,9 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import load_base
-from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.flux2_klein import Flux2Klein
 from graphbuild_train.batch import LatentBatch
+from graphbuild_train.config import Layers
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES

@@ -93,6 +93,21 @@ def layers_of(base: type[Base], model: nn.Module, layers: Any) -> list[str]:
     return Base.targets(type("Bare", (), {"bare": model, **vars(base)})(), layers)  # type: ignore[arg-type]
 
 
+def test_layers_are_chosen_by_patterns_of_names() -> None:
+    """Guards against a pattern that fits the end of another name, and one that fits nothing and trains nothing."""
+    model = flux()
+    every = layers_of(FluxFill, model, "all")
+    queries = [name for name in every if name.endswith("attn.to_q")]
+    assert layers_of(FluxFill, model, ("attn.to_q",)) == queries and len(queries) == 4
+    one = {f"transformer_blocks.1.attn.to_{each}" for each in "qkv"}
+    assert layers_of(FluxFill, model, ("transformer_blocks.1.attn.to_[qkv]", "to_q")) == [
+        name for name in every if name in {*queries, *one}
+    ]
+    with pytest.raises(ValueError, match=r"lora.layers: 'o_q' fits none of \d+ linear layers, such as "):
+        layers_of(FluxFill, model, ("to_q", "o_q"))
+    assert len(layers_of(FluxFill, model, ("*",))) == len(every)
+
+
 def stir(model: nn.Module) -> None:
     """Give the update values, as if it had been trained."""
     drawn = torch.Generator().manual_seed(2)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from graphbuild_train.bases import base_class, load_base
 from graphbuild_train.batch import LatentBatch
+from graphbuild_train.config import config_from
 from graphbuild_train.objective import (
     OBJECTIVES,
     Ddpm,
@@ -24,6 +25,7 @@ from graphbuild_train.objective import (
     Objective,
     generator,
     mean_logit,
+    objective_for,
     objective_of,
     shifted,
 )
@@ -235,6 +237,52 @@ def test_levels_are_logit_normal(name: str, shift: Any, mean: float) -> None:
     level = objective_of(name, shift).corrupt(batch_of(*range(3000)), 0).level
     logits = torch.logit(level[:, [0, -1]].double())
     assert logits.mean(0) == pytest.approx([mean, mean], abs=0.06) and logits.std(0) == pytest.approx([1, 1], abs=0.05)
+
+
+def test_a_recipe_says_how_levels_are_drawn() -> None:
+    """Guards against fields that are read and not used, and against sampling at levels moved for training."""
+    config = config_from({"shift": 2.0, "logit_mean": -0.5, "logit_std": 0.5})
+    objective = objective_for(config)
+    batch = batch_of(*range(3000))
+    logits = torch.logit(objective.corrupt(batch, 0).level[:, 0].double())
+    assert logits.mean() == pytest.approx(math.log(2) - 0.5, abs=0.03) and logits.std() == pytest.approx(0.5, abs=0.03)
+    plain = objective_for(config_from({"shift": 2.0}))
+    assert plain == objective_of("visualcloze_fill", 2.0)
+    told: list[list[float]] = [[], []]
+    for levels, each in zip(told, (objective, plain), strict=True):
+        each.sample(lambda x, level, _, levels=levels: levels.append(float(level[0, 0])) or x, batch_of(1), steps=3,
+                    seed=0)  # fmt: skip
+    assert told[0] == told[1]
+
+
+def test_min_snr_weighs_the_losses_of_little_noise() -> None:
+    """Guards against a weight that the mean over a sample takes out again, and against weighed validation losses."""
+    batch = batch_of(*range(200))
+    weighed, plain = (objective_for(config_from({"base": "sdxl", "objective": "onepic", "min_snr": cap}))
+                      for cap in (5.0, 0.0))  # fmt: skip
+    noisy, same = weighed.corrupt(batch, 0), plain.corrupt(batch, 0)
+    ours, theirs = (each.loss_of(torch.zeros_like(made.x), made) for each, made in ((weighed, noisy), (plain, same)))
+    step = Ddpm().step(noisy.level.amax(1))
+    share = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)[step]
+    snr = share / (1 - share)
+    wanted = snr.clamp(max=5) / snr
+    assert_close((ours / theirs).double(), wanted, terms=100, dtype=torch.float32, mutant=wanted.sqrt())
+    assert (wanted < 0.5).any() and (wanted == 1).any()
+    level = torch.full((200,), 0.1)
+    assert torch.equal(weighed.corrupt(batch, 0, level).importance, torch.ones_like(noisy.level))
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        ({"base": "sdxl", "objective": "onepic", "logit_std": 2}, "logit_std: 2.0; allowed for onepic"),
+        ({"min_snr": 5}, "min_snr: 5.0; allowed for visualcloze_fill, whose path is a flow: 0"),
+    ],
+)
+def test_weights_that_a_path_does_not_have_are_refused(document: dict[str, Any], why: str) -> None:
+    """Guards against a recipe that says one thing and trains another."""
+    with pytest.raises(ValueError, match=why):
+        objective_for(config_from(document))
 
 
 def test_steps_are_uniform() -> None:

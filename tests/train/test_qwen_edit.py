@@ -21,9 +21,8 @@ from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import preflight
 from graphbuild_train.bases import load_base, plan_base
-from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.qwen_edit import QwenEdit
-from graphbuild_train.config import config_from
+from graphbuild_train.config import Layers, config_from
 from graphbuild_train.export.kohya import save_kohya
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.lora import adapter_config, lora_state

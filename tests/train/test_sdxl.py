@@ -19,9 +19,8 @@ from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import load_base
-from graphbuild_train.bases.base import Layers
 from graphbuild_train.bases.sdxl import Sdxl
-from graphbuild_train.config import LoraConfig
+from graphbuild_train.config import Layers, LoraConfig
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.lora import adapter_config, add_lora, lora_state
 from graphbuild_train.objective import OBJECTIVES, generator

@@ -41,7 +41,7 @@ def lines(config: TrainConfig, model: str, card: int) -> Iterator[str | Table]:
         raise ValueError(f"card: {card}; allowed: {', '.join(map(str, CARDS))}")
     base, count = planned(config, model)
     rows, columns = grid_of(config)
-    yield f"{config.base} {model}, LoRA {config.lora.layers} r={config.lora.rank}: {count}"
+    yield f"{config.base} {model}, LoRA {config.lora.where} r={config.lora.rank}: {count}"
     yield f"largest pass: {config.micro_batch} x {rows} x {columns} cells of {config.resolution} px"
     table = Table("checkpointing", "GiB", "base", "encoders, VAE", "LoRA", "pass", f"fits {card} GB", "s a step")
     table.box, table.pad_edge = None, False

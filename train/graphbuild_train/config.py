@@ -12,7 +12,9 @@ from pydantic import Field
 from graphbuild.config.strict_yaml import Strict, build
 from graphbuild.tasks.config import CellConfig, DataConfig, SamplerConfig
 
-Layers = Literal["attn", "attn_ff", "all"]
+Layers = Literal["attn", "attn_ff", "all"] | tuple[str, ...]
+"""Of a LoRA: a preset, or patterns of names."""
+Loggers = Literal["tensorboard", "wandb", "trackio"]
 Schedule = Literal["constant", "linear", "cosine"]
 Mix = Literal["pass", "step"]
 Quantise = Literal["none", "int8", "fp8", "nf4"]
@@ -29,7 +31,9 @@ class LoraConfig(Strict):
     """The trained part. Its parameters are float32 whatever the base is kept in: bfloat16 loses small steps."""
 
     layers: Layers = "attn_ff"
-    """Which linear layers are adapted: attention, attention and feed-forward, or every one (VisualCloze)."""
+    """Which linear layers are adapted: `attn`, attention; `attn_ff`, feed-forward layers as well; `all`, every one
+    (VisualCloze); or a list of patterns, such as [attn.to_q, "transformer_blocks.1?.*"], each of a name or of its end
+    after a dot."""
     rank: Count = 64
     alpha: Count | None = None
     """The update is scaled by alpha / rank. None is the rank: some readers of LoRA files ignore another alpha."""
@@ -37,11 +41,35 @@ class LoraConfig(Strict):
     """Whether the up-projections have a bias, as VisualCloze's have."""
     rslora: bool = False
     """The update is scaled by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    init: Literal["zero", "pissa"] = "zero"
+    """What the update begins as: zero, or the largest singular components of each weight, which are taken out of the
+    frozen one (PiSSA, arXiv 2404.02948). Files then hold the difference, a LoRA of twice the rank that any reader adds
+    to the weights as they were."""
+    dora: bool = False
+    """Refused: only some readers of LoRA files would give what was trained; see the message."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dora:
+            raise ValueError(
+                "dora: True; allowed: False. Of what is exported, diffusers' importer of kohya's form drops magnitudes "
+                "(dora_scale), and ComfyUI divides by the norm of the base's weight, where training divided by that of "
+                "the updated one; use rslora or init: pissa"
+            )
+        if self.init == "pissa" and self.bias:
+            raise ValueError("init: 'pissa'; allowed: zero with bias, as peft has it")
+        if not self.layers:
+            raise ValueError("layers: (); allowed: attn, attn_ff, all, or patterns of names")
 
     @property
     def scale_alpha(self) -> int:
         """`alpha` with its default filled in."""
         return self.rank if self.alpha is None else self.alpha
+
+    @property
+    def where(self) -> str:
+        """`layers` in words."""
+        return self.layers if isinstance(self.layers, str) else ", ".join(self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +112,8 @@ class WatchConfig(Strict):
     """A checkpoint is also written when the last one is this old."""
     keep: Count = 3
     """Newest checkpoints that are kept."""
+    loggers: tuple[Loggers, ...] = ("tensorboard",)
+    """Where metrics go beside `metrics.jsonl`, through accelerate's trackers."""
     validate: Whole = 500
     """Steps between validations; there is one before any training, and one after the last step."""
     tasks: Count = 32
@@ -137,6 +167,13 @@ class TrainConfig(Strict):
     shift: Literal["dynamic", "none"] | Annotated[float, Field(ge=1)] | None = None
     """Shift of noise levels: `dynamic`, by the number of image tokens, as at inference; `none`, as in VisualCloze's
     released code; or a factor. By default the objective's own."""
+    logit_mean: float = 0.0
+    """Added to the logit of the noise levels of a flow, beside what `shift` adds; of training alone."""
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of that logit: levels of a flow are logit-normal."""
+    min_snr: NotNegative = 0.0
+    """Largest signal-to-noise ratio at which a step of SDXL counts in full, such as 5; less noisy ones count less
+    (min-SNR, arXiv 2303.09556). 0 lets all count alike. Validation losses are not weighed."""
     draws: Draws = "shared"
     """Of the VAE's posterior of a given row, for a base that gets it twice, noised and as a condition: `shared`, one
     draw as in diffusers' pipeline, or `separate`, two as in VisualCloze's code."""
@@ -190,6 +227,11 @@ class TrainConfig(Strict):
             raise ValueError(f"cache_gb: {self.cache_gb}; allowed only with walks: no picture would come again")
         if self.text == "ahead" and not self.text_cache_gb:
             raise ValueError("text: 'ahead'; allowed only with text_cache_gb, which holds what is encoded ahead")
+        if self.lora.init == "pissa" and (self.quantise != "none" or self.init):
+            other = f"init: {self.init}" if self.init else f"quantise: {self.quantise}"
+            raise ValueError(
+                f"lora.init: 'pissa'; allowed: zero with {other}: PiSSA begins with the base's own weights"
+            )
         if self.shard and self.cells.cell_fit == "aspect" and self.micro_batch > 1:
             raise ValueError(
                 f"micro_batch: {self.micro_batch}; allowed: 1 with shard and cells.cell_fit aspect, as processes that "

@@ -1,4 +1,4 @@
-"""Progress and records of a run: a bar or lines, metrics as JSON lines, TensorBoard, sampled pictures."""
+"""Progress and records of a run: a bar or lines, metrics as JSON lines, loggers, sampled pictures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from graphbuild.errors import GraphError
 from graphbuild.tasks.grid import GridTask
+from graphbuild_train import trackers
 from graphbuild_train.forecast import peak_of
 from graphbuild_train.validate import Validation
 
@@ -51,16 +52,19 @@ class Journal:
     """Records of a run, used as a `with` block around its steps. A process with a quiet console writes nothing.
 
     OUT/metrics.jsonl           one line per step: loss, norm, rate, seconds, waited, work; one per validation
-    OUT/events.out.tfevents.*   the same for TensorBoard
+    OUT/events.out.tfevents.*   the same for TensorBoard; other loggers keep theirs where they do
     OUT/samples/step-00000500/  the pictures sampled at a step, beside the task they answer
 
     Args:
         first: steps done before; later records of an earlier process are removed, as those steps run again.
         last: the step at which the run ends.
+        loggers: names of `graphbuild_train.trackers`.
     """
 
-    def __init__(self, out: Path, console: Console, *, first: int, last: int) -> None:
-        self.out, self.console, self.first, self.last = out, console, first, last
+    def __init__(
+        self, out: Path, console: Console, *, first: int, last: int, loggers: Sequence[str] = ("tensorboard",)
+    ) -> None:
+        self.out, self.console, self.first, self.last, self.loggers = out, console, first, last, loggers
         self.peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         """TFLOP/s of the device, if known."""
         self._shown = self._began = 0.0
@@ -73,23 +77,22 @@ class Journal:
         self._task = self._bar.add_task("steps", total=self.last, completed=self.first, note="")
         self._bar.start()
         self._began = time.monotonic()
-        self._board: Any = None
+        self._trackers: list[Any] = []
         self._metrics: Any = None
         if not self.console.quiet:
-            from torch.utils.tensorboard import SummaryWriter
-
             if self.first:
                 self.note(f"resuming after step {self.first} of {self.out}")
             after = self.first + 1 if self.first else 0
-            self._board = SummaryWriter(str(self.out), purge_step=after)
+            self._trackers = trackers.started(self.loggers, self.out, after=after)
             self._metrics = _cut(self.out / "metrics.jsonl", after).open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
         if self._metrics is not None:
-            self._board.close()
             self._metrics.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -145,9 +148,8 @@ class Journal:
             return
         self._metrics.write(json.dumps(document) + "\n")
         self._metrics.flush()
-        for name, value in _scalars(document):
-            self._board.add_scalar(name, value, document["step"])
-        self._board.flush()  # else a kill loses up to two minutes of buffered steps
+        for tracker in self._trackers:
+            tracker.log(dict(_scalars(document)), step=document["step"])  # which flushes: a kill loses nothing
 
 
 def quiet_libraries() -> None:
@@ -187,7 +189,7 @@ def _cut(metrics: Path, step: int) -> Path:
 
 
 def _scalars(document: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Names and numbers for TensorBoard."""
+    """Names and numbers for loggers."""
     if "validation" not in document:
         return [(f"train/{name}", value) for name, value in document.items() if name != "step"]
     found = document["validation"]

@@ -12,10 +12,14 @@ import torch
 from diffusers.loaders.peft import PeftAdapterMixin
 from torch import Tensor, nn
 
+from graphbuild_train import pissa
 from graphbuild_train.config import LoraConfig
 
 ADAPTER = "default"
 """Name of the trained adapter in the model. It is not in saved names."""
+
+_PISSA: Any = "pissa_niter_16"
+"""By randomised singular value decomposition (arXiv 0909.4061), in seconds for a model in place of hours."""
 
 _SHAPING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "lora_bias")
 """The fields of peft that change the output. An older peft refuses a file with a field that it does not know."""
@@ -36,16 +40,21 @@ class LoraCount:
         return f"{self.modules} layers, {size} parameters, {self.share:.3%} of the model"
 
 
-def add_lora(model: nn.Module, config: LoraConfig, targets: Iterable[str], *, seed: int = 0) -> LoraCount:
+def add_lora(
+    model: nn.Module, config: LoraConfig, targets: Iterable[str], *, seed: int = 0,
+    start: Mapping[str, Tensor] | None = None,
+) -> LoraCount:  # fmt: skip
     """Freeze a diffusers model and adapt its linear layers, before anything else wraps it.
 
-    The update is zero at first. Its parameters are float32 on the model's device and the only ones with gradients.
-    A layer narrower than the rank gets its own width as rank, at the same scale (as in VisualCloze, arXiv 2504.07960).
+    The update is zero at first, or what PiSSA takes out of the weights. Its parameters are float32 on the model's
+    device and the only ones with gradients. A layer narrower than the rank gets its own width as rank, at the same
+    scale (as in VisualCloze, arXiv 2504.07960).
 
     Args:
         model: a diffusers model; on the meta device inside `torch.device("meta")`, where it costs nothing.
         targets: names of linear layers, or suffixes of names after a dot (`attn.to_q`).
         seed: of the down-projections; the global random state is left alone.
+        start: what PiSSA took out when the run began, under the names of `lora_state`.
 
     Raises:
         ValueError: no linear layer matches a target, or the model is adapted already.
@@ -71,11 +80,16 @@ def add_lora(model: nn.Module, config: LoraConfig, targets: Iterable[str], *, se
                 use_rslora=config.rslora,
                 target_modules=sorted(ranks),
                 lora_bias=config.bias,
+                init_lora_weights=_PISSA if config.init == "pissa" and not start else True,
             ),
             ADAPTER,
         )
     for parameter in _parameters(model).values():
         parameter.data = parameter.data.float()  # peft takes the base's dtype
+    if start:
+        load_lora(model, start)
+        pissa.take_out(model, ADAPTER)
+        model.peft_config[ADAPTER].init_lora_weights = _PISSA  # type: ignore[union-attr,index]
     return count_lora(model)
 
 
@@ -124,10 +138,18 @@ def swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:
-    """Metadata that readers need besides the tensors: scale, ranks, layers, bias, as JSON values under peft's names."""
+    """Metadata that readers of its file need besides the tensors: scale, ranks, layers, bias, as JSON values under
+    peft's names."""
     fields = model.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr,index]
     fields["target_modules"] = sorted(fields["target_modules"])
-    return {name: fields[name] for name in _SHAPING if fields[name]}
+    shaping = {name: fields[name] for name in _SHAPING if fields[name]}
+    return pissa.doubled(shaping) if fields["init_lora_weights"] == _PISSA else shaping
+
+
+def start_of(model: nn.Module) -> dict[str, Tensor]:
+    """What PiSSA took out of a model that was adapted just now, in main memory; empty if its update began at zero."""
+    began = model.peft_config[ADAPTER].init_lora_weights == _PISSA  # type: ignore[union-attr,index]
+    return {name: value.to("cpu", copy=True) for name, value in lora_state(model).items()} if began else {}
 
 
 def _chosen(model: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear]:

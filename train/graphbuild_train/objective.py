@@ -18,6 +18,7 @@ from torch import Tensor
 from graphbuild.config.lookup import find
 from graphbuild.tasks.paths import Layout
 from graphbuild_train.batch import LatentBatch
+from graphbuild_train.config import TrainConfig
 
 Shift = Literal["dynamic", "none"] | float
 
@@ -41,11 +42,21 @@ def generators(seed: int, index: Tensor, stream: str) -> list[torch.Generator]:
 
 @dataclass(frozen=True)
 class Flow:
-    """A straight line: `x = (1 - level) z + level noise`, and the model predicts `noise - z` (FLUX, OneDiffusion)."""
+    """A straight line: `x = (1 - level) z + level noise`, and the model predicts `noise - z` (FLUX, OneDiffusion).
+
+    Levels are logit-normal: `std` is the standard deviation of their logits, `mean` is added to the means.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
 
     def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
-        """One logit-normal level (standard deviation 1) per mean in `mu`, float64."""
-        return torch.sigmoid(torch.randn(mu.shape, generator=draws, dtype=torch.float64) + mu)
+        """One level per mean in `mu`, float64."""
+        return torch.sigmoid(torch.randn(mu.shape, generator=draws, dtype=torch.float64) * self.std + (mu + self.mean))
+
+    def importance(self, level: Tensor) -> Tensor:
+        """What an error at a level counts in a loss."""
+        return torch.ones_like(level)
 
     def mix(self, z: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         return (1 - level) * z + level * noise
@@ -58,10 +69,12 @@ class Flow:
 class Ddpm:
     """SDXL's variance-preserving path of 1000 steps, on which the model predicts the noise (arXiv 2006.11239).
 
-    Its level is step / 1000, step 0..999; the betas are diffusers' `scaled_linear`, .00085 to .012.
+    Its level is step / 1000, step 0..999; the betas are diffusers' `scaled_linear`, .00085 to .012. `min_snr` is the
+    largest signal-to-noise ratio at which an error counts in full (arXiv 2303.09556); 0 lets all count alike.
     """
 
     steps: int = 1000
+    min_snr: float = 0.0
 
     def levels(self, draws: torch.Generator, mu: Tensor) -> Tensor:
         """One uniform level per element of `mu`, float64; the values of `mu` are not used."""
@@ -82,6 +95,13 @@ class Ddpm:
 
     def target(self, z: Tensor, noise: Tensor) -> Tensor:
         return noise
+
+    def importance(self, level: Tensor) -> Tensor:
+        """What an error at a level counts in a loss: min(snr, `min_snr`) / snr, of a prediction of noise."""
+        if not self.min_snr:
+            return torch.ones_like(level)
+        share = self.alpha_bar(level)
+        return ((1 - share) / share * self.min_snr).clamp(max=1.0).to(level)
 
 
 # ---- shifts ------------------------------------------------------------------------------------------------------
@@ -112,12 +132,14 @@ class Noisy(NamedTuple):
     Attributes:
         x: B x S x C, noised; `level`: B x S in [0, 1], the timestep of each token.
         target: B x S x C; `weight`: B x S, 0 where there is no loss.
+        importance: B x S, what an error counts in training beside it.
     """
 
     x: Tensor
     level: Tensor
     target: Tensor
     weight: Tensor
+    importance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,18 +182,19 @@ class Objective:
         return spread * batch.generated if self.time == "clean" else spread
 
     def corrupt(self, batch: LatentBatch, seed: int, level: Tensor | None = None) -> Noisy:
-        """A batch noised by draws of its own walks, or at `level`: B floats."""
+        """A batch noised by draws of its own walks, or at `level`, B floats, where all errors count alike."""
         drawn = self._levels(batch, seed) if level is None else level[:, None]
         times = self.timesteps(drawn.to(batch.z), batch)
         noise = _noise(batch, seed, "noise")
         noised, one = self.noised(batch)[..., None], times[..., None]
         x = torch.where(noised, self.path.mix(batch.z, noise, one), batch.z)
         weight = torch.ones_like(times) if self.loss == "all" else batch.generated.to(times)
-        return Noisy(x, times, self.path.target(batch.z, noise), weight)
+        importance = self.path.importance(times) if level is None else torch.ones_like(times)
+        return Noisy(x, times, self.path.target(batch.z, noise), weight, importance)
 
     def loss_of(self, predicted: Tensor, noisy: Noisy) -> Tensor:
         """B, the weighted mean of squared errors of each sample; it does not depend on how a batch is split."""
-        errors = (predicted.to(noisy.target.dtype) - noisy.target).square().mean(-1)
+        errors = (predicted.to(noisy.target.dtype) - noisy.target).square().mean(-1) * noisy.importance
         return (noisy.weight * errors).sum(1) / noisy.weight.sum(1)
 
     def sample(
@@ -244,3 +267,24 @@ def objective_of(name: str, shift: Shift | None = None) -> Objective:
     if isinstance(preset.path, Ddpm):
         raise ValueError(f"shift: {shift!r}; allowed for {name}, whose steps are drawn evenly: none")
     return replace(preset, shift=shift)
+
+
+def objective_for(config: TrainConfig) -> Objective:
+    """The objective of a recipe, with its shift and weights.
+
+    Raises:
+        ValueError: as `objective_of`, or a weight that its path does not have.
+    """
+    objective = objective_of(config.objective, config.shift)
+    path = objective.path
+    flow = isinstance(path, Flow)
+    named = {"logit_mean": 0.0, "logit_std": 1.0} if not flow else {"min_snr": 0.0}
+    for name, neutral in named.items():
+        if (value := getattr(config, name)) != neutral:
+            raise ValueError(f"{name}: {value}; allowed for {config.objective}, {_PATHS[flow]}: {neutral:g}")
+    if isinstance(path, Ddpm):
+        return replace(objective, path=replace(path, min_snr=config.min_snr))
+    return replace(objective, path=replace(path, mean=config.logit_mean, std=config.logit_std))
+
+
+_PATHS = {True: "whose path is a flow", False: "whose steps are drawn evenly"}

@@ -23,7 +23,7 @@ from graphbuild_train import checkpoint, preflight, resume
 from graphbuild_train.bases import base_class, tiny
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.journal import Journal
-from graphbuild_train.objective import objective_of
+from graphbuild_train.objective import objective_for
 from graphbuild_train.preflight import Setup
 from graphbuild_train.task_list import lists_of
 
@@ -57,9 +57,9 @@ class Plan:
         preflight.check(config)
         with self.accelerator.main_process_first():
             self.model_name = tiny.made(config.model or base_class(config.base).checkpoint, config.base, out)
-        self.objective = objective_of(config.objective, config.shift)
+        self.objective = objective_for(config)
         shown = (console or Console(stderr=True)) if self.main else Console(quiet=True)
-        self.journal = Journal(out, shown, first=self.step, last=config.steps)
+        self.journal = Journal(out, shown, first=self.step, last=config.steps, loggers=config.watch.loggers)
 
     @property
     def dtype(self) -> torch.dtype:

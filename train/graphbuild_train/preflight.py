@@ -18,7 +18,7 @@ from graphbuild.tasks.config import Split
 from graphbuild.tasks.mixture import Sampler, TaskMixture
 from graphbuild.tasks.paths import PathSet, Places
 from graphbuild.tasks.sampler import PathSampler
-from graphbuild_train import optimiser, quantise
+from graphbuild_train import optimiser, quantise, trackers
 from graphbuild_train.bases import base_class, plan_base
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch
@@ -27,7 +27,7 @@ from graphbuild_train.forecast import GIB, MARGIN, Copies, Forecast, forecast, f
 from graphbuild_train.lora import LoraCount, add_lora
 from graphbuild_train.memory import peak_bytes
 from graphbuild_train.model_setup import spare
-from graphbuild_train.objective import objective_of
+from graphbuild_train.objective import objective_for
 
 AUTO = (0, 4, 2, 1)
 """What `checkpointing: auto` tries, by how much it keeps."""
@@ -53,7 +53,7 @@ class Setup:
 def lines(setup: Setup) -> Iterator[str | Table]:
     """Lines and tables to print before training."""
     config = setup.config
-    yield f"{config.base} {setup.model}, {config.objective}, LoRA {config.lora.layers} r={config.lora.rank}"
+    yield f"{config.base} {setup.model}, {config.objective}, LoRA {config.lora.where} r={config.lora.rank}"
     yield f"LoRA: {setup.lora}"
     rows, columns = largest_grid(setup.sampler)
     largest = pass_of(setup.config, setup.base, rows, columns, setup.processes)
@@ -91,6 +91,8 @@ def check(config: TrainConfig) -> None:
         ValueError: a field and its value, and what is allowed.
     """
     base_class(config.base).check(config)
+    objective_for(config)
+    trackers.check(config.watch.loggers)
     quantise.check(config.quantise)
     optimiser.check(config.optimiser)
 
@@ -126,10 +128,11 @@ def planned(config: TrainConfig, model: str) -> tuple[Base, LoraCount]:
         ValueError: there is no such checkpoint, or the recipe does not fit it.
     """
     dtype = getattr(torch, config.dtype)
-    objective = objective_of(config.objective, config.shift)
-    base = plan_base(config.base, model, objective, dtype=dtype, revision=config.revision)
+    base = plan_base(config.base, model, objective_for(config), dtype=dtype, revision=config.revision)
     with torch.device("meta"):
-        count = add_lora(base.bare, config.lora, base.targets(config.lora.layers), seed=config.seed)
+        count = add_lora(
+            base.bare, replace(config.lora, init="zero"), base.targets(config.lora.layers), seed=config.seed
+        )
     nn.Module.to(base.bare, dtype)  # as autocast has it in a pass
     return base, count
 

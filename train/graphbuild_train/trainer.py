@@ -27,7 +27,7 @@ from graphbuild.data import GridBatch, GridTasks, collate
 from graphbuild.errors import GraphError
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.tasks.mixture import Sampler
-from graphbuild_train import checkpoint, lora, optimiser, preflight, resume
+from graphbuild_train import checkpoint, lora, optimiser, pissa, preflight, resume
 from graphbuild_train.bases import load_base
 from graphbuild_train.caches import give_caches, say_ahead
 from graphbuild_train.checkpoint import Checkpoint
@@ -86,7 +86,10 @@ class Trainer(Plan):
                 guidance=config.guidance, hole_fill=config.cells.hole_fill, quantise=config.quantise, text=config.text,
                 shard=self.sharded,
             )  # fmt: skip
-            lora.add_lora(self.base.bare, config.lora, self.base.targets(config.lora.layers), seed=config.seed)
+            saved, targets = self.restored.lora if self.restored else {}, self.base.targets(config.lora.layers)
+            update, start = pissa.parts(saved) if config.lora.init == "pissa" else (saved, {})
+            lora.add_lora(self.base.bare, config.lora, targets, seed=config.seed, start=start)
+            self.start = lora.start_of(self.base.bare)
             if self.sharded:
                 shard(self.base.bare, self.accelerator.device)
         self.lora = lora.lora_state(self.base.bare)
@@ -97,7 +100,7 @@ class Trainer(Plan):
         self.whole = True
         """Whether parameters, optimiser and journal are those of `step`; not while a step updates them."""
         if self.restored:
-            self._restore(self.restored)
+            self._restore(update, self.restored)
         elif config.init:
             go_on_from(Path(config.init), self.base)
             self.ema = {name: value.clone() for name, value in self.lora.items()} if self.ema else {}
@@ -125,10 +128,10 @@ class Trainer(Plan):
         say_ahead(self.base, (sample.prompt for sample in tasks), config)
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, saved: Checkpoint) -> None:
-        lora.load_lora(self.base.bare, saved.lora)
-        self.ema = {name: saved.ema[name].to(own.device) for name, own in self.ema.items()}
-        self.saved_average = saved.ema
+    def _restore(self, update: Mapping[str, Tensor], saved: Checkpoint) -> None:
+        lora.load_lora(self.base.bare, update)
+        self.saved_average = pissa.parts(saved.ema)[0] if self.start else saved.ema
+        self.ema = {name: self.saved_average[name].to(own.device) for name, own in self.ema.items()}
         checkpoint.set_rng_state(saved.rng)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
@@ -343,8 +346,8 @@ class Trainer(Plan):
         """Write a checkpoint of the steps done."""
         saved = Checkpoint(
             step=self.step, next=self.step * self.config.batch, seed=self.config.seed, config=self.document(),
-            snapshot=self.sampler.snapshot, lora=self.lora, ema=self.average,
-            optimiser=optimiser.state_of(self.optimiser),
+            snapshot=self.sampler.snapshot, lora=pissa.difference(self.lora, self.start),
+            ema=pissa.difference(self.average, self.start), optimiser=optimiser.state_of(self.optimiser),
             rng=checkpoint.rng_state(), part=self.base.denoiser,
             header=header_of_run(self.config, self.base, graphs=self.graphs, model=self.model_name, steps=self.step),
         )  # fmt: skip
@@ -387,8 +390,8 @@ class Trainer(Plan):
         if self.main:
             with self.finished():
                 export_run(
-                    self.out, self.config, self.base, graphs=self.graphs, model=self.model_name, state=self.lora,
-                    steps=self.step,
+                    self.out, self.config, self.base, graphs=self.graphs, model=self.model_name,
+                    state=pissa.difference(self.lora, self.start), steps=self.step,
                 )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return self.out / "pytorch_lora_weights.safetensors"

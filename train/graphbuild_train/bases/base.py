@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -16,7 +17,7 @@ from graphbuild.tasks.config import HoleFill
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases.sdedit import enlarged
 from graphbuild_train.batch import LatentBatch, stacked
-from graphbuild_train.config import Draws, Quantise, Text, TrainConfig, WatchConfig
+from graphbuild_train.config import Draws, Layers, Quantise, Text, TrainConfig, WatchConfig
 from graphbuild_train.disk_cache import DiskCache
 from graphbuild_train.forecast import Work
 from graphbuild_train.latent_cache import LatentCache
@@ -27,8 +28,6 @@ from graphbuild_train.quantise import pack, while_loading
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Layers = Literal["attn", "attn_ff", "all"]
 
 UNKNOWN_LICENCE = {"license": "other", "license_name": "see-base-model"}
 
@@ -152,10 +151,16 @@ class Base(ABC):
         return next(weight.dtype for weight in frozen if weight.is_floating_point())
 
     def targets(self, layers: Layers) -> list[str]:
-        """Full names of the linear layers that a LoRA goes into."""
+        """Full names of the linear layers that a LoRA goes into.
+
+        Raises:
+            ValueError: a pattern that fits none.
+        """
         linears = [name for name, module in self.bare.named_modules() if isinstance(module, nn.Linear)]
         if layers == "all":
             return linears
+        if not isinstance(layers, str):
+            return _fitting(layers, linears)
         wanted = self.attention + (self.feed_forward if layers == "attn_ff" else ())
         return [name for name in linears if f".{name}".endswith(tuple(f".{end}" for end in wanted))]
 
@@ -305,3 +310,15 @@ class Base(ABC):
     @abstractmethod
     def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
         """Generate one picture per hole of each task, left to right, with the sampler that users of the LoRA have."""
+
+
+def _fitting(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that a pattern fits, whole or from a dot on, in their order."""
+    chosen = set[str]()
+    for pattern in patterns:
+        found = {name for name in names if fnmatchcase(f".{name}", f"*.{pattern}")}
+        if not found:
+            some = ", ".join(names[:: max(1, len(names) // 6)])
+            raise ValueError(f"lora.layers: {pattern!r} fits none of {len(names)} linear layers, such as {some}")
+        chosen |= found
+    return [name for name in names if name in chosen]

@@ -18,9 +18,9 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.cells import FILLS
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux
-from graphbuild_train.bases.base import Base, Layers
+from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, check_sides, floats, holes_in_row, views
-from graphbuild_train.config import TrainConfig
+from graphbuild_train.config import Layers, TrainConfig
 from graphbuild_train.forecast import Work, transformer_work
 from graphbuild_train.objective import generator
 

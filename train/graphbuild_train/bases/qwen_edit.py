@@ -15,9 +15,9 @@ from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.masks import masks
 from graphbuild.tasks.paths import load
 from graphbuild_train.bases import flux
-from graphbuild_train.bases.base import Base, Layers
+from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, stacked, views
-from graphbuild_train.config import TrainConfig
+from graphbuild_train.config import Layers, TrainConfig
 from graphbuild_train.forecast import Work
 from graphbuild_train.objective import generator
 

@@ -36,7 +36,7 @@ ComfyUI and kohya's tools read another form: `graphbuild-train export FOLDER --f
 | | |
 |---|---|
 | objective | `{objective}`, noise levels shifted: {shift} |
-| LoRA | {layers} layers, rank {rank}, alpha {alpha}, {bias} bias |
+| LoRA | {layers}, rank {rank}, alpha {alpha}, {bias} bias{init} |
 | steps | {steps_done} of {batch} grid tasks, learning rate {learning_rate}{average} |
 | tasks | `{paths}`, cells of {resolution} x {resolution} px in area |
 | empty cells | {hole_fill} while training |
@@ -105,12 +105,22 @@ def card_text(
             "note": _BIASES if lora["bias"] else "",
             "alpha": lora["rank"] if lora["alpha"] is None else lora["alpha"],
             "bias": "with" if lora["bias"] else "without",
+            "layers": _layers(lora["layers"]),
+            "init": f", begun with PiSSA (rank {2 * lora['rank']} in this file)" if _pissa(lora) else "",
             "average": f", moving average {optimiser['ema']}" if optimiser["ema"] else "",
             "licence": licence.get("license_name", licence["license"]),
             "data": "\n".join(counted) or "- none recorded",
         }
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{text}"
+
+
+def _layers(layers: str | Sequence[str]) -> str:
+    return f"{layers} layers" if isinstance(layers, str) else f"layers `{'`, `'.join(layers)}`"
+
+
+def _pissa(lora: Mapping[str, Any]) -> bool:
+    return lora.get("init") == "pissa"
 
 
 def _lists(recipe: Mapping[str, Any]) -> list[str]:
