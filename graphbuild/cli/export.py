@@ -32,21 +32,29 @@ def export(
     where: WhereOption = None,
     split: Annotated[str | None, typer.Option(help="Only items of this split of the source.")] = None,
     snapshot: SnapshotOption = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Then upload it to this data set of the Hub.")
+    ] = None,
 ) -> None:
     """Write pictures and annotations in a layout that others read without graphbuild, with a card of their licences.
 
     Examples:
 
-      graphbuild export photos-graph --to photos-hf --format datasets
+      graphbuild export photos-graph --to photos-hf --format datasets --push my-name/photos
 
       graphbuild export photos-graph --to train --format visualcloze --where '{quality: {">=": 3}}'
     """
     from graphbuild.cli.exclude import conditions
+    from graphbuild.store.export.hub import check_push
+    from graphbuild.store.export.hub import push as upload
+    from graphbuild.store.export.run import NOTES
     from graphbuild.store.export.run import export as write
     from graphbuild.store.graph import Graph
     from graphbuild.store.locations import local_path
 
     with refusing():
+        if push is not None:
+            check_push(push)
         opened = Graph.open(graph, snapshot=snapshot)
         names = [name.strip() for name in (kinds or "").split(",") if name.strip()]
         with ticking("shards", len(opened.shards)) as tick:
@@ -54,7 +62,9 @@ def export(
                 opened, local_path(to), form, kinds=names, where=conditions(where), split=split,
                 progress=tick,
             )  # fmt: skip
-    ERR.print(f"{out}: {counted(len(list(out.rglob('*'))), 'file')}; see {out / 'README.md'}", markup=False)
+        ERR.print(f"{out}: {counted(len(list(out.rglob('*'))), 'file')}; see {out / 'README.md'}", markup=False)
+        if push is not None:
+            ERR.print(f"pushed: {upload(out, push, 'dataset', without=NOTES)}", markup=False)
 
 
 @app.command("import")

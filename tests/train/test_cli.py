@@ -24,10 +24,11 @@ from graphbuild.store.graph import Graph
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.visualcloze import generate
-from graphbuild_train import cli, sampling
+from graphbuild_train import cli, sampling, trackers
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.export.lora_file import read_diffusers, save_diffusers
 from graphbuild_train.recipes import configured
+from tests.support.hub import hub
 from tests.support.training import Ground, grounded, metrics, recorded
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -89,6 +90,31 @@ def test_the_tiny_recipe_goes_from_a_graph_to_a_lora_that_a_fresh_pipeline_loads
     assert picture() == without
     pipe.load_lora_weights(out, weight_name=WEIGHTS)
     assert picture() != without
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the Hub's library
+def test_a_lora_is_pushed_with_its_card_and_nothing_else(
+    out: Path, ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against checkpoints and photographs on the Hub, and against a login that is missed after training."""
+    larger = ("--set", "optimiser.learning_rate=0.05", "--set", "watch={tasks: 1, samples: 1, sample_steps: 1}")
+    with hub(monkeypatch) as server:
+        again = run(ground, "--out", out, "--steps", 4, *larger, "--push", "lab/grids")
+        assert f"pushed: {server.url}/lab/grids" in again.stderr and server.private == ["models/lab/grids"]
+        files = server.repositories["models/lab/grids"]
+        assert files == {name: (out / name).read_bytes() for name in (WEIGHTS, "README.md")}
+        refused = invoke("run", "tiny", "--graph", ground.graph, "--out", tmp_path / "o", "--push", "other/grids")
+        assert refused.exit_code == 2 and "you are me on the Hub" in refused.stderr and not (tmp_path / "o").exists()
+
+
+def test_a_logger_that_is_not_installed_is_named_before_the_run(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a model that is loaded for nothing."""
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "wandb" else object())
+    options = ("--out", tmp_path / "o", "--set", "watch.loggers=[tensorboard, wandb]")
+    refused = invoke("run", "tiny", "--graph", ground.graph, *options)
+    assert refused.exit_code == 2 and "watch.loggers: 'wandb' is not installed: pip install wandb" in refused.stderr
 
 
 def test_libraries_do_not_drown_what_a_run_says(

@@ -22,6 +22,8 @@ from rich.console import Console
 
 from graphbuild.config.lookup import look_in
 from graphbuild.errors import GraphError, MissingNode
+from graphbuild.store.export.hub import check_push
+from graphbuild.store.export.hub import push as upload
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.recipes import SUFFIXES, configured, read_recipe, recipe_file
 
@@ -162,6 +164,9 @@ def run(
     model: ModelOption = None,
     sets: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Then upload the LoRA and its card to the Hub.")
+    ] = None,
 ) -> None:
     """Train a LoRA and export it. The same command resumes from the newest checkpoint.
 
@@ -185,7 +190,13 @@ def run(
         else:
             from graphbuild_train.trainer import train
 
-            typer.echo(train(config, graph, out, console=ERR))
+            if push is not None:
+                check_push(push)
+            file = train(config, graph, out, console=ERR)
+            typer.echo(file)
+            if push is not None and os.environ.get("RANK", "0") == "0":
+                address = upload(out, push, "model", only=[file.name, "README.md"])
+                ERR.print(f"pushed: {address}", markup=False)
 
 
 @app.command()

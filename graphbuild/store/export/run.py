@@ -44,6 +44,8 @@ LAYOUTS: Mapping[str, type[Layout]] = {
 
 STATE = "export.json"
 """What was asked for, and which shards are written."""
+NOTES = (STATE, ".*", ".*/*")
+"""Patterns of the files that an export needs to go on, which are no part of the data."""
 
 
 def export(
