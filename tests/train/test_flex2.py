@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,43 +13,22 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from graphbuild.data import GridBatch, GridTaskList, at_inference, collate
-from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import flux, load_base
 from graphbuild_train.bases.flex2 import Flex2
 from graphbuild_train.config import Layers
-from graphbuild_train.export.lora_file import Lora, save_diffusers
-from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES, generator
-from tests.support.annotators import build, complete
+from tests.support.bases import read_by, works_in_half_precision
 from tests.support.numerics import assert_close, error
 from tests.support.tiny_models import save_flex2
-from tests.support.tiny_models_other import Calls, trained
+from tests.support.tiny_models_other import Calls
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 FILL = OBJECTIVES["visualcloze_fill"]
 SIDE = 32
 FORWARD = 1000
 """Roundings of a pass through a small model: about ten layers with sums of about a hundred terms."""
-PATHS = PathSet(name="one", paths=(TaskPath(name="sketch", cells=("canny", "image"), targets=(1,)),))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sampler(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PathSampler:
-    out = tmp_path_factory.mktemp("flex2") / "g"
-    complete(build(photos, out, ["canny"], shard_size=18))
-    return PathSampler(Graph.open(out), PATHS, config=SamplerConfig(rows=(0, 1)), seed=3, path_repeat=2)
 
 
 @pytest.fixture(scope="module")
@@ -163,17 +141,9 @@ def test_a_lora_loads_into_the_stock_pipeline(
     layers: Layers, base: Flex2, grid: GridBatch, model: Path, tmp_path: Path
 ) -> None:
     """Guards against keys or an alpha that diffusers reads otherwise."""
-    batch = base.encode(grid, seed=0)
-    noisy = FILL.corrupt(batch, seed=1)
-    untrained = base.predict(noisy.x, noisy.level, batch)
-    trained(base, batch, layers)
-    saved = Lora(part=base.denoiser, state=lora_state(base.bare), adapter=adapter_config(base.bare))
-    save_diffusers(saved, tmp_path)
     fresh = load_base("flex2", str(model), FILL, dtype=torch.float32)
     assert type(fresh.pipe) is FluxPipeline
-    fresh.pipe.load_lora_weights(tmp_path)
-    ours = base.predict(noisy.x, noisy.level, batch)
-    assert torch.equal(fresh.predict(noisy.x, noisy.level, batch), ours) and error(ours, untrained) > 0.01
+    read_by(fresh.pipe, base, base.encode(grid, seed=0), layers, folder=tmp_path)
 
 
 def test_rows_of_two_sizes_are_no_canvas(base: Flex2, grid: GridBatch) -> None:
@@ -184,10 +154,5 @@ def test_rows_of_two_sizes_are_no_canvas(base: Flex2, grid: GridBatch) -> None:
 
 def test_a_base_in_half_precision(model: Path, grid: GridBatch, sampler: PathSampler, task: GridTask) -> None:
     """Guards against dtypes that do not meet at a door."""
-    base = load_base("flex2", str(model), FILL)
-    batch = base.encode(grid, seed=0)
-    noisy = FILL.corrupt(batch, seed=0)
-    assert base.dtype == torch.bfloat16 and batch.z.dtype == batch.extra.dtype == torch.float32  # type: ignore[union-attr]
-    assert base.predict(noisy.x, noisy.level, batch).dtype == torch.float32
     two = sampler.task(sampler.walk(0, hole=(0, 1)), SIDE)
-    assert [len(made) for made in base.sample([task, two], steps=2, guidance=3.5, seed=0)] == [1, 2]
+    works_in_half_precision(load_base("flex2", str(model), FILL), grid, [task, two], guidance=3.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,45 +13,24 @@ from diffusers import Flux2KleinPipeline
 from PIL import Image
 
 from graphbuild.data import GridBatch, GridTaskList, at_inference, collate
-from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.flux2_klein import Flux2Klein
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.config import Layers
-from graphbuild_train.export.lora_file import Lora, save_diffusers
-from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES
-from tests.support.annotators import build, complete
-from tests.support.numerics import assert_close, error
-from tests.support.tiny_models_other import Calls, save_flux2_klein, trained
+from tests.support.bases import filled, given_and_made, make_perfect, read_by, works_in_half_precision
+from tests.support.numerics import assert_close
+from tests.support.tiny_models_other import Calls, save_flux2_klein
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 KLEIN = OBJECTIVES["flux2_klein"]
 SIDE, TOKENS = 64, 16
 FORWARD = 1000
 """Roundings of a pass through a small model: about ten layers with sums of about a hundred terms."""
 LATENTS = 100 * FORWARD
 """The same for latents of a flat cell, whose standard deviation is about a tenth of their mean before it is scaled."""
-PATHS = PathSet(name="one", paths=(TaskPath(name="sketch", cells=("canny", "image"), targets=(1,)),))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sampler(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PathSampler:
-    out = tmp_path_factory.mktemp("klein") / "g"
-    complete(build(photos, out, ["canny"], shard_size=18))
-    return PathSampler(Graph.open(out), PATHS, config=SamplerConfig(rows=(0, 1)), seed=3, path_repeat=2)
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +116,7 @@ def test_a_hole_comes_first_and_further_holes_last(base: Flux2Klein, grid: GridB
 
 def test_given_cells_know_nothing_of_the_target(base: Flux2Klein, grid: GridBatch) -> None:
     """Guards against a VAE that sees several cells at once: a model would learn to read the answer."""
-    before, cells = base.encode(grid, seed=0), grid.cells.clone()
-    cells[:, -1][grid.holes] = 255 - cells[:, -1][grid.holes]
-    after = base.encode(replace(grid, cells=cells), seed=0)
-    given = ~before.generated
-    assert torch.equal(after.z[given], before.z[given])
-    assert not torch.isclose(after.z[before.generated], before.z[before.generated]).all(-1).any()
+    given_and_made(base, grid)
 
 
 def test_rows_of_two_sizes(base: Flux2Klein, grid: GridBatch) -> None:
@@ -206,14 +179,7 @@ def test_a_perfect_model_gives_the_truth_back(
 ) -> None:
     """Guards against a step of the wrong sign, statistics left out of the decoding, and holes in each other's place."""
     shown = sampler.task(sampler.walk(4, hole=holes), SIDE)
-    cells = torch.from_numpy(np.array(shown.cells(filled=True))).permute(0, 1, 4, 2, 3)
-    filled = replace(at_inference(shown), cells=cells[None])
-    truth = base.encode(filled, 0)
-
-    def oracle(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> torch.Tensor:
-        return (hidden_states - truth.z) / timestep[:, None, None]
-
-    Calls(base.bare, monkeypatch, oracle)
+    make_perfect(base, base.encode(filled(shown), 0).z, monkeypatch)
     decoded = Calls(base.pipe.vae.decoder, monkeypatch)
     base.sample([shown], steps=5, guidance=3.0, seed=0)
     sampled = [call["sample"] for call in decoded]
@@ -237,18 +203,7 @@ def test_a_lora_loads_into_the_stock_pipeline(
     layers: Layers, base: Flux2Klein, grid: GridBatch, model: Path, tmp_path: Path
 ) -> None:
     """Guards against keys or an alpha that diffusers reads otherwise."""
-    batch = base.encode(grid, seed=0)
-    noisy = KLEIN.corrupt(batch, seed=1)
-    untrained = base.predict(noisy.x, noisy.level, batch)
-    trained(base, batch, layers)
-    saved = Lora(part=base.denoiser, state=lora_state(base.bare), adapter=adapter_config(base.bare))
-    save_diffusers(saved, tmp_path)
-    pipe = Flux2KleinPipeline.from_pretrained(model)
-    pipe.load_lora_weights(tmp_path)
-    ours = base.predict(noisy.x, noisy.level, batch)
-    base.model = pipe.transformer
-    assert torch.equal(base.predict(noisy.x, noisy.level, batch), ours)
-    assert error(ours, untrained) > 0.01
+    read_by(Flux2KleinPipeline.from_pretrained(model), base, base.encode(grid, seed=0), layers, folder=tmp_path)
 
 
 def test_presets_grow(base: Flux2Klein) -> None:
@@ -260,10 +215,5 @@ def test_presets_grow(base: Flux2Klein) -> None:
 
 def test_a_base_in_half_precision(model: Path, sampler: PathSampler, task: GridTask, grid: GridBatch) -> None:
     """Guards against dtypes that do not meet at a door."""
-    base = load_base("flux2_klein", str(model), KLEIN)
-    batch = base.encode(grid, seed=0)
-    noisy = KLEIN.corrupt(batch, seed=0)
-    assert base.dtype == torch.bfloat16 and batch.z.dtype == torch.float32
-    assert base.predict(noisy.x, noisy.level, batch).dtype == torch.float32
     two = sampler.task(sampler.walk(0, hole=(0, 1)), SIDE)
-    assert [len(made) for made in base.sample([task, two], steps=2, guidance=4.0, seed=0)] == [1, 2]
+    works_in_half_precision(load_base("flux2_klein", str(model), KLEIN), grid, [task, two], guidance=4.0)

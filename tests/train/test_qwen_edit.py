@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,48 +13,32 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 
 from graphbuild.data import GridBatch, GridTaskList, at_inference, collate
-from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.grid import GridTask
-from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import preflight
 from graphbuild_train.bases import load_base, plan_base
 from graphbuild_train.bases.qwen_edit import QwenEdit
 from graphbuild_train.config import Layers, config_from
 from graphbuild_train.export.kohya import save_kohya
-from graphbuild_train.export.lora_file import Lora, save_diffusers
-from graphbuild_train.lora import adapter_config, lora_state
 from graphbuild_train.objective import OBJECTIVES, generator
-from tests.support.annotators import build, complete
-from tests.support.numerics import assert_close, error
-from tests.support.tiny_models_other import Calls, save_qwen_edit, trained
+from tests.support.bases import filled, given_and_made, make_perfect, read_by, works_in_half_precision
+from tests.support.numerics import assert_close
+from tests.support.tiny_models_other import Calls, save_qwen_edit
 
 pytestmark = pytest.mark.numeric
 QWEN = OBJECTIVES["qwen_edit"]
 SIDE, TOKENS = 32, 4
 FORWARD = 1000
 """Roundings of a pass through a small model: about ten layers with sums of about a hundred terms."""
-PATHS = PathSet(name="one", paths=(TaskPath(name="sketch", cells=("canny", "image"), targets=(1,)),))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small() -> Iterator[None]:
-    """One thread, and references of 64 x 64 pixels and not of a megapixel, for the pipeline and so for the base."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _small(one_thread: None) -> Iterator[None]:
+    """References of 64 x 64 pixels and not of a megapixel, for the pipeline and so for the base."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
         patch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", 96 * 96)
         yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sampler(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PathSampler:
-    out = tmp_path_factory.mktemp("qwen") / "g"
-    complete(build(photos, out, ["canny"], shard_size=18))
-    return PathSampler(Graph.open(out), PATHS, config=SamplerConfig(rows=(0, 1)), seed=3, path_repeat=2)
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +114,9 @@ def test_a_batch_is_its_samples(base: QwenEdit, grid: GridBatch) -> None:
 
 def test_given_cells_know_nothing_of_the_target(base: QwenEdit, grid: GridBatch) -> None:
     """Guards against a text encoder or a VAE that is shown the answer."""
-    before, cells = base.encode(grid, seed=0), grid.cells.clone()
-    cells[:, -1][grid.holes] = 255 - cells[:, -1][grid.holes]
-    after = base.encode(replace(grid, cells=cells), seed=0)
-    assert torch.equal(after.z[~before.generated], before.z[~before.generated])
+    before, after = given_and_made(base, grid)
     assert torch.equal(after.text["prompt_embeds"], before.text["prompt_embeds"])
-    assert not torch.isclose(after.z[before.generated], before.z[before.generated]).all(-1).any()
+    cells = grid.cells.clone()
     cells[:, 0] = 255 - cells[:, 0]
     other = base.encode(replace(grid, cells=cells), seed=0)
     assert not torch.equal(other.text["prompt_embeds"], before.text["prompt_embeds"])
@@ -159,12 +139,7 @@ def test_the_picture_is_the_pipelines(guidance: float, base: QwenEdit, task: Gri
 
 def test_a_perfect_model_gives_the_truth_back(base: QwenEdit, task: GridTask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against latents of training that are not those which the pipeline decodes."""
-    truth = base.encode(replace(at_inference(task), cells=_filled(task)), 0).z
-
-    def oracle(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> torch.Tensor:
-        return (hidden_states - truth) / timestep[:, None, None]
-
-    Calls(base.bare, monkeypatch, oracle)
+    make_perfect(base, base.encode(filled(task), 0).z, monkeypatch)
     decoded = Calls(base.pipe.vae.decoder, monkeypatch)
     base.sample([task], steps=4, guidance=1.0, seed=0)
     pixels = base.pipe.image_processor.preprocess(Image.fromarray(task.cells(filled=True)[-1][1]))
@@ -174,29 +149,13 @@ def test_a_perfect_model_gives_the_truth_back(base: QwenEdit, task: GridTask, mo
     assert_close(sampled, wanted, terms=5 * FORWARD, mutant=wanted * 1.01)
 
 
-def _filled(task: GridTask) -> torch.Tensor:
-    cells = [[torch.from_numpy(cell) for cell in row] for row in task.cells(filled=True)]
-    return torch.stack([torch.stack(row) for row in cells]).permute(0, 1, 4, 2, 3)[None]
-
-
 @pytest.mark.parametrize("layers", ["attn", "all"])
 def test_a_lora_loads_into_the_stock_pipeline(
     layers: Layers, base: QwenEdit, grid: GridBatch, model: Path, tmp_path: Path
 ) -> None:
     """Guards against keys or an alpha that diffusers reads otherwise, and layers without a gradient."""
-    batch = base.encode(grid, seed=0)
-    noisy = QWEN.corrupt(batch, seed=1)
-    untrained = base.predict(noisy.x, noisy.level, batch)
-    trained(base, batch, layers)
-    recipe = {"base": "qwen_edit"}
-    saved = Lora(part=base.denoiser, state=lora_state(base.bare), adapter=adapter_config(base.bare), recipe=recipe)
-    save_diffusers(saved, tmp_path)
-    pipe = QwenImageEditPlusPipeline.from_pretrained(model)
-    pipe.load_lora_weights(tmp_path)
-    ours = base.predict(noisy.x, noisy.level, batch)
-    base.model = pipe.transformer
-    assert torch.equal(base.predict(noisy.x, noisy.level, batch), ours)
-    assert error(ours, untrained) > 0.01
+    pipe, batch = QwenImageEditPlusPipeline.from_pretrained(model), base.encode(grid, seed=0)
+    saved = read_by(pipe, base, batch, layers, folder=tmp_path, recipe={"base": "qwen_edit"})
     with pytest.raises(ValueError, match="qwen_edit: the kohya format has no names for its layers here; use --format"):
         save_kohya(saved, tmp_path / "kohya.safetensors")
 
@@ -235,9 +194,4 @@ def test_a_pass_is_forecast(model: Path, base: QwenEdit, grid: GridBatch) -> Non
 
 def test_a_base_in_half_precision(model: Path, grid: GridBatch, task: GridTask) -> None:
     """Guards against dtypes that do not meet at a door."""
-    base = load_base("qwen_edit", str(model), QWEN)
-    batch = base.encode(grid, seed=0)
-    noisy = QWEN.corrupt(batch, seed=0)
-    assert base.dtype == torch.bfloat16 and batch.z.dtype == torch.float32
-    assert base.predict(noisy.x, noisy.level, batch).dtype == torch.float32
-    assert len(base.sample([task], steps=2, guidance=4.0, seed=0)[0]) == 1
+    works_in_half_precision(load_base("qwen_edit", str(model), QWEN), grid, [task], guidance=4.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,47 +13,30 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline, U
 from PIL import Image
 
 from graphbuild.data import GridBatch, GridTaskList, collate
-from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.sdxl import Sdxl
 from graphbuild_train.config import Layers, LoraConfig
-from graphbuild_train.export.lora_file import Lora, save_diffusers
-from graphbuild_train.lora import adapter_config, add_lora, lora_state
+from graphbuild_train.lora import add_lora
 from graphbuild_train.objective import OBJECTIVES, generator
-from tests.support.annotators import build, complete
-from tests.support.numerics import assert_close, error
-from tests.support.tiny_models_other import Calls, save_sdxl, trained
+from tests.support.bases import given_and_made, read_by
+from tests.support.numerics import assert_close
+from tests.support.tiny_models_other import Calls, save_sdxl
 
 FORWARD = 1000
 """Roundings of a pass through a small model: about ten layers with sums of about a hundred terms."""
 ONEPIC = OBJECTIVES["onepic"]
 SIDE = 64
 CELL = SIDE // 8
-PATHS = PathSet(name="one", paths=(TaskPath(name="sketch", cells=("canny", "image"), targets=(1,)),))
 
 # diffusers' DPM-Solver makes an array of a tensor in the way of NumPy 1
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.numeric,
+    pytest.mark.usefixtures("one_thread"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sampler(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PathSampler:
-    out = tmp_path_factory.mktemp("sdxl") / "g"
-    complete(build(photos, out, ["canny"], shard_size=18))
-    return PathSampler(Graph.open(out), PATHS, config=SamplerConfig(rows=(0, 1)), seed=3, path_repeat=2)
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +148,7 @@ def test_the_target_of_a_canvas_is_made_where_the_list_draws_it(
 
 def test_given_cells_know_nothing_of_the_target(base: Sdxl, grid: GridBatch) -> None:
     """Guards against a VAE that sees the whole canvas: a model would learn to read the answer."""
-    before, cells = base.encode(grid, seed=0), grid.cells.clone()
-    cells[:, -1][grid.holes] = 255 - cells[:, -1][grid.holes]
-    after = base.encode(replace(grid, cells=cells), seed=0)
-    given = ~before.generated
-    assert torch.equal(after.z[given], before.z[given])
-    assert not torch.isclose(after.z[before.generated], before.z[before.generated]).all(-1).any()
+    given_and_made(base, grid)
 
 
 # ---- noise and time ----------------------------------------------------------------------------------------------
@@ -259,19 +236,8 @@ def test_a_lora_loads_into_the_stock_pipeline(
     layers: Layers, base: Sdxl, grid: GridBatch, model: Path, tmp_path: Path
 ) -> None:
     """Guards against keys or an alpha that diffusers reads otherwise."""
-    batch = base.encode(grid, seed=0)
-    noisy = ONEPIC.corrupt(batch, seed=1)
-    pipe = stock(model)
-    untrained = base.predict(noisy.x, noisy.level, batch)
-    trained(base, batch, layers)
-    saved = Lora(part=base.denoiser, state=lora_state(base.bare), adapter=adapter_config(base.bare))
-    save_diffusers(saved, tmp_path)
+    read_by(stock(model), base, base.encode(grid, seed=0), layers, folder=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
-    pipe.load_lora_weights(tmp_path)
-    ours = base.predict(noisy.x, noisy.level, batch)
-    base.model = pipe.unet
-    assert torch.equal(base.predict(noisy.x, noisy.level, batch), ours)
-    assert error(ours, untrained) > 0.01
 
 
 def test_attention_is_as_large_as_in_the_paper() -> None:

@@ -27,7 +27,7 @@ from graphbuild.tasks.pictures import Picture, PictureRows
 from graphbuild.tasks.row_folder import read_rows
 from graphbuild.tasks.sampler import PathSampler
 from graphbuild.tasks.walk import Frozen
-from graphbuild_train.bases import load_base
+from graphbuild_train.bases import base_class, load_base
 from graphbuild_train.bases.base import Base
 from graphbuild_train.config import TrainConfig, config_from
 from graphbuild_train.export.lora_file import read_diffusers
@@ -135,6 +135,7 @@ class LoraSampler:
         Raises:
             ValueError: the base cannot make such a task, or cannot upscale.
         """
+        base_class(self.config.base).check_upscale(upscale)
         options = self.base.sampling(self.config.watch)
         (pictures,) = self.base.sample([task], seed=seed, **options)
         if upscale:

@@ -265,6 +265,19 @@ class Base(ABC):
             "guidance": self.sample_guidance if guidance is None else guidance,
         }
 
+    @classmethod
+    def check_upscale(cls, side: int) -> None:
+        """Refuse to enlarge pictures to the area of a square of `side`, where that is not 0 and the base cannot.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if side and not cls.editor:
+            raise ValueError(
+                f"upscale: {side}; allowed for {cls.__name__}: 0, as diffusers has no pipeline that makes a part of a "
+                "given picture anew with it"
+            )
+
     def upscaled(
         self, picture: Image.Image, words: str, *, side: int, strength: float, steps: int, guidance: float, seed: int
     ) -> Image.Image:
@@ -274,8 +287,7 @@ class Base(ABC):
         Raises:
             ValueError: the base cannot.
         """
-        if not self.editor:
-            raise ValueError(f"upscale: {side}; allowed for this base: 0, as diffusers has no pipeline for it")
+        self.check_upscale(side)
         options = {"num_inference_steps": steps, "guidance_scale": guidance}
         return enlarged(self.pipe, self.editor, picture, words, side=side, strength=strength, seed=seed, **options)
 
@@ -307,9 +319,15 @@ class Base(ABC):
         """One forward pass of `model`: noisy latents B x S x C and timesteps B x S in [0, 1] to a prediction B x S x C,
         float32."""
 
-    @abstractmethod
+    @torch.no_grad()
     def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
         """Generate one picture per hole of each task, left to right, with the sampler that users of the LoRA have."""
+        self.pipe.set_progress_bar_config(disable=True)
+        return [self.paint(task, steps, guidance, seed) for task in tasks]
+
+    @abstractmethod
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
+        """The same for one task."""
 
 
 def _fitting(patterns: Sequence[str], names: Sequence[str]) -> list[str]:

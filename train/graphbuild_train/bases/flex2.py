@@ -122,25 +122,9 @@ class Flex2(Base):
         )
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
-        assert batch.extra is not None
-        words = batch.text["prompt_embeds"]
-        velocity: Tensor = self.model(
-            hidden_states=torch.cat([x, batch.extra], -1).to(self.dtype),
-            timestep=level[:, 0],
-            pooled_projections=batch.text["pooled"],
-            encoder_hidden_states=words,
-            txt_ids=words.new_zeros(words.shape[1], 3),
-            img_ids=batch.ids,
-            return_dict=False,
-        )[0]
-        return velocity.float()
+        return flux.velocity(self, x, level, batch)
 
-    @torch.no_grad()
-    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
-        self.pipe.set_progress_bar_config(disable=True)
-        return [self._paint(task, steps, guidance, seed) for task in tasks]
-
-    def _paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         grid = at_inference(task)
         batch = self.encode(grid, seed)
         noise = torch.randn(batch.z.shape[1:], generator=generator(seed, task.walk.index, "sample"))[None]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+if TYPE_CHECKING:
+    from graphbuild_train.bases.base import Base
+    from graphbuild_train.batch import LatentBatch
 
 ATTENTION = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -84,6 +88,23 @@ def blank_text(transformer: Any, count: int) -> dict[str, Tensor]:
         "prompt_embeds": torch.zeros(count, TEXT_LENGTH, config.joint_attention_dim, **like),
         "pooled": torch.zeros(count, config.pooled_projection_dim, **like),
     }
+
+
+def velocity(base: Base, x: Tensor, level: Tensor, batch: LatentBatch, **named: Any) -> Tensor:
+    """What a FLUX.1 with further channels predicts at one level for each sample; `named` goes to the model, too."""
+    assert batch.extra is not None
+    words = batch.text["prompt_embeds"]
+    made: Tensor = base.model(
+        hidden_states=torch.cat([x, batch.extra], -1).to(base.dtype),
+        timestep=level[:, 0],
+        pooled_projections=batch.text["pooled"],
+        encoder_hidden_states=words,
+        txt_ids=words.new_zeros(words.shape[1], 3),
+        img_ids=batch.ids,
+        return_dict=False,
+        **named,
+    )[0]
+    return made.float()
 
 
 def guidance_of(transformer: Any, guidance: float, count: int) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
+from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
 from graphbuild_train.batch import LatentBatch, cells_of, check_sides, floats, stacked, views
 from graphbuild_train.config import TrainConfig
@@ -45,8 +46,7 @@ class Flux2Klein(Base):
     sample_steps, sample_guidance, editor = 50, 4.0, "Flux2KleinInpaintPipeline"
     large_encoders = ("text_encoder",)
     attention = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *flux.ATTENTION,
         *("attn.to_qkv_mlp_proj", "attn.to_out"),  # single blocks: attention and feed-forward in one
     )
     feed_forward = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
@@ -111,12 +111,8 @@ class Flux2Klein(Base):
         )[0]
         return velocity.float()
 
-    @torch.no_grad()
-    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
-        self.pipe.set_progress_bar_config(disable=True)
-        return [
-            (self._pipeline if len(task.holes) == 1 else self._euler)(task, steps, guidance, seed) for task in tasks
-        ]
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
+        return (self._pipeline if len(task.holes) == 1 else self._euler)(task, steps, guidance, seed)
 
     def _pipeline(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         """One picture by the stock pipeline."""

@@ -91,17 +91,13 @@ class FluxDev(Base):
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         return self._velocity(x, level, batch, guidance=self.guidance)
 
-    @torch.no_grad()
-    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         predict = partial(self._velocity, guidance=guidance)
-        made = []
-        for task in tasks:
-            batch = self.encode(grid := at_inference(task), seed)
-            cells = torch.split(self.objective.sample(predict, batch, steps=steps, seed=seed), batch.lengths, 1)
-            made_views = [y * len(grid.places[0]) + x for y, x in (place_of(grid, hole) for hole in task.holes)]
-            pixels = [flux.decoded(self.pipe.vae, cells[view], batch.size[view]) for view in made_views]
-            made.append([self.pipe.image_processor.postprocess(cell, output_type="pil")[0] for cell in pixels])
-        return made
+        batch = self.encode(grid := at_inference(task), seed)
+        cells = torch.split(self.objective.sample(predict, batch, steps=steps, seed=seed), batch.lengths, 1)
+        made = [y * len(grid.places[0]) + x for y, x in (place_of(grid, hole) for hole in task.holes)]
+        pixels = [flux.decoded(self.pipe.vae, cells[view], batch.size[view]) for view in made]
+        return [self.pipe.image_processor.postprocess(cell, output_type="pil")[0] for cell in pixels]
 
     def _velocity(self, x: Tensor, level: Tensor, batch: LatentBatch, *, guidance: float) -> Tensor:
         lengths, words = batch.lengths, batch.text["prompt_embeds"]

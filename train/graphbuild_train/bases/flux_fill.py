@@ -124,28 +124,12 @@ class FluxFill(Base):
         )
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
-        assert batch.extra is not None
-        words = batch.text["prompt_embeds"]
-        velocity: Tensor = self.model(
-            hidden_states=torch.cat([x, batch.extra], -1).to(self.dtype),
-            timestep=level[:, 0],
-            guidance=flux.guidance_of(self.bare, self.guidance, len(x)),
-            pooled_projections=batch.text["pooled"],
-            encoder_hidden_states=words,
-            txt_ids=words.new_zeros(words.shape[1], 3),
-            img_ids=batch.ids,
-            return_dict=False,
-        )[0]
-        return velocity.float()
+        return flux.velocity(self, x, level, batch, guidance=flux.guidance_of(self.bare, self.guidance, len(x)))
 
-    @torch.no_grad()
-    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         stage = self.pipe.generation_pipe
         stage.set_progress_bar_config(disable=True)
-        made = []
-        for task in tasks:
-            stage.image_processor.resolution = task.resolution
-            draws = generator(seed, task.walk.index, "sample")
-            options = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": 512}
-            made.append(generate(stage, task.pipeline_kwargs(), generator=draws, **options))
-        return made
+        stage.image_processor.resolution = task.resolution
+        draws = generator(seed, task.walk.index, "sample")
+        options = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": 512}
+        return generate(stage, task.pipeline_kwargs(), generator=draws, **options)

@@ -43,10 +43,7 @@ class QwenEdit(Base):
     objectives = ("qwen_edit",)
     sample_steps, sample_guidance = 40, 4.0
     large_encoders = ("text_encoder",)
-    attention = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    attention = flux.ATTENTION
     feed_forward = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
 
     @classmethod
@@ -140,12 +137,7 @@ class QwenEdit(Base):
         )[0]
         return velocity.float()
 
-    @torch.no_grad()
-    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
-        self.pipe.set_progress_bar_config(disable=True)
-        return [self._paint(task, steps, guidance, seed) for task in tasks]
-
-    def _paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         if len(task.holes) != 1:
             raise ValueError(f"{len(task.holes)} holes; {_ONE_HOLE}")
         grid = at_inference(task)

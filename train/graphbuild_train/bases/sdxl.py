@@ -126,8 +126,7 @@ class Sdxl(Base):
         )[0]
         return noise.float().flatten(2).transpose(1, 2)
 
-    @torch.no_grad()
-    def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
+    def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         from diffusers import DPMSolverMultistepScheduler
 
         # Samplers that divide latents by their scale, as SDXL's own does, would scale the given cells down.
@@ -135,10 +134,6 @@ class Sdxl(Base):
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
             timestep_spacing="trailing",  # begins at the last step, as only there a hole is pure noise
         )  # fmt: skip
-        self.pipe.set_progress_bar_config(disable=True)
-        return [self._paint(task, steps, guidance, seed) for task in tasks]
-
-    def _paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
         grid = at_inference(task)
         batch = self.encode(grid, seed)
         ((down, across),) = batch.size
