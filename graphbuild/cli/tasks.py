@@ -62,7 +62,7 @@ def tasks(
 
     with refusing():
         if graph is not None:
-            served = explain.served_tasks(Graph.open(graph), paths, _config(sampler, weights=weights))
+            served = explain.served_tasks(Graph.open(graph), paths, sampler_config(sampler, weights=weights))
         elif weights in (None, "listed") and sampler is None:
             served = explain.ServedTasks(explain.tasks(paths), 0, "")
         else:
@@ -125,7 +125,7 @@ def sample(
             "decode": decode,
         }  # fmt: skip
         cells = CellConfig(**chosen)
-        config = _config(
+        config = sampler_config(
             sampler, split=split, where=where, held_out=held_out, rows=rows, keep=keep, mask=mask, layout=layout,
             weights=weights,
         )  # fmt: skip
@@ -184,7 +184,7 @@ def explain(
     with refusing():
         opened = Graph.open(graph, snapshot=snapshot)
         if index is not None and item is None:
-            config = _config(
+            config = sampler_config(
                 sampler, split=split, where=where, held_out=held_out, rows=rows, keep=keep, mask=mask, layout=layout,
                 weights=weights,
             )  # fmt: skip
@@ -224,7 +224,7 @@ def _sampler(
     return mixture
 
 
-def _config(file: str | None, **options: Any) -> SamplerConfig:
+def sampler_config(file: str | None, **options: Any) -> SamplerConfig:
     """The switches of a file, over which the options that were given go; texts of some options are YAML.
 
     Raises:

@@ -13,7 +13,8 @@ from graphbuild.engine.rows import Key
 from graphbuild.hashing import canonical_json
 from graphbuild.store.commits import Commit
 from graphbuild.store.edges import EdgeRows
-from graphbuild.store.graph import Graph, read_node
+from graphbuild.store.graph import Graph
+from graphbuild.store.nodes import read_node
 
 Place = tuple[EdgeRows, int]
 _FACTS = ("status", "reason", "format", "width", "height", "content_hash", "score", "attrs")

@@ -20,7 +20,7 @@ from graphbuild.hashing import canonical_json, checksum, seed_of
 from graphbuild.images.codecs import codec_of
 from graphbuild.images.node import Node
 from graphbuild.store.files import Files
-from graphbuild.store.graph import read_node
+from graphbuild.store.nodes import read_node
 from graphbuild.store.parts import items_name
 from graphbuild.store.workspace import Workspace
 

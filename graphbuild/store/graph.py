@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 from graphbuild.config.lookup import suggestion
 from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
-from graphbuild.errors import CorruptNode, GraphError, MissingNode
-from graphbuild.hashing import canonical_json, checksum, digest_of
+from graphbuild.errors import GraphError, MissingNode
+from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS
 from graphbuild.store.buckets import filesystem_at
@@ -43,8 +42,9 @@ from graphbuild.store.heads import (
     with_items,
 )
 from graphbuild.store.locations import files_at
-from graphbuild.store.offsets import LazyEdge, Offsets, cached_offsets
-from graphbuild.store.parts import read_table, unreadable
+from graphbuild.store.nodes import LazyEdge, read_node
+from graphbuild.store.offsets import Offsets, cached_offsets
+from graphbuild.store.parts import read_table
 from graphbuild.store.sql import connect
 from graphbuild.store.workspace import Workspace
 
@@ -154,7 +154,11 @@ class Graph:
         return commits
 
     def unit_commits(self, annotator: str, version: str) -> list[Commit]:
-        return self._read(self._newest.get((annotator, version), []))
+        return self._read(self.unit_names(annotator, version))
+
+    def unit_names(self, annotator: str, version: str) -> list[str]:
+        """Names of the newest commits of a version, by shard; none is opened."""
+        return self._newest.get((annotator, version), [])
 
     def producers(self) -> list[tuple[str, str]]:
         """Every (annotator, version) with commits, live or not."""
@@ -361,37 +365,3 @@ class Graph:
             table = self.snapshot_table.replace_schema_metadata({"graphbuild": text})
             self.fs.publish(name, snapshot_bytes(table), workspace)
         return self.digest
-
-
-def read_node(files: Files, rows: EdgeRows, row: int) -> Node:
-    """The stored node behind an `ok` row, checked against its hash.
-
-    Raises:
-        CorruptNode: the stored bytes changed; the message names part, row and item.
-    """
-    place, item_ix, kind = rows.place(row), rows.value(row, "item_ix"), str(rows.value(row, "kind"))
-    where = f"{files.path(place.part)}: row {row}, item {item_ix}, {kind}"
-    try:
-        data = files.pread(place.part, place.offset, place.nbytes)
-    except (GraphError, FileNotFoundError) as error:
-        raise CorruptNode(f"{where}: {unreadable(files, place.part, error)}") from error
-    if (found := checksum(data)) != (recorded := rows.value(row, "content_hash")):
-        raise CorruptNode(
-            f"{where}: stored bytes hash to {found}, its edge says {recorded}; run graphbuild verify --full"
-        )
-    document = rows.commit.document
-    try:
-        attrs = json.loads(str(rows.value(row, "attrs") or "{}"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptNode(f"{where}: its attributes are no JSON ({error})") from error
-    return Node(
-        item_ix=item_ix,  # type: ignore[arg-type]
-        kind=kind,
-        variant=rows.value(row, "variant"),  # type: ignore[arg-type]
-        version=document.unit.version,
-        bytes=data,
-        format=str(rows.value(row, "format")),
-        codec=document.lineage.codec[kind],
-        attrs=attrs,
-        edge=LazyEdge.of(rows.table, row),
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild.contracts import EDGES
 from graphbuild.images.node import Node
 from graphbuild.store.cache import Arrays, Form, cached
 from graphbuild.store.commits import Commit
@@ -124,36 +123,6 @@ def cached_offsets(
         found = compute()
         names = json.loads(found["names"].tobytes())
     return Offsets(kind, version, codec, records=found["records"], attrs=found["attrs"], **names)
-
-
-class LazyEdge(Mapping[str, Any]):
-    """An edge row as a mapping, turned into Python values only when looked at: reads stay cheap."""
-
-    def __init__(self, find: Callable[[], tuple[pa.Table, int]]) -> None:
-        self._find = find
-
-    @classmethod
-    def of(cls, table: pa.Table, row: int) -> LazyEdge:
-        return cls(partial(_same, table, row))
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in EDGES.names:
-            raise KeyError(key)
-        table, row = self._find()
-        return table.column(key)[row].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(EDGES.names)
-
-    def __len__(self) -> int:
-        return len(EDGES)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-
-def _same(table: pa.Table, row: int) -> tuple[pa.Table, int]:
-    return table, row
 
 
 def build(files: Files, commits: Sequence[Commit], kind: str, num_items: int) -> Arrays:

@@ -14,7 +14,7 @@ from graphbuild.hashing import version_of
 from graphbuild.store.commits import Commit, read_commit
 from graphbuild.store.edges import EdgeRows
 from graphbuild.store.files import Files
-from graphbuild.store.graph import read_node
+from graphbuild.store.nodes import read_node
 from graphbuild.store.parts import commit_name, edges_bytes, is_as_written, read_footer, rows_digest
 
 Level = Literal["quick", "full"]

@@ -76,12 +76,12 @@ def _rows(listed: PathSet, chances: Mapping[str, float], items: Mapping[str, int
 # ---- one walk --------------------------------------------------------------------------------------------------
 
 
-def sample(sampler: PathSampler, index: int) -> Document:
-    """What grid task `index` is made of, and why. Opens only label maps whose names are in the words."""
-    walk = sampler.walk(index)
+def sample(sampler: PathSampler, chosen: int | Walk) -> Document:
+    """What a grid task, or that of a walk, is made of, and why. Opens only label maps whose names are in the words."""
+    walk = chosen if isinstance(chosen, Walk) else sampler.walk(chosen)
     task = sampler.task(walk)
     return {
-        "index": index,
+        "index": walk.index,
         "snapshot": sampler.graph.digest,
         "paths": sampler.listed.name,
         "seed": sampler.seed,

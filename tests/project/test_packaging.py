@@ -44,12 +44,13 @@ def test_the_wheel_holds_both_packages_and_their_data_and_nothing_else(wheel: Pa
         f"{package.name}/{file.relative_to(package).as_posix()}"
         for package in PACKAGES
         for file in package.rglob("*")
-        if file.suffix in {".py", ".yaml"} or file.name == "py.typed"
+        if file.suffix in {".py", ".yaml", ".html", ".css", ".js", ".svg"} or file.name == "py.typed"
     }
     expected |= {f"graphbuild/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "pipelines").rglob("*.yaml")}
     found = {file.relative_to(wheel).as_posix() for file in wheel.rglob("*") if file.is_file()}
     assert {name for name in found if ".dist-info/" not in name} == expected
     assert {"graphbuild/py.typed", "graphbuild_train/py.typed", "graphbuild/tasks/paths/graph200k.yaml"} <= expected
+    assert {"graphbuild/view/templates/item.html", "graphbuild/view/static/style.css"} <= expected
 
 
 @pytest.mark.slow

@@ -1,0 +1,229 @@
+"""Which nodes a page of the grid shows: filters, order, and where the next page goes on.
+
+A page costs what is on it: units are read in order until it is full, those without such rows are passed over by their
+counts, and a search that finds little stops after a moment and says how far it came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import urlencode
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from graphbuild.contracts import Shard, Status
+from graphbuild.errors import GraphError
+from graphbuild.view.look import Look
+
+Order = Literal["item", "score", "-score", "near"]
+_COLUMNS = ["item_ix", "kind", "variant", "status", "reason", "detail", "score", "width", "height"]
+_SEARCHED = ("key", "caption", "subject", "category", "item_id")
+_SECONDS = 0.8  # of a search that finds little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Filters and order of a grid; the empty text is any.
+
+    Attributes:
+        kind: whose nodes are shown.
+        status: `ok`, `skipped` or `failed`.
+        reason: of a node that is not ok.
+        split: the source's own.
+        text: a part of key, caption, subject, category or id.
+        low, high: bounds of the score.
+        order: by `item`, `score` (lowest first), `-score`, or `near`: nearly equal pictures beside each other.
+    """
+
+    kind: str = "image"
+    status: str = ""
+    reason: str = ""
+    split: str = ""
+    text: str = ""
+    low: float | None = None
+    high: float | None = None
+    order: Order = "item"
+
+    @classmethod
+    def of(cls, given: Mapping[str, str], kinds: Sequence[str]) -> Query:
+        """The query that the parameters of an address state.
+
+        Raises:
+            GraphError: a value that is not allowed; the message says what is.
+        """
+        names = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {name: value for name, value in given.items() if name in names and value}
+        allowed: dict[str, Sequence[str]] = {"kind": kinds, "status": get_args(Status), "order": get_args(Order)}
+        for name, choices in allowed.items():
+            if name in values and values[name] not in choices:
+                raise GraphError(f"{name} {values[name]!r}; allowed: {', '.join(choices)}")
+        values |= {name: _number(name, values[name]) for name in ("low", "high") if name in values}
+        return cls(**values)
+
+    def address(self, **changes: Any) -> str:
+        """The query as parameters of an address, those off their default."""
+        wanted = replace(self, **changes)
+        changed = {f.name: value for f in fields(self) if (value := getattr(wanted, f.name)) != f.default}
+        return urlencode(changed)
+
+
+class Hit(NamedTuple):
+    """A node of a page, and what the spine says of its item."""
+
+    item_ix: int
+    variant: int
+    status: str
+    reason: str | None
+    detail: str | None
+    score: float | None
+    width: int | None
+    height: int | None
+    facts: Mapping[str, Any]
+
+
+class Page(NamedTuple):
+    """Nodes in order.
+
+    Attributes:
+        after: where the next page begins, for `find`; empty at the end.
+        searched: how many items have been looked at, if the search stopped before the page was full.
+    """
+
+    hits: list[Hit]
+    after: str
+    searched: int | None = None
+
+
+def find(look: Look, query: Query, after: str = "", limit: int = 60) -> Page:
+    """A page of the nodes that a query asks for.
+
+    Args:
+        after: `Page.after` of the page before.
+
+    Raises:
+        GraphError: `after` is not of such a page.
+    """
+    if query.order == "item":
+        return _by_item(look, query, _place(after), limit)
+    start = _place(after)[0] + 1
+    wanted = _scored(look, query) if query.order != "near" else _near(look)
+    return _of_list(look, query, wanted, start, limit)
+
+
+def _by_item(look: Look, query: Query, after: tuple[int, int], limit: int) -> Page:
+    until, tables = time.monotonic() + _SECONDS, list[pa.Table]()
+    for shard, name in _units(look, query, after[0]):
+        tables.append(_chosen(look, query, shard, name, after))
+        if sum(table.num_rows for table in tables) > limit:
+            hits = _hits(look, pa.concat_tables(tables).slice(0, limit))
+            return Page(hits, f"{hits[-1].item_ix}.{hits[-1].variant}")
+        if time.monotonic() > until:
+            return Page(_hits(look, pa.concat_tables(tables)), f"{shard.stop - 1}.{1 << 30}", shard.stop)
+    return Page(_hits(look, pa.concat_tables(tables)) if tables else [], "")
+
+
+def _units(look: Look, query: Query, first: int) -> Iterator[tuple[Shard, str]]:
+    """The units that may hold such rows, from the shard of an item on."""
+    kind = look.edge_kind(query.kind)
+    names = look.units(kind)
+    failing = query.status in ("failed", "skipped") or query.reason
+    having = look.outcomes.units(kind, query.status, query.reason) if failing else None
+    for shard in look.shards:
+        name = names.get(shard.index)
+        if shard.stop > first and name is not None and (having is None or name in having):
+            yield shard, name
+
+
+def _chosen(look: Look, query: Query, shard: Shard, name: str, after: tuple[int, int]) -> pa.Table:
+    """The rows of a unit that a query asks for."""
+    table = look.rows(name, _COLUMNS)
+    item_ix, variant = table["item_ix"].to_numpy(), table["variant"].to_numpy()
+    wanted = (item_ix > after[0]) | ((item_ix == after[0]) & (variant > after[1]))
+    wanted &= _true(pc.equal(table["kind"], look.edge_kind(query.kind)))
+    for column in ("status", "reason"):
+        if value := getattr(query, column):
+            wanted &= _true(pc.equal(table[column], value))
+    if query.kind not in look.graph.head:
+        wanted &= _true(pc.equal(table["status"], "ok"))
+    if query.low is not None:
+        wanted &= _true(pc.greater_equal(table["score"], query.low))
+    if query.high is not None:
+        wanted &= _true(pc.less_equal(table["score"], query.high))
+    if query.text or query.split:
+        wanted &= np.isin(item_ix, _items(look, query, shard.index))
+    return table.filter(pa.array(wanted))
+
+
+def _items(look: Look, query: Query, shard: int) -> Any:
+    """The items of a shard with the text and split asked for."""
+    facts = look.facts_of_shard(shard)
+    wanted = np.ones(facts.num_rows, bool)
+    if query.split:
+        wanted &= _true(pc.equal(facts["split"], query.split))
+    if query.text:
+        found = (pc.match_substring(facts[name], query.text, ignore_case=True) for name in _SEARCHED)
+        wanted &= np.logical_or.reduce([_true(each) for each in found])
+    return facts["item_ix"].filter(pa.array(wanted)).to_numpy()
+
+
+def _scored(look: Look, query: Query) -> list[tuple[int, int]]:
+    """(item_ix, variant) of the nodes with a score in the range, in order."""
+    rows = look.scores(look.edge_kind(query.kind))
+    low, high = (-np.inf if query.low is None else query.low), (np.inf if query.high is None else query.high)
+    start, stop = np.searchsorted(rows[:, 2], low, "left"), np.searchsorted(rows[:, 2], high, "right")
+    chosen = rows[start:stop, :2].astype(int)
+    return [(int(item), int(variant)) for item, variant in (chosen[::-1] if query.order == "-score" else chosen)]
+
+
+def _near(look: Look) -> list[tuple[int, int]]:
+    return [(item, 0) for item in look.near_duplicates()[:, 1].tolist()]
+
+
+def _of_list(look: Look, query: Query, wanted: Sequence[tuple[int, int]], start: int, limit: int) -> Page:
+    """A page of a list of nodes, those that the other filters leave."""
+    until, hits, at = time.monotonic() + _SECONDS, list[Hit](), start
+    while at < len(wanted) and len(hits) < limit and (at == start or time.monotonic() < until):
+        item_ix, variant = wanted[at]
+        hits += _one(look, query, item_ix, variant)
+        at += 1
+    done, full = at >= len(wanted), len(hits) >= limit
+    return Page(hits, "" if done else f"{at - 1}.0", None if done or full else at)
+
+
+def _one(look: Look, query: Query, item_ix: int, variant: int) -> list[Hit]:
+    shard, kind = look.graph.shard_of(item_ix), look.edge_kind(query.kind)
+    if (query.text or query.split) and item_ix not in _items(look, query, shard.index):
+        return []
+    rows = look.graph.rows(item_ix, kind)
+    at = rows.find(item_ix, kind, variant)
+    hits = [] if at is None else _hits(look, rows.table.slice(at, 1))
+    return [hit for hit in hits if query.status in ("", hit.status) and query.reason in ("", hit.reason)]
+
+
+def _hits(look: Look, table: pa.Table) -> list[Hit]:
+    names = ("item_ix", "variant", "status", "reason", "detail", "score", "width", "height")
+    rows = table.select(names).to_pylist()
+    return [Hit(**row, facts=look.facts(row["item_ix"])) for row in rows]
+
+
+def _true(values: pa.ChunkedArray) -> Any:
+    return pc.fill_null(values, False).to_numpy(zero_copy_only=False)
+
+
+def _place(after: str) -> tuple[int, int]:
+    item, _, variant = after.partition(".")
+    if after and not (item.isdecimal() and variant.isdecimal()):
+        raise GraphError(f"after {after!r}: not a place between two pages; begin at the first page")
+    return (int(item), int(variant)) if after else (-1, -1)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise GraphError(f"{name} {text!r}: a score is a number") from None

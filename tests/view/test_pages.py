@@ -1,0 +1,211 @@
+"""What the viewer answers, to whom, and from what: over HTTP, without a browser."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graphbuild.errors import GraphError
+from graphbuild.store.graph import Graph
+from graphbuild.store.status import status_of
+from graphbuild.view.look import Look
+from graphbuild.view.query import Query, find
+from graphbuild.view.server import Viewer
+from tests.support.annotators import build
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def ask(viewer: Viewer, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
+    """Status, headers by lower-case name, and body."""
+    connection = http.client.HTTPConnection(*viewer.socket.getsockname()[:2], timeout=30)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, data
+
+
+@pytest.fixture
+def viewer(serve: Callable[..., Viewer], seen: Path) -> Viewer:
+    return serve(seen / "graph", training=(seen / "lora",))
+
+
+def test_counts_are_those_of_status(seen: Path) -> None:
+    graph = Graph.open(seen / "graph")
+    outcomes, status = Look(graph).outcomes, status_of(graph)
+    assert outcomes.counts() == status.kinds
+    assert outcomes.nbytes() == status.nbytes
+    told = {
+        kind: {each.reason: each.count for each in outcomes.reasons() if each.kind == kind} for kind in status.kinds
+    }
+    assert told["hed"] == {"error": 3} and told["image"] == {"undecodable": 1}
+
+
+def test_later_counts_take_over_what_was_read(seen: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRAPHBUILD_CACHE", str(tmp_path))
+    before = Look(Graph.open(seen / "graph"))
+    assert before.outcomes.counts()
+    after = Look(Graph.open(seen / "graph"))
+    monkeypatch.setattr("graphbuild.view.outcomes.read_commits", None)
+    assert after.outcomes.counts() == before.outcomes.counts()  # from the cache: no commit is opened
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100])
+@pytest.mark.parametrize(
+    "query", [{}, {"kind": "style_content"}, {"kind": "hed", "order": "-score"}, {"kind": "hed", "order": "score"}]
+)
+def test_pages_hold_every_node_once(seen: Path, query: dict[str, Any], limit: int) -> None:
+    look, after, found = Look(Graph.open(seen / "graph")), "", []
+    for _ in range(100):
+        page = find(look, Query(**query), after, limit)
+        found += [(hit.item_ix, hit.variant) for hit in page.hits]
+        if not (after := page.after):
+            break
+    edges = look.graph.edges(query.get("kind", "image")).to_pylist()
+    if "order" in query:
+        edges = sorted((edge for edge in edges if edge["status"] == "ok"), key=lambda edge: edge["score"])
+        edges = edges[::-1] if query["order"] == "-score" else edges
+    assert found == [(edge["item_ix"], edge["variant"]) for edge in edges]
+
+
+def test_filters(seen: Path) -> None:
+    look = Look(Graph.open(seen / "graph"))
+
+    def keys(**query: Any) -> list[str]:
+        return [hit.facts["key"] for hit in find(look, Query(**query)).hits]
+
+    assert keys(kind="hed", status="failed") == ["p02.jpg", "p03.png", "p08.jpg"]
+    assert keys(kind="hed", reason="error", text="P03") == ["p03.png"]
+    assert keys(reason="undecodable") == ["damaged.jpg"]
+    assert keys(order="near")[:2] == ["<img src=x onerror=alert(1)>.jpg", "p00.jpg"]
+    assert keys(order="near")[2:] == ["p04-again.jpg", "p04.jpg"]
+    assert keys(text="photograph 7") == ["p07.png"]
+    assert keys(kind="foreground") == keys(kind="foreground_mask", status="ok") != []
+    low, high = (find(look, Query(kind="hed", order="score")).hits[at].score for at in (1, 2))
+    for order in ("item", "score"):
+        assert len(keys(kind="hed", low=low, high=high, order=order)) == 2
+    with pytest.raises(GraphError, match="begin at the first page"):
+        find(look, Query(), "1.x")
+    with pytest.raises(GraphError, match="kind 'nose'; allowed: image, "):
+        Query.of({"kind": "nose"}, look.kinds)
+
+
+def test_a_picture_is_sent_once(viewer: Viewer, seen: Path) -> None:
+    status, headers, data = ask(viewer, "/thumb/2/image/0?size=144")
+    assert status == 200 and headers["content-type"] == "image/jpeg"
+    shown = np.asarray(Image.open(io.BytesIO(data)))
+    stored = Graph.open(seen / "graph").read(2, "image").array()
+    assert max(shown.shape) == 144
+    assert abs(shown.mean((0, 1)) - stored.mean((0, 1))).max() < 2
+    assert ask(viewer, "/thumb/2/image/0?size=144", If_None_Match=headers["etag"])[::2] == (304, b"")
+    assert ask(viewer, "/thumb/2/image/0?size=320", If_None_Match=headers["etag"])[0] == 200
+    assert ask(viewer, "/thumb/2/frost/0")[0] == 200  # computed
+
+
+def test_original_bytes(viewer: Viewer, seen: Path) -> None:
+    graph = Graph.open(seen / "graph")
+    for kind, media in (("image", "image/jpeg"), ("caption", "text/plain; charset=utf-8")):
+        status, headers, data = ask(viewer, f"/bytes/0/{kind}/0")
+        assert (status, headers["content-type"], data) == (200, media, graph.read(0, kind).bytes)
+        assert headers["content-disposition"].startswith("attachment; ")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/item/99", 404, "no item 99"),
+        ("/thumb/1/image/0", 404, "failed (undecodable)"),
+        ("/thumb/0/nose/0", 400, "has no kind"),
+        ("/?kind=nose", 400, "allowed: image"),
+        ("/?low=much", 400, "a score is a number"),
+        ("/versions?kind=nose", 400, "allowed: "),
+        ("/tasks?path=nothing", 400, "allowed: "),
+        ("/tasks?index=-1", 400, "whole number"),
+        ("/training/0/20/..%2f..%2fmetrics", 404, ""),
+        ("/training/7/20/x", 404, "no training folder 7"),
+        ("/static/../pages.py", 404, ""),
+        ("/static/pages.py", 404, "no file"),
+        ("/nowhere", 404, "Not Found"),
+    ],
+)
+def test_what_is_not_there(viewer: Viewer, path: str, status: int, says: str) -> None:
+    got, _, data = ask(viewer, path)
+    assert got == status and says in data.decode()
+
+
+def test_a_task_is_what_its_picture_shows(viewer: Viewer, seen: Path) -> None:
+    import graphbuild as gb
+
+    task = gb.PathSampler(gb.Graph.open(seen / "graph"), seed=3, on_missing="drop").task(7, 256)
+    page = ask(viewer, "/tasks?seed=3&index=7")[2].decode()
+    assert f"<h1>Task 7: {task.walk.path.name}</h1>" in page
+    assert str(task.instruction_full.task).partition("[")[0] in page
+    shown = np.asarray(
+        Image.open(io.BytesIO(ask(viewer, "/tasks/picture?seed=3&index=7&path=")[2])).convert("RGB"), int
+    )
+    drawn = np.asarray(task.image(), int)
+    assert shown.shape == drawn.shape and abs(shown - drawn).mean() < 3
+
+
+def test_this_machine_only(viewer: Viewer) -> None:
+    """A page elsewhere that makes its name point at this machine sees nothing."""
+    assert ask(viewer, "/", Host="graph.example:80")[0] == 403
+    assert ask(viewer, "/", Host="localhost:8321")[0] == 200
+    headers = ask(viewer, "/")[1]
+    assert headers["content-security-policy"].startswith("default-src 'self'")
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_bound_elsewhere_it_wants_the_token(serve: Callable[..., Viewer], seen: Path) -> None:
+    viewer = serve(seen / "graph", "0.0.0.0")
+    assert viewer.token and viewer.address.endswith(f"/?token={viewer.token}")
+    assert ask(viewer, "/")[0] == ask(viewer, "/?token=guess")[0] == 403
+    status, headers, _ = ask(viewer, urlsplit(viewer.address).path + "?" + urlsplit(viewer.address).query)
+    assert status == 303 and headers["location"] == "/" and "HttpOnly" in headers["set-cookie"]
+    assert ask(viewer, "/", Cookie=headers["set-cookie"].partition(";")[0])[0] == 200
+    assert ask(viewer, "/", Cookie="graphbuild-token=guess")[0] == 403
+
+
+def test_it_only_reads(viewer: Viewer, serve: Callable[..., Viewer], seen: Path) -> None:
+    assert ask(viewer, "/item/2/exclude", "POST", "why=x", Origin="http://127.0.0.1")[0] == 403
+    assert b"Exclude" not in ask(viewer, "/item/2")[2]
+    editing = serve(seen / "graph", edit=True)
+    form = ask(editing, "/item/2")[2].decode()
+    (secret,) = re.findall(r'name="secret" value="([^"]+)"', form)
+    own = f"http://127.0.0.1:{editing.socket.getsockname()[1]}"
+    for origin, given in (("http://elsewhere.example", secret), ("", secret), (own, "guess")):
+        answer = ask(editing, "/item/2/exclude", "POST", f"why=x&secret={quote(given)}", Origin=origin)
+        assert answer[0] == 403
+    assert Graph.open(seen / "graph").excluded == {}
+
+
+def test_a_graph_that_grows_is_seen(serve: Callable[..., Viewer], tmp_path: Path, own_photos: Path) -> None:
+    for file in sorted(own_photos.iterdir())[3:]:
+        file.unlink()
+    build(own_photos, tmp_path / "graph", ["canny"])
+    viewer = serve(tmp_path / "graph")
+    assert b"<option>lines</option>" not in ask(viewer, "/")[2]
+    build(own_photos, tmp_path / "graph", ["lsd"])
+    viewer.pages.looking.now(at_once=True)
+    assert b"<option>lines</option>" in ask(viewer, "/")[2]
+
+
+def test_a_shipped_page_needs_nothing_else() -> None:
+    """Everything that a page loads lies in the package: no address of another host in it."""
+    import graphbuild.view
+
+    folder = Path(graphbuild.view.__file__).parent
+    for file in [*folder.glob("templates/*"), *folder.glob("static/*")]:
+        addresses = set(re.findall(r"https?://[^\s\"'<)]+", file.read_text(encoding="utf-8")))
+        assert addresses <= {"http://www.w3.org/2000/svg"}, file
+        assert not re.search(r"\son\w+=|\sstyle=", file.read_text(encoding="utf-8")) or file.suffix == ".js", file
