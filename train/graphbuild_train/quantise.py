@@ -7,7 +7,7 @@ fp8 would keep a copy of each weight in bfloat16 from the forward pass on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -119,6 +119,15 @@ def pack(model: nn.Module, kind: Quantise) -> None:
         for name, layer in module.named_children():
             if isinstance(layer, nn.Linear) and (packed := _packed(layer, kind)):
                 setattr(module, name, PackedLinear(layer, kind, *packed))
+
+
+def keep_layout(encoder: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights anew for CPUs with AVX512-BF16: that rounds their scales to bfloat16, so
+    that embeddings would depend on the processor, and takes only layers whose rows are a multiple of 32."""
+    layers: Iterable[Any] = encoder.modules()
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def packed_bytes(layer: nn.Linear, kind: Quantise) -> int:

@@ -24,7 +24,7 @@ from graphbuild_train.latent_cache import LatentCache
 from graphbuild_train.model_setup import place
 from graphbuild_train.objective import Objective, generators
 from graphbuild_train.planned import planned_parts
-from graphbuild_train.quantise import pack, while_loading
+from graphbuild_train.quantise import keep_layout, pack, while_loading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,6 +118,8 @@ class Base(ABC):
             model, revision=revision, dtype=kept, use_safetensors=True, quantization_config=quantised
         )
         pack(getattr(pipe, cls.denoiser), quantise)
+        for encoder in encoders:
+            keep_layout(getattr(pipe, encoder))
         place(pipe, device, offloaded=text != "device", left=cls.denoiser if shard else "")
         return cls(pipe, objective, guidance=guidance, hole_fill=hole_fill)
 
