@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.utils.checkpoint import checkpoint
 
@@ -146,10 +145,8 @@ def test_a_graph_in_a_store_trains_the_same(
 def test_compiling_does_not_change_a_step(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a compiled block that leaves out its LoRA. It is what torch captures that matters, forwards and
     backwards, so that no C++ is made of it here."""
-    blocks = FluxTransformer2DModel.compile_repeated_blocks
-    monkeypatch.setattr(
-        FluxTransformer2DModel, "compile_repeated_blocks", lambda self, **o: blocks(self, backend="aot_eager", **o)
-    )
+    compile_block = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **o: compile_block(self, backend="aot_eager", **o))
     options = {"steps": 2, "sampler": {"rows": [1.0]}}
     one = ground.trained("eager", **options).out
     with uneven_passes():
