@@ -59,14 +59,14 @@ TRAINER: tuple[set[str], ...] = (
     {"bases", "task_list"},
     {"validate"},
     {"export", "preflight", "journal", "checkpoint"},
-    {"plan", "cards", "initial", "caches"},
+    {"plan", "cards", "initial", "caches", "metrics"},
     {"trainer", "sampling"},
     {"cli"},
     {"__main__"},
 )
 """Floors of graphbuild_train, lowest first: a module or folder imports from floors below, and from its own folder."""
 
-TRAINER_READS = BASE | {"data", "tasks", "store", "pipeline", ""}
+TRAINER_READS = BASE | {"data", "tasks", "store", "pipeline", "annotators", "models", ""}
 """What the trainer may import of graphbuild; "" is the public face itself."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {

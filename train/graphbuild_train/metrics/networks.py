@@ -1,0 +1,181 @@
+"""The networks behind metrics: which weights each loads, whether they are here, and what they say of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from graphbuild.images.codecs import Pixels
+from graphbuild.models.checkpoint import Checkpoint
+
+Vector = NDArray[np.float64]
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """CLIP (A. Radford et al., arXiv 2103.00020) of transformers."""
+
+    network: Any
+    processor: Any
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Clip:
+        """From a transformers folder, float32."""
+        from transformers import CLIPModel, CLIPProcessor
+
+        network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        return cls(network.eval().to(device), CLIPProcessor.from_pretrained(folder))
+
+    @torch.no_grad()
+    def picture(self, pixels: Pixels) -> Vector:
+        """Embedding of an H x W x 3 RGB uint8 picture, of length 1."""
+        said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
+        return _unit(self.network.get_image_features(**said))
+
+    @torch.no_grad()
+    def words(self, text: str) -> Vector:
+        """Embedding of a text, of length 1; what CLIP does not read is cut off."""
+        said = self.processor(text=text, return_tensors="pt", truncation=True).to(self.network.device)
+        return _unit(self.network.get_text_features(**said))
+
+
+@dataclass(frozen=True)
+class Dino:
+    """DINOv2 (M. Oquab et al., arXiv 2304.07193) of transformers."""
+
+    network: Any
+    processor: Any
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Dino:
+        """From a transformers folder, float32."""
+        from transformers import AutoImageProcessor, Dinov2Model
+
+        processors: Any = AutoImageProcessor
+        network: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        return cls(network.eval().to(device), processors.from_pretrained(folder))
+
+    @torch.no_grad()
+    def picture(self, pixels: Pixels) -> Vector:
+        """The class token of an H x W x 3 RGB uint8 picture, of length 1."""
+        said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
+        return _unit(self.network(**said).last_hidden_state[:, 0])
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """LPIPS (R. Zhang et al., arXiv 1801.03924) on VGG-16; torchmetrics brings the linear layers."""
+
+    network: nn.Module
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> Lpips:
+        """From a folder with the weights of torchvision's VGG-16 in timm's form."""
+        from safetensors.torch import load_file
+        from torchmetrics.functional.image.lpips import _NoTrainLpips  # the public class downloads a pickle
+
+        network = _NoTrainLpips(net="vgg", pnet_rand=True)
+        found = load_file(folder / "model.safetensors")
+        state = {name: found[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
+        network.net.load_state_dict(state)
+        return cls(network.to(device))
+
+    @torch.no_grad()
+    def distance(self, made: Pixels, truth: Pixels) -> float:
+        """0 for equal pictures, H x W x 3 RGB uint8."""
+        device = next(self.network.parameters()).device
+        one, other = (_tensor(each, device).div(255) for each in (made, truth))
+        return float(self.network(one, other, normalize=True))
+
+
+@dataclass(frozen=True)
+class Inception:
+    """The Inception-v3 of FID (M. Heusel et al., arXiv 1706.08500), of torch-fidelity."""
+
+    network: Any
+
+    @classmethod
+    def load(cls, file: Path, device: str) -> Inception:
+        """From the `.pth` of torch-fidelity's release."""
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        torch.load(file, weights_only=True)  # torch-fidelity would unpickle anything; this refuses all but tensors
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
+        return cls(network.to(device))
+
+    @torch.no_grad()
+    def picture(self, pixels: Pixels) -> Vector:
+        """2048 features of an H x W x 3 RGB uint8 picture."""
+        device = next(self.network.parameters()).device
+        found: Vector = self.network(_tensor(pixels, device))[0].double().cpu().numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a metric loads: the weights, and the class that they are loaded as."""
+
+    checkpoint: Checkpoint
+    load: Callable[[Path, str], Any]
+    url: str = ""
+    """Where a file that is in no hub repository comes from."""
+
+    def missing(self) -> str | None:
+        """One line on what is not on this machine and how to get it."""
+        if self.url and not self.checkpoint.local:
+            return f"{self.checkpoint.model} is not here: download {self.url}, then name the file with --weights"
+        return self.checkpoint.missing()
+
+
+def networks(weights: Mapping[str, str] | None = None) -> dict[str, Network]:
+    """The networks by name.
+
+    Args:
+        weights: other weights for some of them: a hub repository, a folder or a file.
+
+    Raises:
+        ValueError: there is no network of a name.
+    """
+    weights = weights or {}
+    if unknown := sorted(set(weights) - set(_NETWORKS)):
+        raise ValueError(f"weights: {unknown[0]!r}; allowed: {', '.join(_NETWORKS)}")
+    return {name: _with(network, weights.get(name)) for name, network in _NETWORKS.items()}
+
+
+def _with(network: Network, model: str | None) -> Network:
+    if model is None:
+        return network
+    return Network(Checkpoint(model, network.checkpoint.files), network.load, network.url)
+
+
+_NETWORKS: Mapping[str, Network] = {
+    "clip": Network(Checkpoint("openai/clip-vit-large-patch14", licence="mit", gigabytes=1.7), Clip.load),
+    "dino": Network(Checkpoint("facebook/dinov2-base", licence="apache-2.0", gigabytes=0.35), Dino.load),
+    "vgg": Network(Checkpoint("timm/vgg16.tv_in1k", ("*.json", "*.safetensors"), "bsd-3-clause", 0.55), Lpips.load),
+    "inception": Network(Checkpoint(INCEPTION, ("*.pth",), "apache-2.0", 0.1), Inception.load, INCEPTION_URL),
+}
+
+
+def cosine(one: Vector, other: Vector) -> float:
+    """Cosine of the angle between two vectors of length 1."""
+    return float(one @ other)
+
+
+def _unit(found: Any) -> Vector:
+    """A batch of one as a vector of length 1."""
+    features: Tensor = getattr(found, "pooler_output", found)
+    vector: Vector = features[0].double().cpu().numpy()
+    return vector / np.linalg.norm(vector)
+
+
+def _tensor(pixels: Pixels, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))[None].to(device)
