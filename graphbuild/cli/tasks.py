@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,15 +103,23 @@ def sample(
         str, typer.Option("--format", help="png, jsonl (ids), parquet, webdataset, or module:function.")
     ] = "png",
     out: Annotated[str, typer.Option(help="Folder for the files.")] = "grids",
+    frozen: Annotated[
+        Path | None, typer.Option(help="Write a fixed evaluation set, ids alone, to this file instead.")
+    ] = None,
+    per_path: Annotated[bool, typer.Option("--per-path", help="With --frozen: --count tasks of each path.")] = False,
     snapshot: SnapshotOption = None,
 ) -> None:
     """Draw grid tasks: a labelled PNG of each and one line of ids in walks.jsonl, or another format.
+
+    A fixed evaluation set (--frozen) names snapshot, list and settings: graphbuild-train evaluate --walks FILE.
 
     Examples:
 
       graphbuild sample sample-graph --count 6 --seed 1 --out grids
 
       graphbuild sample --data '{graph: viton, paths: viton_hd, weight: 2}' --data '{graph: coco, paths: coco}'
+
+      graphbuild sample s200k-graph --split validation --frozen evaluation.jsonl --count 32 --per-path
     """
     from graphbuild.store.locations import local_path
     from graphbuild.store.pins import keep_snapshot
@@ -137,6 +146,9 @@ def sample(
             ERR.print(f"{len(part.paths)} of {len(part.listed.paths)} paths{of} can be served", markup=False)
             if error := keep_snapshot(part.graph):
                 ERR.print(f"the snapshot is not kept: {error}", markup=False)
+        if frozen is not None or per_path:
+            typer.echo(_frozen(drawer, frozen, count, start=index, per_path=per_path))
+            return
         with ticking("grid tasks", count) as tick:
             indices = range(index, index + count)
             for file in taskfiles.write_tasks(
@@ -197,6 +209,20 @@ def explain(
         else:
             raise GraphError("explain: name ITEM and KIND, or --sample I")
     say(json.dumps(document), lines(document), as_json)
+
+
+def _frozen(drawer: Sampler, file: Path | None, count: int, **options: Any) -> Path:
+    """Write a fixed evaluation set.
+
+    Raises:
+        GraphError: no file is named, or tasks of several graphs are drawn.
+    """
+    if file is None:
+        raise GraphError("--per-path: only with --frozen FILE")
+    if len(drawer.parts) > 1:
+        raise GraphError("--frozen: the walks of one graph; freeze those of each --data by itself")
+    drawer.parts[0].frozen(count, **options).write(file)
+    return file
 
 
 def _sampler(

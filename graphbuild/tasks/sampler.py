@@ -129,10 +129,19 @@ class PathSampler:
         blocks = [indices[at : at + _BLOCK] for at in range(0, len(indices), _BLOCK)]
         return Walks.joined([self._draw(block) for block in blocks or [indices]])
 
-    def frozen(self, n: int, start: int = 0) -> Frozen:
-        """The first `n` walks as a fixed evaluation set, independent of later releases."""
+    def frozen(self, n: int, start: int = 0, *, per_path: bool = False) -> Frozen:
+        """The first `n` walks as a fixed evaluation set, independent of later releases.
+
+        Args:
+            per_path: `n` walks of each path that is drawn instead, so that rare tasks have as many as others.
+        """
         drawn = {"paths": self.listed.name, "seed": self.seed, "path_repeat": self.path_repeat, **self.drawing.switches}
-        return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in self.walks(start, n)])
+        if per_path:
+            pinned = [path.name for path in self.paths for _ in range(n)]
+            walks = [self.walk(index, path=name) for index, name in enumerate(pinned, start)]
+        else:
+            walks = [*self.walks(start, n)]
+        return Frozen({"snapshot": self.graph.digest, **drawn}, [_record(walk) for walk in walks])
 
     def task(self, walk: int | Walk, resolution: int = 384, *, cells: CellConfig = _CELLS) -> GridTask:
         """A grid task with its pictures.

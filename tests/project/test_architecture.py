@@ -61,7 +61,9 @@ TRAINER: tuple[set[str], ...] = (
     {"export", "preflight", "journal", "checkpoint"},
     {"plan", "cards", "initial", "caches", "metrics"},
     {"trainer", "sampling"},
+    {"evaluation"},
     {"cli"},
+    {"cli_evaluate"},
     {"__main__"},
 )
 """Floors of graphbuild_train, lowest first: a module or folder imports from floors below, and from its own folder."""
@@ -76,7 +78,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "jinja2": ("graphbuild/view/",),
     "starlette": ("graphbuild/view/",),
     "uvicorn": ("graphbuild/view/",),
-    "typer": ("graphbuild/cli/", "graphbuild_train/cli.py"),
+    "typer": ("graphbuild/cli/", "graphbuild_train/cli"),
     "graphbuild_train": ("graphbuild_train/",),
 }
 """Package -> the files, or folders, that may import it."""

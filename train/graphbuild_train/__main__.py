@@ -11,7 +11,7 @@ def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(stop) is not signal.SIG_IGN:
             signal.signal(stop, lambda number, _: os._exit(128 + number))
-    from graphbuild_train.cli import main as commands
+    from graphbuild_train.cli_evaluate import main as commands
 
     commands()
 

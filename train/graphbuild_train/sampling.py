@@ -108,6 +108,7 @@ class LoraSampler:
 
     Attributes:
         tasks: the lists that it was trained on, in the layout of its objective.
+        file: its weights.
 
     Raises:
         GraphError: the file has no recipe, or does not fit the base.
@@ -117,6 +118,7 @@ class LoraSampler:
         self.config = config or config_from(recipe_in(lora))
         layout = objective_of(self.config.objective).layout
         self.tasks = list(tasks or [listed.arranged(layout) for listed in tasks_in(lora)]) or lists_of(self.config)
+        self.file = weights_file(lora)
         self._lora = lora
 
     @cached_property
@@ -250,6 +252,11 @@ class LoraSampler:
         raise GraphError(f"{graph.url}: none of the recipe's data; for another graph: --set data=[] --set paths=LIST")
 
 
+def weights_file(lora: Path) -> Path:
+    """The file of a LoRA, or in a run's folder."""
+    return lora / LORA_WEIGHT_NAME_SAFE if lora.is_dir() else lora
+
+
 def columns_of(path: TaskPath, cells: Sequence[str]) -> tuple[int, ...]:
     """Positions of cells of a task.
 
@@ -269,7 +276,7 @@ def loaded(config: TrainConfig, lora: Path) -> Base:
         dtype=getattr(torch, config.dtype), revision=config.revision, hole_fill=config.cells.hole_fill,
         quantise=config.quantise, text=config.text,
     )  # fmt: skip
-    file = lora / LORA_WEIGHT_NAME_SAFE if lora.is_dir() else lora
+    file = weights_file(lora)
     try:
         if config.quantise == "none":
             base.pipe.load_lora_weights(file.parent, weight_name=file.name)

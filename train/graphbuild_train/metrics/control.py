@@ -33,7 +33,8 @@ class Controls:
     def __init__(self, graph: Graph, device: str = "cpu", weights: Mapping[str, str] | None = None) -> None:
         self.graph, self.device, self.weights = graph, device, weights or {}
         self.left_out: dict[str, str] = {}
-        self._loaded: dict[str, tuple[Annotator, Any] | None] = {}
+        self._known: dict[str, Annotator | None] = {}
+        self._models: dict[str, Any] = {}
 
     def maps(self, given: Sequence[str], made: Pixels, picture: Pixels) -> Maps:
         """For each of these kinds that can be made again: that of `made`, and that of `picture`.
@@ -42,26 +43,28 @@ class Controls:
             made: generated, H x W x 3 RGB uint8.
             picture: the item's own, fitted to the same cell, so that both are annotated at one size.
         """
-        pairs = {kind: (self._of(kind, made), self._of(kind, picture)) for kind in given if self._annotator(kind)}
+        pairs = {kind: (self._of(kind, made), self._of(kind, picture)) for kind in given if self.annotator(kind)}
         return {kind: pair for kind, pair in pairs.items() if all(each is not None for each in pair)}
 
     def _of(self, kind: str, picture: Pixels) -> Any:
         """The condition of one picture; None where the annotator finds nothing."""
-        found = self._annotator(kind)
-        assert found is not None
-        annotator, model = found
+        annotator = self.annotator(kind)
+        assert annotator is not None
+        if kind not in self._models:
+            self._models[kind] = annotator.load(self.device)
         request = Request(_ITEM, {"image": Node.computed(0, "image", picture)}, 0, 0)
-        (made,) = annotator.annotate([request], model)
+        (made,) = annotator.annotate([request], self._models[kind])
         if isinstance(made, Exception):
             raise made
         return made.nodes[kind] if isinstance(made, Derived) else None
 
-    def _annotator(self, kind: str) -> tuple[Annotator, Any] | None:
-        if kind not in self._loaded:
-            self._loaded[kind] = self._load(kind)
-        return self._loaded[kind]
+    def annotator(self, kind: str) -> Annotator | None:
+        """What makes a condition again; None, and a reason in `left_out`, if it cannot be made here."""
+        if kind not in self._known:
+            self._known[kind] = self._usable(kind)
+        return self._known[kind]
 
-    def _load(self, kind: str) -> tuple[Annotator, Any] | None:
+    def _usable(self, kind: str) -> Annotator | None:
         if kind not in READ_AGAIN or kind not in self.graph.head:
             return None
         try:
@@ -73,7 +76,7 @@ class Controls:
             self.left_out[kind] = "; ".join(missing)
         elif needs_of(annotator) != {"image": "image"}:
             self.left_out[kind] = "its annotator reads more than the picture"
-        return None if kind in self.left_out else (annotator, annotator.load(self.device))
+        return None if kind in self.left_out else annotator
 
     def _recorded(self, kind: str) -> Annotator:
         document = self.graph.commits(kind)[0].document

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from graphbuild.images.codecs import Pixels
-from graphbuild.kinds.registry import Kind
+from graphbuild.kinds.registry import KINDS, Kind
+
+PICTURES = ("image", "style", "edit")
+"""Families of kinds that show a scene, and no map of one."""
 
 Maps = Mapping[str, tuple[object, object]]
 
@@ -35,7 +38,7 @@ class Example:
     @property
     def is_picture(self) -> bool:
         """Whether it shows a scene, and no map of one."""
-        return self.kind.family in ("image", "style", "edit")
+        return self.kind.family in PICTURES
 
     @property
     def is_style(self) -> bool:
@@ -45,6 +48,4 @@ class Example:
     @property
     def restores(self) -> bool:
         """Whether it is to be restored from a degradation."""
-        from graphbuild.kinds.registry import KINDS
-
         return self.is_picture and any(KINDS[kind].family == "degradation" for kind in self.given if kind in KINDS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,15 @@ class Network:
     load: Callable[[Path, str], Any]
     url: str = ""
     """Where a file that is in no hub repository comes from."""
+    libraries: tuple[str, ...] = ()
+    """Import names that it needs beyond the extra `train`."""
 
     def missing(self) -> str | None:
         """One line on what is not on this machine and how to get it."""
+        if absent := [name for name in self.libraries if find_spec(name) is None]:
+            return f"Python packages {', '.join(absent)} are missing: pip install 'graphbuild[evaluate]'"
         if self.url and not self.checkpoint.local:
-            return f"{self.checkpoint.model} is not here: download {self.url}, then name the file with --weights"
+            return f"{self.checkpoint.model} is not here: download {self.url}, then: --weights inception=FILE"
         return self.checkpoint.missing()
 
 
@@ -152,16 +157,18 @@ def networks(weights: Mapping[str, str] | None = None) -> dict[str, Network]:
 
 
 def _with(network: Network, model: str | None) -> Network:
-    if model is None:
-        return network
-    return Network(Checkpoint(model, network.checkpoint.files), network.load, network.url)
+    return network if model is None else replace(network, checkpoint=Checkpoint(model, network.checkpoint.files))
 
 
+_CLIP = Checkpoint("openai/clip-vit-large-patch14", licence="mit", gigabytes=1.7)
+_DINO = Checkpoint("facebook/dinov2-base", licence="apache-2.0", gigabytes=0.35)
+_VGG = Checkpoint("timm/vgg16.tv_in1k", ("*.json", "*.safetensors"), "bsd-3-clause", 0.55)
+_INCEPTION = Checkpoint(INCEPTION, ("*.pth",), "apache-2.0", 0.1)
 _NETWORKS: Mapping[str, Network] = {
-    "clip": Network(Checkpoint("openai/clip-vit-large-patch14", licence="mit", gigabytes=1.7), Clip.load),
-    "dino": Network(Checkpoint("facebook/dinov2-base", licence="apache-2.0", gigabytes=0.35), Dino.load),
-    "vgg": Network(Checkpoint("timm/vgg16.tv_in1k", ("*.json", "*.safetensors"), "bsd-3-clause", 0.55), Lpips.load),
-    "inception": Network(Checkpoint(INCEPTION, ("*.pth",), "apache-2.0", 0.1), Inception.load, INCEPTION_URL),
+    "clip": Network(_CLIP, Clip.load),
+    "dino": Network(_DINO, Dino.load),
+    "vgg": Network(_VGG, Lpips.load, libraries=("torchmetrics",)),
+    "inception": Network(_INCEPTION, Inception.load, INCEPTION_URL, ("torchmetrics", "torch_fidelity")),
 }
 
 
