@@ -31,12 +31,12 @@ from tests.support.tiny_checkpoints_dense import ATR
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-PAIRS = 6
+PAIRS = 4
 OF_EDITS = ("edit_global.hed", "edit_global.lines", "reference.hed", "reference.pose", "reference.boxes")
 OF_SOME = "edit_global.foreground_mask"
 """What `grabcut` finds in edits that are noise: something, or nothing and then it skips."""
-PARTS_BEFORE_KILL = 45
-"""Of about 180; more than the conditions of the first shards, less than the edits of the last."""
+PARTS_BEFORE_KILL = 30
+"""Of about 120; more than the conditions of the first shard, less than the edits of the second."""
 
 
 @pytest.fixture(scope="module")
