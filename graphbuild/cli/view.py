@@ -1,4 +1,4 @@
-"""The command that shows a graph in a browser."""
+"""The commands that show a graph: in a browser, and in one file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from graphbuild.cli.application import app
-from graphbuild.cli.console import ERR, GraphArgument, PathsOption, SamplerOption, refusing
+from graphbuild.cli.console import ERR, GraphArgument, PathsOption, SamplerOption, SnapshotOption, refusing
 from graphbuild.errors import GraphError
 
 
@@ -54,6 +54,37 @@ def view(
     if opens:
         webbrowser.open(viewer.address)
     viewer.run()
+
+
+@app.command()
+def report(
+    graph: GraphArgument,
+    out: Annotated[str, typer.Option(help="The file to write.")] = "report.html",
+    snapshot: SnapshotOption = None,
+    paths: PathsOption = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also draw a sheet of pictures into the graph, for its dataset card.")
+    ] = False,
+) -> None:
+    """Write a graph's report, one HTML file that needs nothing else: coverage, failures, pictures, speeds, licences.
+
+    Example:
+
+      graphbuild report sample-graph --out report.html
+    """
+    from graphbuild.store.files import replacing
+    from graphbuild.store.graph import Graph
+    from graphbuild.store.locations import local_path
+
+    with refusing():
+        with extra("report"):
+            from graphbuild.view import report as reporting
+        if card:
+            reporting.write_sheet(graph)
+        text = reporting.report(Graph.open(graph, snapshot=snapshot), paths)
+        with replacing(local_path(out)) as file:
+            file.write(text.encode())
+    typer.echo(out)
 
 
 @contextmanager

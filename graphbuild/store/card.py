@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
@@ -19,6 +20,7 @@ from graphbuild.store.exclusions import exclusion_names, newest_name
 from graphbuild.store.files import Files
 from graphbuild.store.graph import Graph
 from graphbuild.store.heads import head_names
+from graphbuild.store.parts import read_table
 from graphbuild.store.workspace import Workspace
 
 _TEXT = """
@@ -35,10 +37,24 @@ Plain Parquet; `datasets.load_dataset("{path}", "<kind>")` reads one kind.
 (and `variant`). Licences and attributions are columns of `items`.
 """
 
+_MOST_LICENCES = 10
 _EXCLUDED = """
 **{count} must not be used**: their `item_id` and why are in `{name}`.
 """
 
+
+_FIGURES = """
+## Figures
+
+| kind | skipped | failed | size |
+|---|---|---|---|
+{rows}
+
+Licences: {licences}.
+"""
+
+SHEET = "sheet.jpg"
+"""A picture of nodes beside the card, which shows it; `graphbuild report --card` draws it."""
 
 _LAST_LINE = re.compile(r"<!-- graphbuild (.*) -->\n")
 
@@ -62,6 +78,9 @@ def write_card(graph: Graph, workspace: Workspace) -> None:
     text, (found, check) = card_text(graph), _found(graph.fs)
     if found == text and check is None:
         return  # of a release that pinned nothing
+    if check is not None and graph.fs.exists(SHEET) and set(exclusion_names(graph.fs)) - set(check.exclusions):
+        graph.fs.remove(SHEET)  # it may show what is excluded now
+    text += _figures(graph)
     check = CardCheck(
         graph=check.graph if check else graph.document,
         exclusions=_pinned(graph.fs, exclusion_names(graph.fs), check.exclusions if check else {}),
@@ -132,6 +151,30 @@ def _excluded(graph: Graph) -> str:
     if not count:
         return ""
     return _EXCLUDED.format(count="1 item" if count == 1 else f"{count} items", name=newest_name(graph.fs))
+
+
+def _figures(graph: Graph) -> str:
+    """What is not there, what it takes, under which licences; and the sheet, if there is one."""
+    rows = []
+    for kind in sorted(graph.head, key=lambda kind: (kind != "image", kind)):
+        documents = [commit.document for commit in graph.commits(kind)]
+        lost = [sum(document.counts[kind].get(status, 0) for document in documents) for status in ("skipped", "failed")]
+        nbytes = sum(part.nbytes for document in documents for part in document.parts if part.kind == kind)
+        rows.append(f"| {kind} | {lost[0]} | {lost[1]} | {nbytes / 1e6:.1f} MB |")
+    said = Counter(
+        licence
+        for name in graph.names_of("items")
+        for licence in read_table(graph.fs, name, ["licence"])[0].to_pylist()
+    )
+    named = ", ".join(f"{_words(licence)} ({count})" for licence, count in said.most_common(_MOST_LICENCES))
+    sheet = f"\n![Nodes of the first items]({SHEET})\n" if graph.fs.exists(SHEET) else ""
+    return _FIGURES.format(rows="\n".join(rows), licences=named or "no items") + sheet
+
+
+def _words(licence: str | None) -> str:
+    """A licence as text of Markdown: it may be anybody's."""
+    shown = re.sub(r"[^\w .,:;/()+-]", " ", licence or "not said").strip()
+    return shown[:80] or "not said"
 
 
 def _config(graph: Graph, what: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -162,12 +162,11 @@ class Pages:
         computed = [
             kind for kind in look.kinds if kind not in look.graph.head and self._can_compute(look, item_ix, kind)
         ]
-        words = {box.key: stored(look.graph, Address(item_ix, box.kind, box.variant)).text
-                 for box in drawn.boxes if box.ok and not box.pictured}  # fmt: skip
-        near = [s.stop for s in look.shards[-1:]]
         return self._page(
-            "item.html", item_ix=item_ix, facts=facts, drawn=drawn, words=words, computed=computed,
-            excluded=look.why_excluded(facts), last=(near[0] if near else 1) - 1, is_image=_is_image,
+            "item.html", item_ix=item_ix, facts=facts, drawn=drawn, computed=computed,
+            source=lambda box: f"/thumb/{item_ix}/{quote(box.kind)}/{box.variant}?size={SIZES[1]}",
+            words=lambda box: stored(look.graph, Address(item_ix, box.kind, box.variant)).text,
+            excluded=look.why_excluded(facts), last=look.graph.num_items - 1,
         )  # fmt: skip
 
     def _can_compute(self, look: Look, item_ix: int, kind: str) -> bool:
@@ -361,7 +360,3 @@ def _integer(request: Request, name: str, default: int) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise GraphError(f"{name} {text!r}: a whole number, not negative")
     return int(text)
-
-
-def _is_image(kind: str) -> bool:
-    return KINDS[kind].family == "image" if kind in KINDS else False
