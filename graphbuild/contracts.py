@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -186,6 +187,14 @@ class RunReport(Document):
     retriable: int = Field(description="failed rows in the graph that may succeed another time")
     snapshot: str | None
 
+    def _repr_html_(self) -> str:
+        """For notebooks: what each annotator did."""
+        names = ("units", "ok", "skipped", "failed", "reused")
+        rows = [(html.escape(name), *(getattr(did, key) for key in names)) for name, did in self.annotators.items()]
+        lines = [f"<tr>{''.join(f'<td>{value}</td>' for value in row)}</tr>" for row in [("annotator", *names), *rows]]
+        told = f"{html.escape(self.graph)}: {self.units_done} of {self.units_wanted} units in {self.seconds:.1f} s"
+        return f"<p>{told}</p><table>{''.join(lines)}</table>"
+
 
 class StatusDocument(Document):
     """`graphbuild status --json`."""
@@ -310,23 +319,13 @@ PARENT = pa.struct(
 )  # fmt: skip
 
 _EDGE_HEAD: list[tuple[str, pa.DataType]] = [
-    ("item_ix", pa.int64()),
-    ("kind", pa.string()),
-    ("variant", pa.int32()),
-    ("status", pa.string()),
-    ("reason", pa.string()),
-    ("detail", pa.string()),
-    ("parents", pa.list_(pa.field("element", PARENT))),
-]
+    ("item_ix", pa.int64()), ("kind", pa.string()), ("variant", pa.int32()), ("status", pa.string()),
+    ("reason", pa.string()), ("detail", pa.string()), ("parents", pa.list_(pa.field("element", PARENT))),
+]  # fmt: skip
 _EDGE_TAIL: list[tuple[str, pa.DataType]] = [
-    ("format", pa.string()),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("content_hash", pa.string()),
-    ("score", pa.float64()),
-    ("seed", pa.int64()),
-    ("attrs", pa.string()),
-]
+    ("format", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("content_hash", pa.string()),
+    ("score", pa.float64()), ("seed", pa.int64()), ("attrs", pa.string()),
+]  # fmt: skip
 
 EDGES = pa.schema([*_EDGE_HEAD, ("part", pa.string()), ("offset", pa.int64()), ("nbytes", pa.int64()), *_EDGE_TAIL])
 """One row per planned node of a unit, in (item_ix, kind, variant) order."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphbuild.images import jpeg
+from graphbuild.images import jpeg, notebook
 from graphbuild.images.codecs import Pixels, codec_of
 from graphbuild.images.colour import to_srgb
 from graphbuild.images.decode import AS_STORED, Meant, decode_image, meant
@@ -124,6 +124,13 @@ class Node:
     def text(self) -> str:
         """The stored text or JSON document."""
         return self.bytes.decode()
+
+    def _repr_png_(self) -> Any:
+        """For notebooks: the picture; a text shows itself."""
+        return None if self.codec in ("text", "json") else notebook.png_file(self.array())
+
+    def _repr_html_(self) -> str | None:
+        return notebook.quotation(self.text, self.kind) if self.codec in ("text", "json") else None
 
 
 def _grey_to_rgb(grey: Pixels) -> Pixels:

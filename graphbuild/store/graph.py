@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from graphbuild.config.lookup import suggestion
 from graphbuild.contracts import ITEMS, SNAPSHOT, GraphDocument, Live, Shard
-from graphbuild.errors import GraphError, MissingNode
+from graphbuild.errors import GraphError, MissingNode, counted
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.node import Node
+from graphbuild.images.notebook import Shown, escaped, figure, quotation, table
 from graphbuild.kinds.registry import KINDS
 from graphbuild.store.buckets import filesystem_at
 from graphbuild.store.commits import Commit, newest_spine, read_commits
@@ -343,6 +344,35 @@ class Graph:
             names = self._newest.get(key, [])
             self._shard_names[key] = {shard_index(name): name for name in names}
         return self._shard_names[key]
+
+    # ---- notebooks -------------------------------------------------------------------------------------------
+
+    def show(self, item_ix: int) -> Shown:
+        """The live nodes of an item, as a notebook shows them.
+
+        Raises:
+            MissingNode: no such item, or it is excluded.
+        """
+        shown = []
+        for kind in sorted(self.head, key=lambda kind: (kind != "image", kind)):
+            rows = self.rows(item_ix, kind)
+            for variant in range(rows.commit.document.variants[kind]):
+                row, name = rows.find(item_ix, kind, variant), f"{kind} {variant}" if variant else kind
+                if row is None or rows.value(row, "status") != "ok":
+                    shown.append(quotation("-", f"{name}: {rows.why_missing(row, item_ix, kind, variant)}"))
+                    continue
+                node = self.read(item_ix, kind, variant)
+                has_words = node.codec in ("text", "json")
+                shown.append(quotation(node.text, name) if has_words else figure(node.array(), name))
+        return Shown("".join(shown))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: where it is, and its kinds."""
+        rows = [
+            (kind, count, self.head[kind].annotator, self.head[kind].version) for kind, count in self.kinds().items()
+        ]
+        title = f"<p><b>{escaped(self.url)}</b>: {counted(self.num_items, 'item')}</p>"
+        return title + table(("kind", "nodes", "annotator", "version"), rows)
 
     # ---- snapshots -------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from graphbuild.contracts import CellDocument, WalkDocument
 from graphbuild.errors import MissingNode
 from graphbuild.images.codecs import Pixels
 from graphbuild.images.node import Node
+from graphbuild.images.notebook import png_file
 from graphbuild.kinds.registry import INSTRUCTIONS
 from graphbuild.store.facts import facts_of
 from graphbuild.store.graph import Graph
@@ -343,6 +344,9 @@ class GridTask:
             parts = [part for part in ("layout", "task", "content") if getattr(kept, part) != getattr(full, part)]
             note = f"Training leaves out: {', '.join(parts)}."
         return self.sheet([f"{self.walk.index}: {full.text}", f"({note})"])
+
+    def _repr_png_(self) -> bytes:
+        return png_file(self.image())
 
     def sheet(self, words: Sequence[str], made: Sequence[Pixels] | None = None) -> Image.Image:
         """All cells where they are shown, named, holes framed in red.

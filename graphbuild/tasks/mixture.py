@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json
+from graphbuild.images.notebook import Shown
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, DataConfig, SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, draw_bits, hash64, label_hashes, unit
@@ -106,6 +107,10 @@ class TaskMixture:
     def task(self, index: int, resolution: int = 384, *, cells: CellConfig = _CELLS) -> GridTask:
         """Grid task `index` with its pictures; arguments as of `PathSampler.task`."""
         return self.part(index).task(index, resolution, cells=cells)
+
+    def show(self, n: int = 3, start: int = 0, resolution: int = 224) -> Shown:
+        """Grid tasks `start`, `start` + 1, ... as a notebook shows them."""
+        return Shown("".join(str(self.part(at).show(1, at, resolution)) for at in range(start, start + n)))
 
     def _parts(self, indices: Bits) -> NDArray[np.int64]:
         drawn = unit(draw_bits(self._key, "mixture", indices // np.uint64(self.path_repeat), _PART))[:, 0]

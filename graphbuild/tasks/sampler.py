@@ -12,6 +12,7 @@ import numpy as np
 
 from graphbuild.errors import GraphError, counted
 from graphbuild.hashing import canonical_json
+from graphbuild.images.notebook import Shown, figure
 from graphbuild.kinds.registry import Kind, kind_of
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import CellConfig, SamplerConfig
@@ -153,6 +154,11 @@ class PathSampler:
         """
         drawn = walk if isinstance(walk, Walk) else self.walk(walk)
         return GridTask(drawn, self.drawing, resolution, cells=cells)
+
+    def show(self, n: int = 3, start: int = 0, resolution: int = 224) -> Shown:
+        """Grid tasks `start`, `start` + 1, ... as a notebook shows them."""
+        tasks = (self.task(index, resolution) for index in range(start, start + n))
+        return Shown("".join(figure(task.image(), task.walk.path.name, width=None) for task in tasks))
 
     @property
     def parts(self) -> tuple[PathSampler, ...]:
