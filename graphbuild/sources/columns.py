@@ -22,6 +22,8 @@ Open = Callable[[str], bytes | Unusable]
 PHOTOS = ("jpeg", "jpeg444", "png")
 """Codecs of pictures that annotators make: a file that comes with a data set keeps its bytes instead."""
 
+_DEFAULTS = ("licence", "attribution")
+"""Facts that a source may say of all items."""
 _KEYS = ("of", "codec", "variants", "palette", "labels", "with", "values")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
@@ -150,9 +152,9 @@ class Mapped(Source):
         )
 
     def _fact(self, name: str, row: Row) -> str | None:
-        told, default = self.facts[name], {"licence": self.licence, "attribution": self.attribution}.get(name)
+        told = self.facts[name]
         text = _SLOT.sub(lambda slot: _text(look_up(row, slot[1])), told) if "{" in told else _text(look_up(row, told))
-        return " ".join(text.split()) or default
+        return " ".join(text.split()) or (getattr(self, name) if name in _DEFAULTS else None)
 
 
 def look_up(row: Row, column: str) -> Any:

@@ -91,6 +91,16 @@ class Selection:
                 found[kind] &= self.graph.presence(parent)[:, :1]
         return found
 
+    def codec(self, kind: str) -> str:
+        """How a kind is stored; `png` for a computed one, as it is exported."""
+        graph = self.graph
+        return graph.commits(kind)[0].document.lineage.codec[kind] if kind in graph.head else "png"
+
+    @property
+    def encodes(self) -> bool:
+        """Whether files are made, and not only copied: of computed kinds, label maps, and values that are drawn."""
+        return any(kind not in self.graph.head or self.codec(kind) in ("labels", *DRAWN) for kind in self.kinds)
+
     def counts(self) -> dict[str, int]:
         """Kind -> nodes that are exported."""
         chosen = [row["item_ix"] for row in self.rows]

@@ -77,8 +77,9 @@ class Folder(Layout):
         put(self.out / "metadata.jsonl", lines([{name: row.get(name) for name in columns} for row in rows]))
         found = [each for label in labels for each in read_lines(self.out / f".shards/{label}.coco.jsonl")]
         sizes = {row["item_id"]: row for row in self.selection.rows}
-        images = [_coco_image(sizes[row["item_id"]], row["file_name"]) for row in rows]
-        for name in sorted({each["file"] for each in found if "caption" not in each}):
+        names = sorted({each["file"] for each in found if "caption" not in each})
+        images = [_coco_image(sizes[row["item_id"]], row["file_name"]) for row in rows] if names else []
+        for name in names:
             self._document(name, images, found)
 
     def _document(self, name: str, images: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
@@ -145,7 +146,7 @@ class Datasets(Layout):
         text = (pa.string(), {"dtype": "string", "_type": "Value"})
         found: dict[str, tuple[pa.DataType, Any]] = dict.fromkeys(FACTS, text)
         for kind in self.selection.kinds:
-            codec = _codec(self.selection, kind)
+            codec = self.selection.codec(kind)
             of_kind = {kind: text if codec in ("text", "json") else image}
             of_kind |= {f"{kind}_json": text} if codec in DRAWN else {}
             for name, (dtype, feature) in of_kind.items():
@@ -167,7 +168,7 @@ class Datasets(Layout):
             many = self.selection.variants[kind] > 1
             values = [None if node is None else _cell(node, f"{item.name}-{at}") for at, node in enumerate(nodes)]
             row[kind] = values if many else values[0]
-            if _codec(self.selection, kind) in DRAWN:
+            if self.selection.codec(kind) in DRAWN:
                 texts = [None if node is None else node.text for node in nodes]
                 row[f"{kind}_json"] = texts if many else texts[0]
         return {**row, "meta": item.row["meta"], "nodes": canonical_json(facts)}
@@ -178,13 +179,6 @@ def _cell(node: Node, name: str) -> Any:
         return node.text
     data, ending = file_of(node)
     return {"bytes": data, "path": f"{name}.{ending}"}
-
-
-def _codec(selection: Selection, kind: str) -> str:
-    graph = selection.graph
-    if kind not in graph.head:
-        return "png"
-    return graph.commits(kind)[0].document.lineage.codec[kind]
 
 
 def _each(item: ExportItem) -> Iterator[tuple[str, int, Node]]:

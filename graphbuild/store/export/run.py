@@ -84,7 +84,7 @@ def export(
     shards = _shards(selection)
     _write_state(to, asked, done)
     missing = [shard for shard in shards if shard.label not in done]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_threads(selection)) as pool:
         written = pool.map(lambda shard: layout.write(shard.label, selection.items(shard)), missing)
         for shard, names in zip(missing, written, strict=True):
             done[shard.label] = names
@@ -93,6 +93,12 @@ def export(
     layout.finish([shard.label for shard in shards])
     (to / "README.md").write_text(card(selection, layout, to.name), encoding="utf-8")
     return to
+
+
+def _threads(selection: Selection) -> int:
+    """Shards that are written at once. Copying from one disk to another, threads would wait for each other."""
+    waits = selection.encodes or selection.graph.fs.remote
+    return min(4, os.cpu_count() or 1) if waits else 1
 
 
 def _shards(selection: Selection) -> list[Shard]:
