@@ -85,6 +85,14 @@ def test_a_node_that_cannot_work_says_why(photos: Path, tmp_path: Path, monkeypa
     workspace.close()
 
 
+def test_versions_of_libraries_whatever_they_are_imported_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a node with another OpenCV, and against a second of reading what every distribution installs."""
+    assert "opencv-python-headless" in probe._versions({"cv2"})
+    assert probe._versions({"no_such_package"}) == {}
+    monkeypatch.setattr(probe, "packages_distributions", None)
+    assert probe._versions({*probe._ALWAYS}).keys() == {*probe._ALWAYS}
+
+
 def test_a_local_model_is_looked_for_on_the_node(tmp_path: Path) -> None:
     """Guards against a node that has another model, or none, under the same path."""
     weights = tmp_path / "model"

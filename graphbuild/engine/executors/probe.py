@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
+from graphbuild import __version__
 from graphbuild.annotators.base import Annotator, missing_libraries, name_of
 from graphbuild.config.lookup import look_in
 from graphbuild.engine.records import AnnotateUnit, AnyUnit, IngestUnit
@@ -15,8 +16,10 @@ from graphbuild.models.device import device_memory
 from graphbuild.sources.base import Source
 from graphbuild.store.locations import files_at
 
-_ALWAYS = ("cv2", "numpy", "PIL", "pyarrow", "scipy", "simplejpeg", "skimage")
-"""Import names of packages whose version may change a pixel or a stored byte."""
+_ALWAYS = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "scikit-image", "scipy", "simplejpeg")
+"""Distributions whose version may change a pixel or a stored byte."""
+
+_BASE = {"python": ".".join(platform.python_version_tuple()[:2]), "graphbuild": __version__}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +66,13 @@ def requirements(url: str, workspace: str, path: Sequence[str], units: Sequence[
     ingested = [work for work in units if isinstance(work, IngestUnit)]
     listed = next((entry.key for work in ingested for entry in work.entries or ()), None)
     annotators = tuple(dict.fromkeys(work.annotator for work in units if isinstance(work, AnnotateUnit)))
-    imported = {*_ALWAYS, *(name for annotator in annotators for name in annotator.libraries)}
+    libraries = {name for annotator in annotators for name in annotator.libraries}
     return Requirements(
         url=url,
         workspace=workspace,
         folder=os.getcwd(),
         path=tuple(path),
-        versions=_versions(imported),
+        versions=_BASE | _versions({*_ALWAYS, *libraries}),
         source=ingested[0].source if ingested else None,
         listed=listed,
         annotators=annotators,
@@ -82,14 +85,15 @@ def requirements(url: str, workspace: str, path: Sequence[str], units: Sequence[
     )
 
 
-def _versions(imported: set[str]) -> dict[str, str]:
-    from graphbuild import __version__
-
-    owners = packages_distributions()
-    found = {"python": ".".join(platform.python_version_tuple()[:2]), "graphbuild": __version__}
-    for package in sorted({owner for name in imported for owner in owners.get(name, ())}):
-        found[package] = version(package)
-    return found
+def _versions(names: set[str]) -> dict[str, str]:
+    """Distribution -> version, of these distributions or of what installed these import names. What each distribution
+    installs takes a second to read: it is read only for names that are no distributions.
+    """
+    here = {name: _version_here(name) for name in sorted(names)}
+    others = [name for name, found in here.items() if found is None]
+    owners = packages_distributions() if others else {}
+    here |= {owner: version(owner) for name in others for owner in owners.get(name, ())}
+    return {name: found for name, found in here.items() if found is not None}
 
 
 def settle_in(folder: str, path: Sequence[str]) -> None:
@@ -131,10 +135,8 @@ def _node_lacks(needs: Requirements) -> Iterator[str]:
 
 
 def _version_here(package: str) -> str | None:
-    if package in ("python", "graphbuild"):
-        return _versions(set())[package]
     try:
-        return version(package)
+        return _BASE.get(package) or version(package)
     except PackageNotFoundError:
         return None
 
