@@ -23,7 +23,8 @@ import graphbuild_train.cli
 from graphbuild.annotators import BUILTIN, load_class
 from graphbuild.cli import app
 from graphbuild.store.verify import verify
-from tests.support.documents import PARSED, Command, blocks, commands, run_page
+from tests.support.data_sets import write_data_sets
+from tests.support.documents import PARSED, SLOW, Command, blocks, commands, run_page
 from tests.support.object_store import BUCKET, ObjectStore
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,7 @@ def folder(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     (tmp_path / "photos").mkdir()
     for file in sorted(photos.iterdir())[:6]:
         shutil.copy2(file, tmp_path / "photos")
+    write_data_sets(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
@@ -58,7 +60,7 @@ def page(name: str) -> str:
 
 def run_command(command: Command) -> str:
     """What a command prints that ends well; in this process, and without a Ray instance for each."""
-    if command.unrun:
+    if command.unrun or command.line.startswith(SLOW):
         return parse(command.line)
     argv = shlex.split(command.line)
     inline = ["--executor", "inline"] if argv[1] == "run" else []
@@ -93,6 +95,9 @@ def parse(line: str) -> str:
         command, rest = typer.main.get_command(APPS[argv[0]]), argv[1:]
         while rest and rest[0] in getattr(command, "commands", {}):
             command = command.commands[rest.pop(0)]  # type: ignore[attr-defined]
+        assert all(word.startswith("-") for word in rest[:1]) or not hasattr(command, "commands"), (
+            f"{line}: {rest[0]} is no command"
+        )
         command.make_context(argv[0], rest)
     return ""
 

@@ -31,19 +31,18 @@ PARSED = {
     "graphbuild models fetch ": "downloads weights",
     "graphbuild run --pipeline conditions ": "needs weights",
     "graphbuild run --source subjects200k ": "downloads the data set",
-    **dict.fromkeys(
-        ("graphbuild run --source parquet ", "graphbuild run --source pairs ", "graphbuild run --source coco "),
-        "needs a data set; tests/sources/test_mapped.py reads a miniature of each",
-    ),
     "graphbuild view ": "answers until Ctrl-C; tests/view asks it",
-    "graphbuild import ": "needs annotations; tests/engine/test_imported.py runs it",
-    "graphbuild-train ": "takes minutes; tests/train/test_cli.py runs each of its commands",
-    "accelerate launch ": "needs several GPUs",
+    "graphbuild-train run visualcloze_fill --graph s200k-graph ": "needs the data set, the weights and a GPU",
+    "graphbuild-train sample lora ": "needs what that run makes",
+    "accelerate launch --num_processes 8 ": "needs eight GPUs; tests/train/test_ddp.py launches two processes",
     "python tests/bench/": "takes minutes to hours; the file exists",
     "ray start ": "starts a cluster; test_plain_machines starts one",
     "ray job submit ": "needs Ray's dashboard; what it submits is parsed",
 }
 """How a command begins that is parsed and not run -> why."""
+
+SLOW = ("graphbuild-train ",)
+"""How a command begins that takes minutes: run with the package that is installed, and only parsed by the tests."""
 
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>test|parsed)(?:: (?P<note>[^\n]*?))? -->[ \t]*\n+)?"
@@ -156,10 +155,13 @@ def installed(command: Command) -> str:
 
 @contextmanager
 def prepared(folder: Path, page: str) -> Iterator[None]:
-    """A current folder with six photographs in `photos`, which are in a bucket too where a page wants one."""
+    """A current folder with six photographs in `photos`, which are in a bucket too where a page wants one, and the data
+    sets made of them."""
     from tests.support.annotators import write_photos
+    from tests.support.data_sets import write_data_sets
 
     write_photos(folder / "photos", range(6))
+    write_data_sets(folder)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     with bucket(folder / "photos") if "s3://my-bucket" in page else nullcontext():

@@ -334,7 +334,7 @@ def refused(result: Result, words: str, code: int = 2) -> None:
         (("run", "tiny", "--graph", "GRAPH", "--set", "paths=graph201k"), "graph201k"),
         (
             ("run", "tiny", "--graph", "GRAPH", "--model", "nowhere"),
-            "a folder of diffusers, or: graphbuild models fetch org/name",
+            "get it with: graphbuild models fetch ",
         ),
         (("validate", "tiny", "--graph", "GRAPH", "--out", "new"), "new: no checkpoint"),
         (("export", "nowhere.safetensors", "--out", "x"), "nowhere.safetensors"),

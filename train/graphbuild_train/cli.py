@@ -39,8 +39,12 @@ app = typer.Typer(
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
 UNDONE, REFUSED = 1, 2
-_TALKATIVE = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
-"""Loggers that warn of torchao's versions while they are imported, also where nothing is quantised."""
+_TALKATIVE = (
+    "bitsandbytes.backends.cpu.ops",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+    "torch.utils._pytree",
+)
+"""Loggers that warn of what quantisation could use while they are imported, also where nothing is quantised."""
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "tensorboard")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .yaml file, or the name of a shipped one.")]

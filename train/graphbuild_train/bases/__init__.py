@@ -80,5 +80,8 @@ def _reading(model: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
             yield
     except (OSError, RecursionError, SafetensorError) as error:
-        get = "" if Path(model).exists() else "; a folder of diffusers, or: graphbuild models fetch org/name"
-        raise ValueError(f"model: {model!r}: {' '.join(str(error).split())[:200]}{get}") from error
+        why = " ".join(str(error).split())[:200]
+        if not Path(model).exists():
+            get = f"get it with: graphbuild models fetch {model if '/' in model else 'ORG/NAME'}"
+            why = f"neither a folder here nor to be had from the Hub ({why}); {get}"
+        raise ValueError(f"model: {model!r}: {why}") from error
