@@ -19,17 +19,17 @@ import typer.main
 from typer.testing import CliRunner
 
 import graphbuild as gb
-import graphbuild_train.cli
 from graphbuild.annotators import BUILTIN, load_class
 from graphbuild.cli import app
 from graphbuild.store.verify import verify
+from graphbuild_train.cli_evaluate import app as train_app
 from tests.support.data_sets import write_data_sets
 from tests.support.documents import PARSED, SLOW, Command, blocks, commands, run_page
 from tests.support.object_store import BUCKET, ObjectStore
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
-APPS: Mapping[str, Any] = {"graphbuild": app, "graphbuild-train": graphbuild_train.cli.app}
+APPS: Mapping[str, Any] = {"graphbuild": app, "graphbuild-train": train_app}
 
 
 @pytest.fixture
