@@ -8,10 +8,13 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo test numeric chaos check bench
 
-# A graph of the photographs that come with scikit-image, and pictures of tasks drawn from it. No weights, no downloads.
+# A graph of the photographs that come with scikit-image, pictures of tasks drawn from it, and its report. No weights, no
+# downloads.
 demo: $(VENV)/.core
 	$(BIN)/graphbuild run --source sample --out sample-graph
 	$(BIN)/graphbuild sample sample-graph --count 6 --out sample-graph-grids
+	$(BIN)/graphbuild report sample-graph --out report.html
+	@echo "open report.html, and look further with: $(BIN)/graphbuild view sample-graph --open"
 
 test: $(VENV)/.all
 	$(TEST)
@@ -39,7 +42,7 @@ bench: $(VENV)/.all
 	done; exit $$failed
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[view]'
 	@touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python

@@ -21,6 +21,7 @@ from graphbuild.cli.console import (
     DeviceOption,
     ExecutorOption,
     FactsOption,
+    FolderArgument,
     FollowOption,
     GraphArgument,
     JsonOption,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
+    folder: FolderArgument = None,
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -75,19 +77,22 @@ def run(
 
     Examples:
 
+      graphbuild run photos/
+
       graphbuild run --source sample
 
       graphbuild run --source folder --path photos/ --annotators canny,lsd,grabcut --out photos-graph
 
       graphbuild run --source subjects200k --limit 1000 --out s200k
     """
-    from graphbuild.cli.options import assemble
+    from graphbuild.cli.options import assemble, folder_alone
     from graphbuild.engine.run import run as build
 
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     how |= {**_where(address, device, wait), "json_lines": as_json, "metrics_port": metrics_port, "reuse": reuse}
     with refusing():
         maps: dict[str, Any] = {"follow_links": follow_links, "nodes": nodes, "facts": facts}
+        source, path, out = folder_alone(folder, source, path, out)
         chosen, producers, where = assemble(source, path, pipeline, annotators, out, **maps)
         if executor not in ("ray", "inline"):
             raise GraphError(f"--executor {executor}: it is ray or inline")
@@ -97,6 +102,7 @@ def run(
 
 @app.command()
 def plan(
+    folder: FolderArgument = None,
     source: SourceOption = None,
     path: PathOption = None,
     pipeline: PipelineOption = None,
@@ -118,7 +124,7 @@ def plan(
       graphbuild plan --source sample --out sample-graph
     """
     from graphbuild.cli import text
-    from graphbuild.cli.options import assemble
+    from graphbuild.cli.options import assemble, folder_alone
     from graphbuild.engine.estimate import estimate
     from graphbuild.engine.plan import make_plan
     from graphbuild.store.locations import files_at
@@ -126,6 +132,7 @@ def plan(
     how: dict[str, Any] = {"limit": limit, "shard_size": shard_size, "accept_changed": accept_changed, "retry": retry}
     with refusing():
         maps: dict[str, Any] = {"follow_links": follow_links, "nodes": nodes, "facts": facts}
+        source, path, out = folder_alone(folder, source, path, out)
         chosen, producers, where = assemble(source, path, pipeline, annotators, out, **maps)
         planned = make_plan(files_at(where), chosen, producers, **how)
         estimated = estimate(planned, files_at(where))

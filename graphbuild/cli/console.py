@@ -31,6 +31,9 @@ SourceOption = Annotated[
         "module:Class."
     ),
 ]
+FolderArgument = Annotated[
+    str | None, typer.Argument(help="A folder of photos, instead of --source and --path.", metavar="[FOLDER]")
+]
 PathOption = Annotated[str | None, typer.Option("--path", help="Folder or URL of the source.")]
 PipelineOption = Annotated[
     str | None, typer.Option(help="Pipeline: a name or a .yaml file; default: the one named like the source.")

@@ -68,6 +68,24 @@ def assemble(
     return chosen, list(load_annotators(file)), where
 
 
+def folder_alone(
+    folder: str | None, source: str | None, path: str | None, out: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """Source, path and graph folder where a folder may stand for all three: `photos/` is the source `folder` there and
+    the graph `photos-graph` here.
+
+    Raises:
+        GraphError: source or path are given beside it.
+    """
+    if folder is None:
+        return source, path, out
+    if source is not None or path is not None:
+        option = "--source" if source is not None else "--path"
+        raise GraphError(f"{folder!r} and {option}: a folder alone is of the source `folder`; give one of the two")
+    name = os.path.basename(os.path.abspath(folder)) if "://" not in folder else folder.rstrip("/").rpartition("/")[2]
+    return "folder", folder, out or f"{name}-graph"
+
+
 def choose_annotators(names: Sequence[str], out: str | os.PathLike[str]) -> list[Annotator]:
     """Annotators named on a command line, with the parameters that are live in an existing graph.
 

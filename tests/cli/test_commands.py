@@ -263,6 +263,13 @@ def test_failed_rows_are_counted_on_the_last_line(cli: Command) -> None:
     assert "2" in result.last and "failed" in result.last, result.text
 
 
+def test_a_folder_alone_is_enough(cli: Command) -> None:
+    result = cli("run photos/ --executor inline --limit 2")
+    assert result.code == 0, result.text
+    assert Graph.open("photos-graph").kinds().keys() == {"image", "canny", "lines", "foreground_mask", "caption"}
+    assert "nothing to do" in cli("plan photos --limit 2").out
+
+
 # ---- exit 2 ----------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +280,9 @@ def test_failed_rows_are_counted_on_the_last_line(cli: Command) -> None:
         (f"{RUN} --annotators cany", ["cany", "did you mean 'canny'", "lsd", "grabcut"]),
         (f"{RUN} --annotators no_such_thing", ["no_such_thing", "canny", "lsd", "module:Class"]),
         (f"{RUN} --pipeline smaple", ["smaple", "sample", "subjects200k"]),
-        (RUN, ["'folder' has no pipeline of its own", "--annotators", "--path", "sample", "subjects200k"]),
+        ("run --source manifest --path photos --out g", ["'manifest' has no pipeline of its own", "--annotators"]),
+        ("run photos --path photos --out g", ["'photos' and --path", "give one of the two"]),
+        ("plan photos --source sample", ["'photos' and --source", "give one of the two"]),
         ("run --source folder --annotators canny --out g", ["path"]),
         ("run --source folder --path nowhere --annotators canny --out g", ["nowhere"]),
         ("run --annotators canny", ["--source"]),

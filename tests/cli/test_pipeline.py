@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parents[2] / "pipelines"
 SHIPPED = {
     "coco": "coco", "conditions": "folder", "dreambooth": "pairs", "graph200k": "parquet", "magicbrush": "parquet",
     "multiview": "scenes", "omniedit": "parquet", "sample": "sample", "subjects200k": "subjects200k",
-    "viton_hd": "pairs", "id_sets": "pairs", "photodoodle": "manifest", "hypersim": "pairs",
+    "folder": "folder", "viton_hd": "pairs", "id_sets": "pairs", "photodoodle": "manifest", "hypersim": "pairs",
 }  # fmt: skip
 """Pipeline -> its source."""
 
@@ -93,11 +93,12 @@ def test_shipped_pipelines_make_what_they_promise() -> None:
     assert made["subjects200k"] == (read & set(stored)) - {"image", "reference"} | words
 
 
-def test_the_sample_pipeline_needs_no_weights() -> None:
-    """The demo works offline: none of its annotators loads a model, and they serve paths."""
-    pipeline = load_pipeline("sample")
-    assert all(annotator.identity() is None for annotator in pipeline.annotators)
-    assert all(annotator.resources.gpus == 0 for annotator in pipeline.annotators)
+@pytest.mark.parametrize("name", ["sample", "folder"])
+def test_the_first_pipelines_need_no_weights(name: str) -> None:
+    """The demo and a folder alone work offline: none of their annotators loads a model, and they serve paths."""
+    annotators = load_annotators(name)
+    assert all(annotator.identity() is None for annotator in annotators)
+    assert all(annotator.resources.gpus == 0 for annotator in annotators)
     made = {"image", "canny", "lines", "foreground_mask"}
     assert any(set(path.kinds) <= made for path in load("graph200k").paths)
 
