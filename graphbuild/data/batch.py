@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graphbuild.data.sample import GridSample, joined
 from graphbuild.images.codecs import Pixels
 from graphbuild.tasks.grid import GridTask
 from graphbuild.tasks.paths import Layout, Places
+from graphbuild.tasks.rays import LATENT, ray_column, rays_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class GridBatch:
         keys, row_keys, cell_keys: cache keys of the pixels, see `GridSample`; empty for tasks at inference.
         snapshot: digest of the graph's state, of several joined by `+`; `next`: the position to resume at after this
             batch.
+        ray_column: the column that shows rays; None if none does.
+        rays: float32 B x R x 6 x h x w, the rays in it at an eighth of the size of cells, see `graphbuild.tasks.rays`;
+            zeros for holes at inference. Empty without that column.
     """
 
     index: Tensor
@@ -51,6 +56,8 @@ class GridBatch:
     cell_keys: list[list[list[str]]]
     snapshot: str
     next: int
+    ray_column: int | None
+    rays: Tensor
 
     def rows(self) -> list[Tensor]:
         """Each row as pictures, uint8 D x 3 x height x (L width), RGB 0..255: its cells side by side.
@@ -83,7 +90,8 @@ class GridBatch:
         return replace(
             self, index=self.index[samples], items=self.items[samples], holes=self.holes[samples],
             decoded=_integers([at for at, sample in enumerate(samples) if sample in places]),
-            cells=self.cells[chosen], sizes=self.sizes[chosen], **lists,
+            cells=self.cells[chosen], sizes=self.sizes[chosen], rays=self.rays[samples if len(self.rays) else []],
+            **lists,
         )  # fmt: skip
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> GridBatch:
@@ -135,13 +143,14 @@ def at_inference(task: GridTask) -> GridBatch:
         high, wide = sizes[row]
         cells[0, row, column, :high, :wide] = rows[row][column]
     words, snapshot = task.evaluation.text, task.drawing.graph.digest
-    return _batch([task], cells, [sizes], [words], snapshot=snapshot, following=task.walk.index + 1)
+    return _batch([task], cells, [sizes], [words], snapshot=snapshot, following=task.walk.index + 1, known=False)
 
 
 def _batch(
-    tasks: Sequence[GridTask], cells: Pixels, sizes: Sequence[Any], prompts: list[str], *, snapshot: str, following: int
-) -> GridBatch:
-    """A batch of decoded samples without keys."""
+    tasks: Sequence[GridTask], cells: Pixels, sizes: Sequence[Any], prompts: list[str], *, snapshot: str,
+    following: int, known: bool = True,
+) -> GridBatch:  # fmt: skip
+    """A batch of decoded samples without keys; `known` is whether holes have their truth."""
     walks = [task.walk for task in tasks]
     holes = np.zeros((len(walks), len(walks[0].columns)), bool)
     for row, walk in zip(holes, walks, strict=True):
@@ -164,7 +173,32 @@ def _batch(
         cell_keys=[],
         snapshot=snapshot,
         next=following,
+        ray_column=ray_column(tasks[0]),
+        rays=_rays(tasks, known=known),
     )
+
+
+def _rays(tasks: Sequence[GridTask], *, known: bool) -> Tensor:
+    """See `GridBatch.rays`.
+
+    Raises:
+        ValueError: cells differ in size, or columns in what they show.
+    """
+    columns = {ray_column(task) for task in tasks}
+    if columns == {None}:
+        return torch.zeros(0)
+    (column,) = columns if len(columns) == 1 else (None,)
+    sizes = {frame.size for task in tasks for frame in task.frames}
+    if column is None or len(sizes) > 1:
+        raise ValueError("samples with rays differ in columns or cell sizes; allowed: one path a batch, crop_square")
+    (width, height) = sizes.pop()
+    nothing = np.zeros((6, height // LATENT, width // LATENT), np.float32)
+
+    def of(task: GridTask, row: int) -> NDArray[np.float32]:
+        hole = row == len(task.walk.rows) - 1 and column in task.holes
+        return rays_of(task, row, column) if known or not hole else nothing
+
+    return torch.from_numpy(np.array([[of(task, row) for row in range(len(task.walk.rows))] for task in tasks]))
 
 
 def _side_by_side(cells: Tensor) -> Tensor:

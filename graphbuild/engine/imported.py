@@ -11,7 +11,7 @@ from graphbuild.annotators.base import Annotator, Derived, Request, Skip, parame
 from graphbuild.errors import GraphError, MissingWeights, UnusableImage
 from graphbuild.hashing import digest_of
 from graphbuild.images.cleaning import fitted
-from graphbuild.images.codecs import codec_of, is_codec
+from graphbuild.images.codecs import DRAWN, codec_of, is_codec
 from graphbuild.images.decode import suffixes
 from graphbuild.kinds.registry import KINDS, Kind
 from graphbuild.sources.base import Unusable
@@ -148,7 +148,7 @@ class Imported(Annotator):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
             codec = self.codec(self.makes[0])  # type: ignore[arg-type]
-            return value.encode() if codec in ("text", "json", "pose", "boxes") else place.read(value)
+            return value.encode() if codec in ("text", "json", *DRAWN) else place.read(value)
         return value if isinstance(value, bytes) or value is None else Unusable("bad_values", type(value).__name__)
 
 

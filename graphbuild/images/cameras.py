@@ -14,8 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.images.codecs import Pixels
-
 FARTHEST = 2.0
 """Largest distance of two cameras of a scene that is scaled to have its cameras in a ball of radius 1."""
 
@@ -25,8 +23,6 @@ _LONGEST = 128  # pixels of a picture of rays, which are smooth: models take the
 def plucker(camera: Mapping[str, Any], height: int, width: int) -> NDArray[np.float32]:
     """The ray of each of height x width evenly spaced points of a picture: float32, height x width x 6, the moment
     o x d in units of the scene, then the direction d, of length 1.
-
-    For latents OneDiffusion takes an eighth of the picture's size and repeats the six to 16 channels, times 1.658.
 
     Raises:
         ValueError: a value is absent, or no number of its shape.
@@ -45,7 +41,26 @@ def plucker(camera: Mapping[str, Any], height: int, width: int) -> NDArray[np.fl
     return np.concatenate([np.cross(pose[:, 3], direction), direction], axis=-1).astype(np.float32)
 
 
-def drawn(part: Literal["moment", "direction"], camera: Mapping[str, Any]) -> Pixels:
+def middle(camera: Mapping[str, Any], width: float, height: float) -> dict[str, Any]:
+    """The camera of the part of its picture that lies in the middle and has this size, in pixels."""
+    across, down = camera["centre"]
+    centre = [across - (camera["width"] - width) / 2, down - (camera["height"] - height) / 2]
+    return {**camera, "width": width, "height": height, "centre": centre}
+
+
+def check_camera(camera: Mapping[str, Any]) -> None:
+    """Refuse a document that is no camera.
+
+    Raises:
+        ValueError: as `plucker`.
+    """
+    for side in ("width", "height"):
+        if not (isinstance(value := camera.get(side), int) and value > 0):
+            raise ValueError(f"camera: {side}: {value!r}; allowed: a whole number of pixels")
+    plucker(camera, 1, 1)
+
+
+def drawn(part: Literal["moment", "direction"], camera: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Three coordinates of the rays as a picture, of the shape of the camera's and at most 128 pixels long: 0 is
     mid-grey, the largest value of a direction (1) or a moment (`FARTHEST`) is 255.
 
@@ -57,3 +72,11 @@ def drawn(part: Literal["moment", "direction"], camera: Mapping[str, Any]) -> Pi
     rays = plucker(camera, height, width)
     values = rays[..., :3] / FARTHEST if part == "moment" else rays[..., 3:]
     return np.clip(np.round(127.5 + 127.5 * values), 0, 255).astype(np.uint8)
+
+
+def draw_rays(camera: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The directions of the rays as a picture of the camera's size, height x width x 3; see `drawn`."""
+    import cv2
+
+    small, size = drawn("direction", camera), (camera["width"], camera["height"])
+    return cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]

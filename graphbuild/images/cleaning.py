@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import UnusableImage
 from graphbuild.images import jpeg
-from graphbuild.images.codecs import Encoded, Pixels, check_image, codec_of
+from graphbuild.images.codecs import DRAWN, Encoded, Pixels, check_image, codec_of
 from graphbuild.images.decode import check_file, check_pixels, refusals
 
 Attrs = Mapping[str, Any]
@@ -55,7 +55,7 @@ def fitted(codec: str, data: bytes, attrs: Attrs = _NONE, *, convert: bool = Tru
     if codec == "source":
         encoded, picture = check_image(data, grey=True, convert=convert)
         return replace(encoded, attrs={**encoded.attrs, **attrs}), picture
-    if codec in ("text", "json", "pose", "boxes"):
+    if codec in ("text", "json", *DRAWN):
         return _document(codec, data, attrs), None
     encoded, picture = _PICTURES.get(codec, _encoded(codec))(data, attrs)
     return encoded, picture
@@ -67,7 +67,7 @@ def _document(codec: str, data: bytes, attrs: Attrs) -> Encoded:
         value = text if codec == "text" else json.loads(text)
         return replace(codec_of(codec).encode(value), attrs=dict(attrs))
     except (ValueError, RecursionError) as error:
-        fix = "; a picture of it is declared with codec: source" if codec in ("pose", "boxes") else ""
+        fix = "; a picture of it is declared with codec: source" if codec in DRAWN else ""
         raise UnusableImage("bad_values", f"not a {codec} value ({error}){fix}") from error
 
 

@@ -16,6 +16,7 @@ from graphbuild.config.lookup import find
 from graphbuild.errors import CorruptNode
 from graphbuild.images import jpeg
 from graphbuild.images import rendering as drawings
+from graphbuild.images.cameras import check_camera, draw_rays
 from graphbuild.images.decode import check_file, check_pixels, decode_image
 
 Pixels = NDArray[np.uint8]
@@ -168,7 +169,11 @@ CODECS: Mapping[str, Codec] = {
     "json": Codec(_json, _json_values),
     "pose": Codec(_drawn(drawings.check_pose), _json_values, drawings.draw_pose),
     "boxes": Codec(_drawn(drawings.check_boxes), _json_values, drawings.draw_boxes),
+    "rays": Codec(_drawn(check_camera), _json_values, draw_rays),
 }
+
+DRAWN = tuple(name for name, codec in CODECS.items() if codec.draw is not None)
+"""Codecs of documents that have a picture."""
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 from graphbuild.config.strict_yaml import mapping
 from graphbuild.hashing import canonical_json
 from graphbuild.images.cleaning import DISTANCE
-from graphbuild.images.codecs import is_codec
+from graphbuild.images.codecs import DRAWN, is_codec
 from graphbuild.kinds.registry import KINDS, Kind, kind_of
 from graphbuild.sources.base import FACTS, Content, Given, Source, SourceItem, Unusable, location
 
@@ -197,7 +197,7 @@ def _linked(content: Content, first: Mapping[str, int], at: int) -> Content:
 
 def _content(node: Node, value: Any, opened: Open) -> Content:
     """A cell as the content of a node: bytes, a path, `{bytes, path}` of an Image feature, text, or JSON."""
-    is_picture = node.codec not in ("text", "json", "pose", "boxes")
+    is_picture = node.codec not in ("text", "json", *DRAWN)
     if is_picture and isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
         value = value.get("bytes") or value.get("path")
     if value is None or (value == "" and is_picture):

@@ -26,6 +26,7 @@ TRANSFORMS, CO3D = "transforms.json", "frame_annotations.jgz"
 """File names: of a scene, as nerfstudio, DL3DV and renders of Objaverse have it; of a category of CO3D."""
 
 CAMERA = Kind(name="camera", family="text", codec="json", description="where the image was taken from, and the lens")
+RAYS = Kind(name="rays", family="condition", codec="rays", description="viewing rays, drawn as their directions")
 RAY_DIRECTIONS = Kind(
     name="ray_directions", family="condition", codec="png", description="directions of viewing rays as colours"
 )
@@ -57,9 +58,10 @@ class Scenes(Source):
     """Every frame with a camera in the `transforms.json` of a scene (nerfstudio, DL3DV, renders of Objaverse) or the
     `frame_annotations.jgz` of a category (CO3D), at any depth below `path`. Pictures of a scene are a group.
 
-    `camera` is a JSON document, see `graphbuild.images.cameras`; `ray_directions` and `ray_moments` are pictures of the
-    Plücker coordinates of its rays, 128 pixels long. Scenes have no common unit: each is moved and scaled so that its
-    cameras lie in a ball of radius 1 around their mean. `foreground_mask` is the mask that a frame names.
+    `camera` is a JSON document, see `graphbuild.images.cameras`; `rays` is the same as a cell that shows its viewing
+    rays; `ray_directions` and `ray_moments` are pictures of their Plücker coordinates, 128 pixels long. Scenes have no
+    common unit: each is moved and scaled so that its cameras lie in a ball of radius 1 around their mean.
+    `foreground_mask` is the mask that a frame names.
 
     Args:
         path: a folder or an address.
@@ -69,7 +71,7 @@ class Scenes(Source):
     """
 
     name: ClassVar[str] = "scenes"
-    makes: ClassVar[tuple[str | Kind, ...]] = ("image", CAMERA, RAY_DIRECTIONS, RAY_MOMENTS, "foreground_mask")
+    makes: ClassVar[tuple[str | Kind, ...]] = ("image", CAMERA, RAYS, RAY_DIRECTIONS, RAY_MOMENTS, "foreground_mask")
     path: Any = location()
     images: str | None = None
     dataset: str | None = None
@@ -101,7 +103,7 @@ class Scenes(Source):
             data = place.read(frame.file)
             nodes: dict[str, Any] = {"image": data}
             if isinstance(data, bytes) and (size := _size(data)) is not None:
-                camera = nodes["camera"] = _document(frame, pose, *size)
+                camera = nodes["camera"] = nodes["rays"] = _document(frame, pose, *size)
                 nodes |= {"ray_directions": drawn("direction", camera), "ray_moments": drawn("moment", camera)}
             if frame.mask is not None:
                 nodes["foreground_mask"] = place.read(frame.mask)

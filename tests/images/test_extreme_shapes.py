@@ -33,6 +33,8 @@ def test_codecs(width: int, height: int) -> None:
         "pose": {"width": width, "height": height, "people": [{"keypoints": [[0, 0, 1.0]] * 18}]},
         "boxes": {"width": width, "height": height,
                   "boxes": [{"label": "a", "box": [0, 0, width, height], "colour": [9, 9, 9]}]},
+        "rays": {"width": width, "height": height, "focal": [9.0, 9.0], "centre": [width / 2, height / 2],
+                 "pose": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]},
     }  # fmt: skip
     assert set(values) | {"text", "json"} == set(CODECS)
     for codec, value in values.items():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from graphbuild.config.lookup import suggestion
 from graphbuild.contracts import Shard
 from graphbuild.errors import GraphError, MissingNode
-from graphbuild.images.codecs import Pixels
+from graphbuild.images.codecs import DRAWN, Pixels
 from graphbuild.images.node import Node
 from graphbuild.kinds.registry import KINDS, parents_of
 from graphbuild.store.conditions import matching
@@ -25,9 +25,6 @@ from graphbuild.store.graph import Graph
 
 ENDINGS: Mapping[str, str] = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "text": "txt", "pixels": "png"}
 """Format of a node -> ending of its file, where the two differ."""
-
-DRAWN = ("pose", "boxes")
-"""Codecs of values that are drawn: exported as a picture and as JSON."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class Selection:
 
 def file_of(node: Node) -> tuple[bytes, str]:
     """A node as the bytes of a file and its ending: stored bytes as they are, label maps as PNG with their palette,
-    poses and boxes drawn, computed kinds as PNG."""
+    documents drawn, computed kinds as PNG."""
     if node.codec == "labels":
         return _palette_png(node.values(), node.attrs.get("palette") or []), "png"
     if node.codec in DRAWN or node.format == "pixels":

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphbuild.hashing import canonical_json
+from graphbuild.images.codecs import DRAWN
 from graphbuild.images.node import Node
 from graphbuild.store.export import coco
-from graphbuild.store.export.items import DRAWN, ExportItem, Selection, facts_of, file_of, is_text
+from graphbuild.store.export.items import ExportItem, Selection, facts_of, file_of, is_text
 from graphbuild.store.files import replacing
 
 FACTS = ("item_id", "key", "source", "uri", "licence", "attribution", "split", "group", "caption", "subject")

@@ -49,9 +49,15 @@ def positions(first: int, size: tuple[int, int], left: int = 0) -> Tensor:
     return torch.cartesian_prod(torch.tensor([first]), torch.arange(height), torch.arange(left, left + width)).float()
 
 
+def scaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents of the VAE in the units of the model."""
+    made: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return made
+
+
 def tokens(vae: Any, latents: Tensor) -> Tensor:
-    """Latents of the VAE as tokens in the units of the model, float32."""
-    return packed((latents - vae.config.shift_factor) * vae.config.scaling_factor).float()
+    """The same as tokens, float32."""
+    return packed(scaled(vae, latents)).float()
 
 
 def sizes(latents: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ from graphbuild.data import GridBatch, at_inference
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux, per_token
 from graphbuild_train.bases.base import Base
+from graphbuild_train.bases.rays import ray_latents, ray_picture, rays_in, without_rays
 from graphbuild_train.batch import (
     LatentBatch,
     cells_of,
@@ -35,8 +36,8 @@ class FluxDev(Base):
     """Units are cells, row by row, each encoded alone: latents of given cells know nothing of the target.
 
     Positions are (row from 1, y, x in the row); for `onediffusion` (view from 0, y, x in the cell), targets being its
-    first views. Text has the noisiest timestep of its sample. diffusers has no pipeline for either objective: `sample`
-    is the sampler.
+    first views. Text has the noisiest timestep of its sample. A cell of rays is a view of their coordinates, which no
+    VAE encodes (`rays.py`). diffusers has no pipeline for either objective: `sample` is the sampler.
     """
 
     checkpoint, licence, pipeline = "black-forest-labs/FLUX.1-dev", flux.NON_COMMERCIAL, "FluxPipeline"
@@ -73,13 +74,13 @@ class FluxDev(Base):
     @torch.no_grad()
     def encode(self, grid: GridBatch, seed: int) -> LatentBatch:
         grid = grid.to(self.device)
-        found, lines = self.drawn(grid, seed), shown_cells(grid)
+        found, lines = self._cells(grid, seed), shown_cells(grid)
         order = list(chain(*lines))
         cells = [found[cell] for cell in order]
         size = flux.sizes(cells)
         lengths = torch.tensor([height * width for height, width in size], device=self.device)
         return LatentBatch(
-            z=torch.cat([flux.tokens(self.pipe.vae, cell) for cell in cells], 1),
+            z=torch.cat([flux.packed(cell).float() for cell in cells], 1),
             generated=holes_in_cells(grid)[:, order].repeat_interleave(lengths, 1),
             view=views(size).to(self.device).expand(len(grid.index), -1),
             ids=self._positions(size, len(lines[0])).to(self.device),
@@ -87,6 +88,15 @@ class FluxDev(Base):
             text=self.text(grid.prompts),
             index=grid.index,
         )
+
+    def _cells(self, grid: GridBatch, seed: int) -> list[Tensor]:
+        """Latents of each cell, row by row, in the units of the model: draws of the VAE's posterior, and rays."""
+        vae, column = self.pipe.vae, grid.ray_column
+        found = [flux.scaled(vae, cell) for cell in self.drawn(without_rays(grid), seed)]
+        if column is not None:
+            for row, rays in enumerate(grid.rays.unbind(1)):
+                found.insert(row * grid.holes.shape[1] + column, ray_latents(rays, self.latent_channels))
+        return found
 
     def predict(self, x: Tensor, level: Tensor, batch: LatentBatch) -> Tensor:
         return self._velocity(x, level, batch, guidance=self.guidance)
@@ -96,8 +106,17 @@ class FluxDev(Base):
         batch = self.encode(grid := at_inference(task), seed)
         cells = torch.split(self.objective.sample(predict, batch, steps=steps, seed=seed), batch.lengths, 1)
         made = [y * len(grid.places[0]) + x for y, x in (place_of(grid, hole) for hole in task.holes)]
-        pixels = [flux.decoded(self.pipe.vae, cells[view], batch.size[view]) for view in made]
-        return [self.pipe.image_processor.postprocess(cell, output_type="pil")[0] for cell in pixels]
+        return [
+            self._picture(cells[view], batch.size[view], of_rays=hole == grid.ray_column)
+            for view, hole in zip(made, task.holes, strict=True)
+        ]
+
+    def _picture(self, tokens: Tensor, size: tuple[int, int], *, of_rays: bool) -> Image.Image:
+        if of_rays:
+            return ray_picture(rays_in(flux.unpacked(tokens, size)), flux.VAE_SCALE)
+        pixels = flux.decoded(self.pipe.vae, tokens, size)
+        made: list[Image.Image] = self.pipe.image_processor.postprocess(pixels, output_type="pil")
+        return made[0]
 
     def _velocity(self, x: Tensor, level: Tensor, batch: LatentBatch, *, guidance: float) -> Tensor:
         lengths, words = batch.lengths, batch.text["prompt_embeds"]
