@@ -1,4 +1,4 @@
-# demo, test, numeric, chaos, check and bench make .venv on first use; each installs no more than it needs.
+# demo, test, numeric, chaos, check, bench and docs make .venv on first use; each installs no more than it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ TEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 OTHER_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test numeric chaos check bench
+.PHONY: demo test numeric chaos check bench docs
 
 # A graph of the photographs that come with scikit-image, pictures of tasks drawn from it, and its report. No weights, no
 # downloads.
@@ -34,6 +34,10 @@ check: $(VENV)/.all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST)
+
+# The site, in site/. A link, picture or name that does not exist is an error.
+docs: $(VENV)/.all
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Every benchmark prints its ratios; one that fails does not keep the others from running.
 bench: $(VENV)/.all

@@ -37,7 +37,9 @@ class TaskMixture:
 
     Args:
         data: graphs, task lists and weights; a graph may come twice, with two lists.
-        seed, path_repeat, config: as of `PathSampler`.
+        seed: as of `PathSampler`.
+        path_repeat: as of `PathSampler`.
+        config: as of `PathSampler`.
         on_missing: for a path that its graph cannot serve, `error` raises; `drop` leaves it out, and a graph that
             serves none of its paths as well.
 

@@ -46,13 +46,17 @@ def _edits(folder: Path, photos: list[Path]) -> None:
 
 
 def _viton(folder: Path, photos: list[Path]) -> None:
-    """Photographs, and a label map with a palette of each."""
-    for name in ("image", "image-parse-v3"):
+    """Photographs as people, garments, poses and people without a garment, masks, and a label map with a palette."""
+    pictures = {"image": "{}.jpg", "cloth": "{}.jpg", "agnostic-v3.2": "{}.jpg", "openpose_img": "{}_rendered.png"}
+    for name in (*pictures, "cloth-mask", "image-parse-v3"):
         (folder / name).mkdir(parents=True)
     for photo in photos:
         picture = _opened(photo)
-        picture.save(folder / "image" / f"{photo.stem}.jpg")
-        labels = Image.fromarray((np.asarray(picture.convert("L")) > 127).astype(np.uint8), "P")
+        for name, file in pictures.items():
+            picture.save(folder / name / file.format(photo.stem))
+        bright = (np.asarray(picture.convert("L")) > 127).astype(np.uint8)
+        Image.fromarray(255 * bright).save(folder / "cloth-mask" / f"{photo.stem}.jpg")
+        labels = Image.fromarray(bright, "P")
         labels.putpalette([0, 0, 0, 255, 85, 0])
         labels.save(folder / "image-parse-v3" / f"{photo.stem}.png")
 

@@ -33,6 +33,7 @@ PARSED = {
     "graphbuild run --source subjects200k ": "downloads the data set",
     "graphbuild view ": "answers until Ctrl-C; tests/view asks it",
     "graphbuild-train run visualcloze_fill --graph s200k-graph ": "needs the data set, the weights and a GPU",
+    "graphbuild-train run onepic_tryon ": "needs the weights of SDXL",
     "graphbuild-train sample lora ": "needs what that run makes",
     "accelerate launch --num_processes 8 ": "needs eight GPUs; tests/train/test_ddp.py launches two processes",
     "python tests/bench/": "takes minutes to hours; the file exists",
