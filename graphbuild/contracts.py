@@ -213,6 +213,7 @@ class StatusDocument(Document):
     excluded: int = Field(0, description="items that are never sampled nor read")
     saved: dict[str, int] = Field(default_factory=dict, description="rows of unfinished units, by version")
     nbytes: dict[str, int] = Field(default_factory=dict, description="of the parts of each live kind")
+    scores: dict[str, list[int]] = Field(default_factory=dict, description="live score: its histogram, 10 bins, 0 to 1")
 
 
 class CellDocument(Document):

@@ -42,6 +42,17 @@ BUILTIN: Mapping[str, str] = {
     "redux_style": "graphbuild.annotators.redux_style:ReduxStyle",
     "fill_edit": "graphbuild.annotators.fill_edit:FillEdit",
     "depth_edit": "graphbuild.annotators.depth_edit:DepthEdit",
+    "outside_mask": "graphbuild.annotators.outside_mask:OutsideMask",
+    "changed": "graphbuild.annotators.changed:Changed",
+    "cycle": "graphbuild.annotators.cycle:Cycle",
+    "mask_boxes": "graphbuild.annotators.mask_boxes:MaskBoxes",
+    "normal_depth": "graphbuild.annotators.normal_depth:NormalDepth",
+    "pair_quality": "graphbuild.annotators.pair_quality:PairQuality",
+    "caption_match": "graphbuild.annotators.caption_match:CaptionMatch",
+    "likeness": "graphbuild.annotators.likeness:Likeness",
+    "aesthetic": "graphbuild.annotators.picture_classes:Aesthetic",
+    "safe": "graphbuild.annotators.picture_classes:Safe",
+    "unmarked": "graphbuild.annotators.picture_classes:Unmarked",
 }
 DEFAULT_FOR: Mapping[str, str] = {
     "canny": "canny",

@@ -191,6 +191,38 @@ class Condition(Annotator):
     of: str = parameter("image", added=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Score(Annotator):
+    """An annotator that says how good each node of the kind `of` is, from 0 (worst) to 1.
+
+    A score `blurred` of `edit_local` is the kind `edit_local.score.blurred`, a JSON document with the `value` and the
+    `parts` that it came from; the edge has the value as its score. Task lists ask for it: `where: {score.blurred: [0.6,
+    null]}`.
+
+    `annotate` finds the node among the inputs as `judged`, beside variant 0 of what it `needs`, and returns `scored`.
+
+    Args:
+        of: the kind that is judged.
+    """
+
+    needs: ClassVar[tuple[str | Each, ...]] = ()
+    makes: ClassVar[tuple[str | Kind, ...]] = ()
+    item_facts: ClassVar[tuple[str, ...]] = ()
+    of: str = "image"
+
+    @property
+    def called(self) -> str:
+        """The name of the score."""
+        return name_of(self)
+
+
+def scored(value: float, **parts: float) -> Derived:
+    """A score in [0, 1], what lies beyond is cut off, with the figures it came from."""
+    kept = min(1.0, max(0.0, float(value)))
+    document = {"value": round(kept, 6), "parts": {name: round(float(part), 6) for name, part in parts.items()}}
+    return Derived({"score": document}, score=kept)
+
+
 def missing_libraries(names: Sequence[str]) -> list[str]:
     """One line if any of these cannot be imported; nothing is imported to find out."""
     absent = [name for name in names if find_spec(name) is None]
@@ -213,6 +245,8 @@ def use_of(annotator: Annotator) -> str:
 def needs_of(annotator: Annotator) -> dict[str, str | Each]:
     """Name inside the annotator -> the graph kind it stands for, after `of`."""
     needs = {need.kind if isinstance(need, Each) else need: need for need in annotator.reads()}
+    if isinstance(annotator, Score):
+        return {**needs, "judged": each(annotator.of)}
     of = getattr(annotator, "of", "image")
     if of != "image":
         needs["image"] = each(of)
@@ -221,6 +255,9 @@ def needs_of(annotator: Annotator) -> dict[str, str | Each]:
 
 def makes_of(annotator: Annotator) -> dict[str, Kind]:
     """Name inside the annotator -> the graph kind it makes, after `of`."""
+    if isinstance(annotator, Score):
+        name, what = f"{annotator.of}.score.{annotator.called}", f"how good {annotator.of} is: {annotator.called}"
+        return {"score": Kind(name=name, family="text", codec="json", description=what)}
     of = getattr(annotator, "of", "image")
     made = {kind if isinstance(kind, str) else kind.name: kind for kind in annotator.makes}
     prefix = "" if of == "image" else f"{of}."

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphbuild.store.verify import Verdict
 
 Document = dict[str, Any]
+_BARS = " ▁▂▃▄▅▆▇█"
 OUTCOMES: tuple[Status, ...] = ("ok", "skipped", "failed")
 
 
@@ -94,6 +95,8 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
         live = "not live" if version in document.not_live else "live"
         if params or live == "not live":
             yield f"{live}: {version} {' '.join(f'{name}={value}' for name, value in params.items())}".rstrip()
+    for kind, counts in document.scores.items():
+        yield f"{kind}: {bars(counts)} from 0 to 1, {counted(sum(counts), 'node')}, {counts[0]} below 0.1"
     yield from (f"saved in unfinished units: {counted(rows, 'row')} of {name}" for name, rows in document.saved.items())
     yield from (f"not committed: {unit}" for unit in document.gaps[:10])
     if len(document.gaps) > 10:
@@ -101,6 +104,12 @@ def status_lines(document: StatusDocument) -> Iterator[str | Table]:
     if document.excluded:
         yield f"{counted(document.excluded, 'item')} excluded; list: graphbuild exclude GRAPH"
     yield f"snapshot {document.snapshot}"
+
+
+def bars(counts: Sequence[int]) -> str:
+    """A histogram in one line: a bar for each count, a blank for none."""
+    most = max(counts, default=0)
+    return "".join(_BARS[-(-(len(_BARS) - 1) * count // most)] if most else " " for count in counts)
 
 
 def failed_lines(rows: Sequence[Document]) -> Iterator[str | Table]:

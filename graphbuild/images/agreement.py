@@ -39,6 +39,33 @@ def f1(found: Array, wanted: Array, where: Array | None = None) -> float:
     return 2 * int((one & other).sum()) / together if together else 1.0
 
 
+def near_f1(found: Array, wanted: Array, reach: float, where: Array | None = None) -> float:
+    """F1 of edges of which each counts as right if there is one of the other map within `reach` pixels, in [0, 1].
+    Other arguments as of `f1`."""
+    import cv2
+
+    one, other = _flags(found, wanted, where)
+    if not one.any() or not other.any():
+        return float(one.any() == other.any())
+    shares = []
+    for edges, there in ((one, other), (other, one)):
+        distance = cv2.distanceTransform((~there).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        shares.append(float((distance[edges] <= reach).mean()))
+    return 2 * shares[0] * shares[1] / sum(shares) if any(shares) else 0.0
+
+
+def correlation(found: Array, wanted: Array) -> float:
+    """Pearson's correlation of two maps of one shape, in [-1, 1]: scale and offset do not matter; 0 if one is flat.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _same(found, wanted)
+    one, other = (each.astype(np.float64) - each.mean() for each in (found, wanted))
+    length = np.sqrt(np.square(one).sum() * np.square(other).sum())
+    return float((one * other).sum() / length) if length > 0 else 0.0
+
+
 def iou(found: Array, wanted: Array, where: Array | None = None) -> float:
     """Intersection over union of two masks, in [0, 1]; 1 if both are empty. Arguments as of `f1`."""
     one, other = _flags(found, wanted, where)

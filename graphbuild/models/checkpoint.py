@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,11 @@ class Checkpoint:
     files: tuple[str, ...] = TRANSFORMERS
     licence: str = "unknown"
     gigabytes: float = 0.0
+
+    def at(self, model: str) -> Checkpoint:
+        """The same files of another repository or folder; licence and size are known of this one alone."""
+        ours = model.partition("@")[0] == self.repository
+        return replace(self, model=model) if ours else Checkpoint(model, self.files)
 
     @property
     def local(self) -> bool:

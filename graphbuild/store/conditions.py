@@ -1,8 +1,10 @@
-"""Conditions on items: which rows of the items table meet `{"quality_assessment.objectConsistency": {">=": 3}}`."""
+"""Conditions on items: which rows of the items table meet `{"quality_assessment.objectConsistency": {">=": 3}}`; and
+on scores of nodes: `{"score.changed": [0.6, null]}`."""
 
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +25,36 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "in": lambda value, allowed: value in allowed,
 }
+
+
+SCORE = "score."
+Range = tuple[float, float]
+"""The lowest and the highest value allowed."""
+
+
+def ranges_in(where: Mapping[str, Any]) -> dict[str, Range]:
+    """The conditions on scores, by name.
+
+    Raises:
+        ValueError: one is no list of two numbers, or null for no bound.
+    """
+    found = {name.removeprefix(SCORE): bounds for name, bounds in where.items() if name.startswith(SCORE)}
+    return {name: _range(name, bounds) for name, bounds in found.items()}
+
+
+def of_items(where: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions on items alone."""
+    return {name: condition for name, condition in where.items() if not name.startswith(SCORE)}
+
+
+def _range(name: str, bounds: Any) -> Range:
+    pair = bounds if isinstance(bounds, list | tuple) and len(bounds) == 2 else [""]
+    if not all(bound is None or (isinstance(bound, int | float) and not isinstance(bound, bool)) for bound in pair):
+        raise ValueError(
+            f"where: {SCORE}{name}: {bounds!r}; allowed: the lowest and highest value, such as [0.6, null]"
+        )
+    low, high = pair
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 
 def matching(items: pa.Table, where: Mapping[str, Any], *, known: bool = True) -> NDArray[np.bool_]:

@@ -147,6 +147,30 @@ def cached_presence(
     )
 
 
+Scores = NDArray[np.float32]
+"""Scores of nodes: items x variants, NaN where there is none."""
+
+
+def scores(files: Files, commits: Sequence[Commit], kind: str, num_items: int) -> Scores:
+    """The scores that the edges of a kind recorded."""
+    variants = max((commit.document.variants[kind] for commit in commits), default=1)
+    found = np.full((num_items, variants), np.nan, np.float32)
+    for commit in commits:
+        table = unit_rows(files, commit, [*_KEYS, "score"])
+        ok = pc.and_(pc.equal(table.column("status"), "ok"), pc.equal(table.column("kind"), kind))
+        table = table.filter(ok)
+        values = pc.fill_null(table.column("score"), np.nan).to_numpy()
+        found[table.column("item_ix").to_numpy(), table.column("variant").to_numpy()] = values
+    return found
+
+
+def cached_scores(digest: str, files: Files, commits: Sequence[Commit], kind: str, num_items: int) -> Scores:
+    """`scores`, cached by snapshot digest."""
+    return cached_array(
+        digest, f"scores-{kind}", np.float32, (num_items, None), lambda: scores(files, commits, kind, num_items)
+    )
+
+
 NodeParents = NDArray[np.int64]
 """Derivation of nodes, int64 N x 5, one row per (child, parent): child item, child variant, parent item, parent kind,
 parent variant. A parent kind is its index in `parent_kinds`."""

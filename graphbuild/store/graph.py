@@ -24,7 +24,7 @@ from graphbuild.images.notebook import Shown, escaped, figure, quotation, table
 from graphbuild.kinds.registry import KINDS
 from graphbuild.store.buckets import filesystem_at
 from graphbuild.store.commits import Commit, newest_spine, read_commits
-from graphbuild.store.edges import EdgeRows, cached_presence, unit_rows
+from graphbuild.store.edges import EdgeRows, Scores, cached_presence, cached_scores, unit_rows
 from graphbuild.store.erased import served
 from graphbuild.store.exclusions import read_exclusions
 from graphbuild.store.files import Files
@@ -323,6 +323,10 @@ class Graph:
         """Which nodes of a live kind exist: bool, `num_items` x variants."""
         return cached_presence(self.digest, self.fs, self.commits(kind), kind, self.num_items)
 
+    def scores(self, kind: str) -> Scores:
+        """The scores of a live kind's nodes: `num_items` x variants, NaN where there is none."""
+        return cached_scores(self.digest, self.fs, self.commits(kind), kind, self.num_items)
+
     def _read(self, names: Sequence[str]) -> list[Commit]:
         new = [name for name in names if name not in self._commits]
         self._commits |= zip(new, read_commits(self.fs, new), strict=True)
@@ -341,8 +345,7 @@ class Graph:
     def _by_shard(self, annotator: str, version: str) -> dict[int, str]:
         key = (annotator, version)
         if key not in self._shard_names:
-            names = self._newest.get(key, [])
-            self._shard_names[key] = {shard_index(name): name for name in names}
+            self._shard_names[key] = {shard_index(name): name for name in self._newest.get(key, [])}
         return self._shard_names[key]
 
     # ---- notebooks -------------------------------------------------------------------------------------------

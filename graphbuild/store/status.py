@@ -1,4 +1,4 @@
-"""How far a graph is, from commit footers alone."""
+"""How far a graph is, from commit footers alone, but for scores, which are a column of the edges."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import re
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from graphbuild.contracts import Status, StatusDocument
-from graphbuild.store.edges import EdgeRows
+from graphbuild.store.conditions import SCORE
+from graphbuild.store.edges import EdgeRows, Scores
 from graphbuild.store.graph import Graph
 
+BINS = 10
 _UNIT = re.compile("edges/annotator=([^/]+)/version=([^/]+)/")
 _ROWS = re.compile(r"-r(\d+)-[0-9a-f]{16}\.arrow$")
 _FAILED = ("item_ix", "kind", "variant", "reason", "detail")
@@ -35,12 +39,19 @@ def status_of(graph: Graph) -> StatusDocument:
         retriable=sum(commit.document.retriable_rows for commit in commits),
         snapshot=graph.digest,
         params={f"{a} {v}": graph.unit_commits(a, v)[0].document.lineage.params for a, v in graph.producers()},
+        scores={kind: histogram(graph.scores(kind)) for kind in sorted(graph.head) if f".{SCORE}" in kind},
         gaps=[
             f"{annotator} {version} shard-{shard:05d}"
             for annotator, version in producers
             for shard in sorted(wanted - {c.ref.shard for c in graph.unit_commits(annotator, version)})
         ],
     )
+
+
+def histogram(scores: Scores) -> list[int]:
+    """How many of these are from 0 to 0.1, from 0.1 to 0.2, ..., from 0.9 to 1."""
+    known = scores[~np.isnan(scores)]
+    return np.histogram(known, BINS, (0.0, 1.0))[0].tolist()  # type: ignore[no-any-return]
 
 
 def _saved(graph: Graph) -> dict[str, int]:

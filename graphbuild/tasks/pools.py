@@ -10,15 +10,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from graphbuild.config.lookup import suggestion
+from graphbuild.errors import GraphError
 from graphbuild.hashing import canonical_json, checksum
 from graphbuild.store import leakage as groups
-from graphbuild.store.conditions import matching
+from graphbuild.store.conditions import SCORE, matching, of_items, ranges_in
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
 from graphbuild.tasks.counter_rng import Bits, below
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.together import Together, links
-from graphbuild.tasks.variants import Choices, Flags, Items, Nodes, Variants, cell_roles, choices, components, roles_of
+from graphbuild.tasks.variants import (
+    Choices,
+    Flags,
+    Items,
+    Nodes,
+    Variants,
+    Wanted,
+    cell_roles,
+    choices,
+    components,
+    roles_of,
+)
 
 _LENGTH = (1 << 31) - 1
 _SIDES = {"train": groups.TRAIN, "validation": groups.VALIDATION}
@@ -76,23 +89,25 @@ class Stock:
         self.together = together or Together([graph], [paths])
         self.kinds = sorted({role.kind for path in paths.paths for role in roles_of(path)})
         self._pools: dict[str, Pool] = {}
+        self._filtered: dict[tuple[Wanted, ...], Nodes] = {(): self.nodes}
         self._choices: dict[tuple[Any, ...], Choices] = {}
         self._filters: dict[str, Flags] = {}
 
     def served(self, path: TaskPath) -> Served:
         """The items that have every node of a path in consistent variants, and how to choose those."""
         able, bound = self._allowed(path), list[Bound]()
-        roles = roles_of(path)
-        if not all(self.nodes.has(role.kind) for role in roles):
+        roles, nodes = roles_of(path), self._nodes_of(path)
+        if not all(nodes.has(role.kind) for role in roles) or self._unscored(path):
             return self._served(path, np.zeros(len(able), bool), ())
-        plain, together = components(self.nodes, roles)
+        plain, together = components(nodes, roles)
         for role in plain:
-            able &= self.nodes.present(role.kind)[:, 0]
+            able &= nodes.present(role.kind)[:, 0]
         for members in together:
-            if members not in self._choices:
-                self._choices[members] = choices(self.nodes, members)
-            able &= self._choices[members].counts > 0
-            bound.append(self._bound(path, self._choices[members]))
+            known = (nodes.wanted, members)
+            if known not in self._choices:
+                self._choices[known] = choices(nodes, members)
+            able &= self._choices[known].counts > 0
+            bound.append(self._bound(path, self._choices[known]))
         return self._served(path, able, tuple(bound))
 
     def _served(self, path: TaskPath, able: Flags, bound: tuple[Bound, ...]) -> Served:
@@ -106,7 +121,8 @@ class Stock:
     def counts(self, path: TaskPath) -> dict[str, int]:
         """Number of items that have each kind of a path, and that pass the filters (`allowed`)."""
         kinds = sorted({role.kind for role in roles_of(path)})
-        has = {kind: int(self.nodes.present(kind).any(axis=1).sum()) if self.nodes.has(kind) else 0 for kind in kinds}
+        nodes = self._nodes_of(path)
+        has = {kind: int(nodes.present(kind).any(axis=1).sum()) if nodes.has(kind) else 0 for kind in kinds}
         if path.where or self.config.where or self.config.split or self._of_kinds(path) or self.graph.excluded:
             has["allowed"] = int(self._allowed(path).sum())
         return has
@@ -116,9 +132,11 @@ class Stock:
         if not self._in_use.any():
             return [f"no item is left by {' and '.join(self._asked())}"]
         counts = self.counts(path)
-        absent = [f"no {kind}" for kind, count in counts.items() if not count and kind != "allowed"]
+        if unscored := self._unscored(path):
+            return unscored
+        absent = [kind for kind, count in counts.items() if not count and kind != "allowed"]
         if absent:
-            return absent
+            return [self._absent(kind) for kind in absent]
         if not counts.get("allowed", 1):
             kinds = [f"the conditions of {kind}" for kind in self.kind_where if kind in path.nodes]
             own = [f"where {canonical_json(path.where)}"] if path.where else []
@@ -127,6 +145,42 @@ class Stock:
             return []
         return [f"no group has {path.views[0]} such items" if path.views else "no item has its kinds in variants that "
                 "belong together"]  # fmt: skip
+
+    def _absent(self, kind: str) -> str:
+        there = self.nodes.has(kind) and self.nodes.present(kind).any()
+        return f"no {kind} whose scores are in range" if there else f"no {kind}"
+
+    def _nodes_of(self, path: TaskPath) -> Nodes:
+        """The nodes whose scores are as a path, its kinds and the configuration want them."""
+        wanted = (*self._wanted(self.config.where), *self._wanted(path.where or {}), *self._wanted_of_kinds(path))
+        if wanted not in self._filtered:
+            self._filtered[wanted] = Nodes(self.graph, wanted)
+        return self._filtered[wanted]
+
+    def _wanted_of_kinds(self, path: TaskPath) -> list[Wanted]:
+        asked = {kind: where for kind, where in self.kind_where.items() if kind in path.nodes}
+        return [wanted for kind, where in asked.items() for wanted in self._wanted(where, kind)]
+
+    def _wanted(self, where: Mapping[str, Any], kind: str | None = None) -> list[Wanted]:
+        """Conditions on scores.
+
+        Raises:
+            GraphError: the graph has no such score.
+        """
+        known = sorted({name.partition(f".{SCORE}")[2] for name in self.graph.head if f".{SCORE}" in name})
+        found = [Wanted(name, *bounds, kind) for name, bounds in ranges_in(where).items()]
+        for asked in found:
+            if asked.name not in known:
+                told = f"it has: {', '.join(known) or 'none'}; scores are made by annotators, see docs/annotators.md"
+                raise GraphError(f"{self.graph.url} has no score {asked.name!r}{suggestion(asked.name, known)}; {told}")
+        return found
+
+    def _unscored(self, path: TaskPath) -> list[str]:
+        """Scores that a path asks for and none of its kinds has."""
+        kinds = {role.kind for role in roles_of(path)}
+        asked = [*self._wanted(path.where or {}), *self._wanted_of_kinds(path)]
+        return [f"no {wanted.kind or 'kind of it'} with a score {wanted.name}" for wanted in asked
+                if not any(wanted.of(kind) in self.graph.head for kind in kinds)]  # fmt: skip
 
     def _asked(self) -> list[str]:
         """What leaves items out of every path."""
@@ -160,7 +214,7 @@ class Stock:
         allowed = np.ones(self.nodes.num_items, bool)
         allowed[list(self.graph.excluded_items)] = False
         if self.config.where:
-            allowed &= self._meeting(self.config.where)
+            allowed &= self._meeting(of_items(self.config.where))
         if self._sides is not None:
             allowed &= self._sides == _SIDES[str(self.config.split)]
         return allowed
@@ -169,9 +223,9 @@ class Stock:
         """Of these, the items that meet the conditions of a path and of its kinds."""
         allowed = self._in_use.copy()
         if path.where:
-            allowed &= self._meeting(path.where)
+            allowed &= self._meeting(of_items(path.where))
         for where in self._of_kinds(path):
-            allowed &= self._meeting(where, known=False)
+            allowed &= self._meeting(of_items(where), known=False)
         return allowed
 
     def _of_kinds(self, path: TaskPath) -> list[Mapping[str, Any]]:

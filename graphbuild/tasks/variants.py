@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import GraphError
 from graphbuild.kinds.registry import parents_of
+from graphbuild.store.conditions import SCORE
 from graphbuild.store.edges import NodeParents, cached_crossings, cached_node_parents, parent_kinds
 from graphbuild.store.graph import Graph
 from graphbuild.store.leakage import Pairs
@@ -25,11 +26,33 @@ MAX_CHOICES = 4096
 """Most combinations of variants that a path may have."""
 
 
-class Nodes:
-    """Presence and derivation of stored kinds, at one snapshot."""
+@dataclass(frozen=True)
+class Wanted:
+    """A range that a score of nodes has to lie in.
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.num_items = graph, graph.num_items
+    Attributes:
+        kind: whose score it is; None for every kind that has it.
+    """
+
+    name: str
+    low: float
+    high: float
+    kind: str | None = None
+
+    def of(self, kind: str) -> str | None:
+        """The kind that holds this score of the nodes of a kind; None if it is not asked of that kind."""
+        return f"{kind}.{SCORE}{self.name}" if self.kind in (None, kind) else None
+
+
+class Nodes:
+    """Presence and derivation of stored kinds, at one snapshot.
+
+    Args:
+        wanted: ranges of scores; a node outside of one counts as absent.
+    """
+
+    def __init__(self, graph: Graph, wanted: Sequence[Wanted] = ()) -> None:
+        self.graph, self.num_items, self.wanted = graph, graph.num_items, wanted
         self._present: dict[str, Flags] = {}
         self._parents: dict[str, tuple[list[str], NodeParents]] = {}
         self._ancestors: dict[str, dict[str, Variants]] = {}
@@ -41,8 +64,16 @@ class Nodes:
     def present(self, kind: str) -> Flags:
         """Which nodes exist: items x variants."""
         if kind not in self._present:
-            self._present[kind] = self.graph.presence(kind)
+            self._present[kind] = self._good(kind, self.graph.presence(kind))
         return self._present[kind]
+
+    def _good(self, kind: str, present: Flags) -> Flags:
+        """Those of these nodes whose scores are in range; without a score none is."""
+        for asked in self.wanted:
+            if (scored := asked.of(kind)) in self.graph.head and scored is not None:
+                scores = self.graph.scores(scored)
+                present = present & (scores >= asked.low) & (scores <= asked.high)
+        return present
 
     def variants(self, kind: str) -> int:
         """How many variants of a kind are planned."""

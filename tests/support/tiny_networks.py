@@ -59,3 +59,17 @@ def save_inception(file: Path) -> Path:
     torch.save({}, file)
     torch.save(Untrained("random", ["2048"], str(file)).state_dict(), file)
     return file
+
+
+def save_classifier(folder: Path, labels: tuple[str, ...]) -> Path:
+    """A `ViTForImageClassification` of one layer."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        id2label=dict(enumerate(labels)), label2id={label: at for at, label in enumerate(labels)},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

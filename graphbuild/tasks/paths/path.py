@@ -14,6 +14,7 @@ import numpy.typing as npt
 from graphbuild.hashing import canonical_json, digest_of
 from graphbuild.images.codecs import codec_of
 from graphbuild.kinds.registry import KINDS, Family, Kind, kind_of, parents_of
+from graphbuild.store.conditions import ranges_in
 from graphbuild.tasks.paths.layout import USUAL_ORDER, USUAL_WORDS, Layout, Order, Places, Words, places
 
 _SHOWN = {"layout": Layout, "order": Order, "words": Words}
@@ -251,8 +252,10 @@ def check_where(where: Mapping[str, Any]) -> None:
     """Refuse conditions that could not be written down.
 
     Raises:
-        ValueError: a value is none of JSON, such as a date that YAML made of an unquoted one.
+        ValueError: a value is none of JSON, such as a date that YAML made of an unquoted one, or a range of scores is
+            none.
     """
+    ranges_in(where)
     for name, condition in where.items():
         try:
             canonical_json(condition)

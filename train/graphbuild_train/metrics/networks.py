@@ -10,66 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.embeddings import CLIP, DINO, Clip, Dino, Vector
 
-Vector = NDArray[np.float64]
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
-
-
-@dataclass(frozen=True)
-class Clip:
-    """CLIP (A. Radford et al., arXiv 2103.00020) of transformers."""
-
-    network: Any
-    processor: Any
-
-    @classmethod
-    def load(cls, folder: Path, device: str) -> Clip:
-        """From a transformers folder, float32."""
-        from transformers import CLIPModel, CLIPProcessor
-
-        network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return cls(network.eval().to(device), CLIPProcessor.from_pretrained(folder))
-
-    @torch.no_grad()
-    def picture(self, pixels: Pixels) -> Vector:
-        """Embedding of an H x W x 3 RGB uint8 picture, of length 1."""
-        said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
-        return _unit(self.network.get_image_features(**said))
-
-    @torch.no_grad()
-    def words(self, text: str) -> Vector:
-        """Embedding of a text, of length 1; what CLIP does not read is cut off."""
-        said = self.processor(text=text, return_tensors="pt", truncation=True).to(self.network.device)
-        return _unit(self.network.get_text_features(**said))
-
-
-@dataclass(frozen=True)
-class Dino:
-    """DINOv2 (M. Oquab et al., arXiv 2304.07193) of transformers."""
-
-    network: Any
-    processor: Any
-
-    @classmethod
-    def load(cls, folder: Path, device: str) -> Dino:
-        """From a transformers folder, float32."""
-        from transformers import AutoImageProcessor, Dinov2Model
-
-        processors: Any = AutoImageProcessor
-        network: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return cls(network.eval().to(device), processors.from_pretrained(folder))
-
-    @torch.no_grad()
-    def picture(self, pixels: Pixels) -> Vector:
-        """The class token of an H x W x 3 RGB uint8 picture, of length 1."""
-        said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
-        return _unit(self.network(**said).last_hidden_state[:, 0])
 
 
 @dataclass(frozen=True)
@@ -157,31 +105,17 @@ def networks(weights: Mapping[str, str] | None = None) -> dict[str, Network]:
 
 
 def _with(network: Network, model: str | None) -> Network:
-    return network if model is None else replace(network, checkpoint=Checkpoint(model, network.checkpoint.files))
+    return network if model is None else replace(network, checkpoint=network.checkpoint.at(model))
 
 
-_CLIP = Checkpoint("openai/clip-vit-large-patch14", licence="mit", gigabytes=1.7)
-_DINO = Checkpoint("facebook/dinov2-base", licence="apache-2.0", gigabytes=0.35)
 _VGG = Checkpoint("timm/vgg16.tv_in1k", ("*.json", "*.safetensors"), "bsd-3-clause", 0.55)
 _INCEPTION = Checkpoint(INCEPTION, ("*.pth",), "apache-2.0", 0.1)
 _NETWORKS: Mapping[str, Network] = {
-    "clip": Network(_CLIP, Clip.load),
-    "dino": Network(_DINO, Dino.load),
+    "clip": Network(CLIP, Clip.load),
+    "dino": Network(DINO, Dino.load),
     "vgg": Network(_VGG, Lpips.load, libraries=("torchmetrics",)),
     "inception": Network(_INCEPTION, Inception.load, INCEPTION_URL, ("torchmetrics", "torch_fidelity")),
 }
-
-
-def cosine(one: Vector, other: Vector) -> float:
-    """Cosine of the angle between two vectors of length 1."""
-    return float(one @ other)
-
-
-def _unit(found: Any) -> Vector:
-    """A batch of one as a vector of length 1."""
-    features: Tensor = getattr(found, "pooler_output", found)
-    vector: Vector = features[0].double().cpu().numpy()
-    return vector / np.linalg.norm(vector)
 
 
 def _tensor(pixels: Pixels, device: torch.device) -> Tensor:

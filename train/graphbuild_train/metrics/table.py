@@ -10,9 +10,9 @@ import numpy as np
 
 from graphbuild.images import agreement
 from graphbuild.images.codecs import Pixels
+from graphbuild.models.embeddings import cosine
 from graphbuild_train.metrics import pixels
 from graphbuild_train.metrics.example import Example
-from graphbuild_train.metrics.networks import cosine
 
 Better = Literal["higher", "lower"]
 Measure = Callable[[Example, Any], float | None]
