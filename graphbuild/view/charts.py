@@ -42,10 +42,11 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart of `WIDTH` x `HEIGHT`."""
+    """A chart of `WIDTH` x `HEIGHT`; `left_out` series beyond `MOST_LINES` have no line."""
 
     title: str
     lines: Sequence[Line] = ()
+    left_out: int = 0
     bars: Sequence[Bar] = ()
     across: Sequence[Tick] = ()
     up: Sequence[Tick] = ()
@@ -69,7 +70,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]]) -> Chart | Non
         Line(name, " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in points), f"{points[-1][1]:.4g}")
         for name, points in list(kept.items())[:MOST_LINES]
     ]
-    return Chart(title=title, lines=lines, across=x.ticks(6), up=y.ticks(4))
+    return Chart(title=title, lines=lines, left_out=len(kept) - len(lines), across=x.ticks(6), up=y.ticks(4))
 
 
 def histogram(title: str, values: Sequence[float], bins: int = 24) -> Chart | None:

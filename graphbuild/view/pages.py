@@ -73,7 +73,9 @@ class Pages:
         self.thumbnails = Thumbnails()
         self.secret = secrets.token_urlsafe(16)  # of the forms of this page; another site does not know it
         self._draws: tuple[str, Draws] | None = None
-        find(self.looking.now(), Query())  # loads the libraries and the spine, which the first page would wait for
+        find(
+            self.looking.now(), Query.of({}, self.looking.now().kinds)
+        )  # loads the libraries and the spine, which the first page would wait for
 
     def routes(self) -> list[BaseRoute]:
         addresses: dict[str, Callable[[Request], Response]] = {
@@ -96,8 +98,11 @@ class Pages:
 
     def error_pages(self) -> Mapping[Any, Callable[[Request, Exception], Response]]:
         """A page for what is wrong with a question, or not there."""
-        wrong = dict.fromkeys((GraphError, ValueError), lambda request, error: self._error(error, 400))
-        return {**wrong, MissingNode: lambda request, error: self._error(error, 404), HTTPException: self._http_error}
+        wrong: dict[Any, int] = {GraphError: 400, ValueError: 400, MissingNode: 404, OSError: 503}
+        pages = {
+            kind: lambda request, error, status=status: self._error(error, status) for kind, status in wrong.items()
+        }
+        return {**pages, HTTPException: self._http_error}
 
     def _error(self, error: object, status: int) -> Response:
         return self._page("error.html", status=status, message=str(error))

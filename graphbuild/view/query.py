@@ -58,9 +58,10 @@ class Query:
         """
         names = {field.name for field in fields(cls)}
         values: dict[str, Any] = {name: value for name, value in given.items() if name in names and value}
+        values.setdefault("kind", [*kinds, cls.kind][0])
         allowed: dict[str, Sequence[str]] = {"kind": kinds, "status": get_args(Status), "order": get_args(Order)}
         for name, choices in allowed.items():
-            if name in values and values[name] not in choices:
+            if given.get(name) and values[name] not in choices:
                 raise GraphError(f"{name} {values[name]!r}; allowed: {', '.join(choices)}")
         values |= {name: _number(name, values[name]) for name in ("low", "high") if name in values}
         return cls(**values)
@@ -108,6 +109,8 @@ def find(look: Look, query: Query, after: str = "", limit: int = 60) -> Page:
     Raises:
         GraphError: `after` is not of such a page.
     """
+    if look.edge_kind(query.kind) not in look.graph.head:
+        return Page([], "")  # nothing is committed yet
     if query.order == "item":
         return _by_item(look, query, _place(after), limit)
     start = _place(after)[0] + 1

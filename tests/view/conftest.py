@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,27 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def running(graph: Path, host: str = "127.0.0.1", **settings: Any) -> Iterator[Viewer]:
+    """A viewer that answers in this process meanwhile."""
+    viewer = Viewer(Settings(graph=str(graph), **settings), host)
+    thread = threading.Thread(target=viewer.run, daemon=True)
+    thread.start()
+    yield viewer
+    viewer.server.should_exit = True
+    thread.join(10)
+    viewer.socket.close()
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Viewer]]:
-    """Starts viewers in this process, which end with the test."""
-    running: list[tuple[Viewer, threading.Thread]] = []
+    """Starts viewers, which end with the test."""
+    with ExitStack() as stack:
+        yield lambda *graph, **settings: stack.enter_context(running(*graph, **settings))
 
-    def start(graph: Path, host: str = "127.0.0.1", **settings: Any) -> Viewer:
-        viewer = Viewer(Settings(graph=str(graph), **settings), host)
-        thread = threading.Thread(target=viewer.run, daemon=True)
-        thread.start()
-        running.append((viewer, thread))
-        return viewer
 
-    yield start
-    for viewer, thread in running:
-        viewer.server.should_exit = True
-        thread.join(10)
-        viewer.socket.close()
+@pytest.fixture(scope="module")
+def viewer(seen: Path) -> Iterator[Viewer]:
+    """Of that graph and training folder, only read."""
+    with running(seen / "graph", training=(seen / "lora",)) as found:
+        yield found

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graphbuild.contracts import GraphDocument, SourceDocument
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
 from graphbuild.store.status import status_of
@@ -33,11 +34,6 @@ def ask(viewer: Viewer, path: str, method: str = "GET", body: str | None = None,
     data = answer.read()
     connection.close()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, data
-
-
-@pytest.fixture
-def viewer(serve: Callable[..., Viewer], seen: Path) -> Viewer:
-    return serve(seen / "graph", training=(seen / "lora",))
 
 
 def test_counts_are_those_of_status(seen: Path) -> None:
@@ -194,10 +190,20 @@ def test_a_graph_that_grows_is_seen(serve: Callable[..., Viewer], tmp_path: Path
         file.unlink()
     build(own_photos, tmp_path / "graph", ["canny"])
     viewer = serve(tmp_path / "graph")
-    assert b"<option>lines</option>" not in ask(viewer, "/")[2]
+    assert b'value="lines"' not in ask(viewer, "/")[2]
     build(own_photos, tmp_path / "graph", ["lsd"])
     viewer.pages.looking.now(at_once=True)
-    assert b"<option>lines</option>" in ask(viewer, "/")[2]
+    assert b'value="lines"' in ask(viewer, "/")[2]
+
+
+def test_a_graph_without_a_commit_is_shown(serve: Callable[..., Viewer], tmp_path: Path) -> None:
+    document = GraphDocument(source=SourceDocument(name="rows", params={}), shard_size=16)
+    (tmp_path / "graph.json").write_text(document.model_dump_json())
+    viewer = serve(tmp_path)
+    for path in ("/", "/failures", "/coverage", "/runs", "/versions"):
+        assert ask(viewer, path)[0] == 200, path
+    status, _, page = ask(viewer, "/tasks")
+    assert status == 400 and b"serves 0 of the 134 paths" in page
 
 
 def test_a_shipped_page_needs_nothing_else() -> None:
