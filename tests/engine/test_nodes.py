@@ -1,4 +1,4 @@
-"""Which nodes of a cluster work, whose fault a failure is, and what is waited for. No cluster is started."""
+"""Which nodes of a cluster work, whose fault a failure is, what is waited for, and GPUs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,16 @@ from graphbuild.sources.folder import Folder
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
 from graphbuild.store.workspace import Workspace
-from tests.support.annotators import OutOfMemoryError, Weighted, build, complete, write_photos
+from tests.support.annotators import (
+    OnDevice,
+    OutOfMemoryError,
+    Weighted,
+    build,
+    calls,
+    complete,
+    start,
+    write_photos,
+)  # fmt: skip
 
 
 class Hangs(Canny):
@@ -213,6 +222,22 @@ def test_gpus_that_come_later_are_used() -> None:
     assert nodes.on_gpu(wants) and [node.name for node in nodes.hold("sam2", wants)] == ["gpu"]
     nodes.device = "cpu"
     assert not nodes.on_gpu(wants)
+
+
+@pytest.mark.ray
+def test_four_actors_are_on_four_gpus(tmp_path: Path, photos: Path, control: Callable[..., str]) -> None:
+    """Guards against actors that share the first GPU while the others idle. The GPUs are there for Ray alone."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 4, "num_gpus": 4, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        done = start(photos, tmp_path / "g", [OnDevice(tag=control())], executor="ray", address=cluster.address,
+                     limit=8, shard_size=1)  # fmt: skip
+        done.join()
+    finally:
+        cluster.shutdown()
+    assert {*calls(control())} == {"0", "1", "2", "3"} and Graph.open(tmp_path / "g").kinds()["hed"] == 8
 
 
 def test_work_without_a_model_takes_no_gpu() -> None:

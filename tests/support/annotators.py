@@ -294,6 +294,20 @@ class Second(Annotator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnDevice(Annotator):
+    """Takes a moment on a sixth of a GPU, and logs the GPUs that its actor sees."""
+
+    makes: ClassVar[tuple[str, ...]] = ("hed",)
+    resources: Resources = Resources(gpus=1 / 6)
+    tag: str = parameter("", output=False)
+
+    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
+        time.sleep(1)
+        log(self.tag, os.environ["CUDA_VISIBLE_DEVICES"])
+        return [Derived({"hed": _edges(request)}) for request in batch]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Third(Annotator):
     """And another one."""
 
