@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import indent
 from typing import NamedTuple
@@ -181,10 +182,17 @@ def bucket(photos: Path) -> Iterator[None]:
     store.close()
 
 
+def _borrow_tests(folder: Path) -> None:
+    """Make the checkout's `tests` importable, but not its packages. Installed packages bring a `tests` of their own."""
+    spec = spec_from_file_location("tests", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None
+    sys.modules["tests"] = module_from_spec(spec)
+
+
 def main() -> None:
     """Run each page in a folder of its own."""
     assert Path(gb.__file__).is_relative_to(sys.prefix), f"{gb.__file__} is not installed in {sys.prefix}"
-    sys.path.append(str(Path(__file__).parents[2]))  # last: only `tests` is found there
+    _borrow_tests(Path(__file__).parents[1])
     pages, root = [Path(page).resolve() for page in sys.argv[1:]], Path.cwd()
     for page in pages:
         sys.stderr.write(f"== {page.name}\n")
