@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from graphbuild.images.codecs import Pixels
@@ -30,16 +29,14 @@ class Clip:
         """From a transformers folder, float32."""
         from transformers import CLIPModel, CLIPProcessor
 
-        network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return cls(network.eval().to(device), CLIPProcessor.from_pretrained(folder))
+        network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype="float32")
+        return cls(network.eval().requires_grad_(False).to(device), CLIPProcessor.from_pretrained(folder))
 
-    @torch.no_grad()
     def picture(self, pixels: Pixels) -> Vector:
         """Embedding of an H x W x 3 RGB uint8 picture, of length 1."""
         said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
         return _unit(self.network.get_image_features(**said))
 
-    @torch.no_grad()
     def words(self, text: str) -> Vector:
         """Embedding of a text, of length 1; what CLIP does not read is cut off."""
         said = self.processor(text=text, return_tensors="pt", truncation=True).to(self.network.device)
@@ -59,10 +56,9 @@ class Dino:
         from transformers import AutoImageProcessor, Dinov2Model
 
         processors: Any = AutoImageProcessor
-        network: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return cls(network.eval().to(device), processors.from_pretrained(folder))
+        network: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, dtype="float32")
+        return cls(network.eval().requires_grad_(False).to(device), processors.from_pretrained(folder))
 
-    @torch.no_grad()
     def picture(self, pixels: Pixels) -> Vector:
         """The class token of an H x W x 3 RGB uint8 picture, of length 1."""
         said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
@@ -76,6 +72,6 @@ def cosine(one: Vector, other: Vector) -> float:
 
 def _unit(found: Any) -> Vector:
     """A batch of one as a vector of length 1."""
-    features: torch.Tensor = getattr(found, "pooler_output", found)
+    features = getattr(found, "pooler_output", found)
     vector: Vector = features[0].double().cpu().numpy()
     return vector / np.linalg.norm(vector)

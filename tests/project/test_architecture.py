@@ -178,6 +178,13 @@ def test_few_rooms() -> None:
     assert len({name.parts[1] for name in LIBRARY}) <= 16
 
 
+@pytest.mark.parametrize("name", LIBRARY, ids=str)
+def test_the_core_install_is_enough_to_import(name: Path) -> None:
+    """Guards against `graphbuild models`, or a graph without models, that needs torch."""
+    loaded = {imported.split(".")[0] for imported in imports(parsed(FILES[name]), when_imported=True)}
+    assert name.parts[1] == "data" or loaded & {"torch", "torchvision", "transformers", "diffusers"} == set()
+
+
 @pytest.mark.parametrize("name", FILES, ids=str)
 def test_heavy_and_private_packages_stay_where_they_belong(name: Path) -> None:
     packages = {imported.split(".")[0] for imported in imports(parsed(FILES[name]))}
