@@ -54,9 +54,10 @@ class PictureClass(Score):
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
         import torch
+        from PIL import Image
 
         network, processor = model
-        pictures = [request.inputs["judged"].array() for request in batch]
+        pictures = [Image.fromarray(request.inputs["judged"].array()) for request in batch]
         with torch.no_grad():
             said = processor(images=pictures, return_tensors="pt").to(network.device)
             chances = network(**said).logits.softmax(-1)[:, network.config.label2id[self.label]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ class Clip:
 
     def picture(self, pixels: Pixels) -> Vector:
         """Embedding of an H x W x 3 RGB uint8 picture, of length 1."""
-        said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
+        said = self.processor(images=Image.fromarray(pixels), return_tensors="pt").to(self.network.device)
         return _unit(self.network.get_image_features(**said))
 
     def words(self, text: str) -> Vector:
@@ -61,7 +62,7 @@ class Dino:
 
     def picture(self, pixels: Pixels) -> Vector:
         """The class token of an H x W x 3 RGB uint8 picture, of length 1."""
-        said = self.processor(images=pixels, return_tensors="pt").to(self.network.device)
+        said = self.processor(images=Image.fromarray(pixels), return_tensors="pt").to(self.network.device)
         return _unit(self.network(**said).last_hidden_state[:, 0])
 
 

@@ -30,6 +30,7 @@ SHIPPED = {
     "coco": "coco", "conditions": "folder", "dreambooth": "pairs", "graph200k": "parquet", "magicbrush": "parquet",
     "multiview": "scenes", "omniedit": "parquet", "sample": "sample", "subjects200k": "subjects200k",
     "folder": "folder", "viton_hd": "pairs", "id_sets": "pairs", "photodoodle": "manifest", "hypersim": "pairs",
+    "dreambench": "manifest", "nyu_depth": "pairs",
 }  # fmt: skip
 """Pipeline -> its source."""
 

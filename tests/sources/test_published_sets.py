@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 from graphbuild.images.cameras import plucker
 from graphbuild.pipeline import load_pipeline
@@ -26,11 +27,13 @@ from graphbuild.store.export.run import export
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 from graphbuild.tasks.sampler import PathSampler
+from graphbuild_train import cli_evaluate
 from graphbuild_train.bases import tiny
 from graphbuild_train.config import config_from
 from graphbuild_train.trainer import Trainer
 from tests.sources.test_mapped import put
 from tests.support.annotators import build, complete
+from tests.support.tiny_networks import save_clip, save_dino
 from tests.support.training import QUICK
 
 COUNT = 6
@@ -177,6 +180,23 @@ def hypersim(root: Path) -> None:
                    name.format("geometry_png", "depth_meters.png"): saved(distance, "PNG")})  # fmt: skip
 
 
+def dreambench(root: Path) -> None:
+    """Three subjects before two prompts each."""
+    lines = ["id,reference,view,subject,prompt"]
+    for at, subject in enumerate(("dog", "clock", "vase")):
+        put(root, {f"{subject}/{view:02d}.jpg": saved(photo(view + at * 7)) for view in range(2)})
+        lines += [f"{subject}-{n},{subject}/00.jpg,{subject}/01.jpg,{subject},a {subject} {where}"
+                  for n, where in enumerate(("in the snow", "on a beach"))]  # fmt: skip
+    put(root, {"prompts.csv": "\n".join(lines).encode()})
+
+
+def nyu_depth(root: Path) -> None:
+    distance = np.where(disc(5) > 0, 1500, 6000).astype(np.uint16)
+    for (at, scene), frame in product(enumerate(("bath_0", "bed_0", "study_0")), range(2)):
+        put(root, {f"{scene}/rgb_{frame:05d}.jpg": saved(photo(frame + 7 * at)),
+                   f"{scene}/sync_depth_{frame:05d}.png": saved(distance, "PNG")})  # fmt: skip
+
+
 def coco(root: Path) -> None:
     people = [40, 10, 2] + [0, 0, 0] * 4 + [20, 20, 2, 44, 20, 2] + [0, 0, 0] * 10
     images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 64, "height": 48} for n in range(COUNT)]
@@ -192,9 +212,9 @@ def coco(root: Path) -> None:
 SETS: Mapping[str, Callable[[Path], None]] = {
     "graph200k": graph200k, "viton_hd": viton_hd, "magicbrush": magicbrush, "omniedit": omniedit,
     "dreambooth": dreambooth, "multiview": multiview, "coco": coco, "id_sets": id_sets, "photodoodle": photodoodle,
-    "hypersim": hypersim,
+    "hypersim": hypersim, "dreambench": dreambench, "nyu_depth": nyu_depth,
 }  # fmt: skip
-FILES = {"photodoodle": "meta.jsonl"}
+FILES = {"photodoodle": "meta.jsonl", "dreambench": "prompts.csv"}
 """What of a set is named, where it is not the folder."""
 
 
@@ -238,6 +258,33 @@ def test_from_the_published_layout_to_a_training_step(
     )
     trainer.fit()
     assert (tmp_path / "lora").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "tables"),
+    [
+        ("dreambench", "dino,clip_i,clip_t", {"subject": {"dino", "clip_i", "clip_t"}}),
+        ("nyu_depth", "rmse,ssim", {"estimation": {"rmse"}}),
+        ("id_sets", "psnr,clip_score", {"generation": {"psnr"}}),
+        ("multiview", "psnr", {"generation": {"psnr"}}),
+        ("magicbrush", "psnr,clip_score", {"generation": {"psnr", "clip_score"}}),
+    ],
+)
+def test_benchmarks_are_judged_by_their_metrics(
+    name: str, metrics: str, tables: Mapping[str, set[str]], graphs: Callable[[str], Graph], tmp_path: Path
+) -> None:
+    """From a benchmark's layout to its table, with the baseline that needs no model."""
+    saved = {"clip": save_clip, "dino": save_dino} if "clip" in metrics else {}
+    weights = [f"--weights={network}={save(tmp_path / network)}" for network, save in saved.items()]
+    sets = [f"--set={said}" for said in (f"paths={name}", "sampler.split=null", "resolution=32")]
+    command = ["evaluate", "--graph", graphs(name).url, "--baseline", "mean", "--metrics", metrics, "--count", 2,
+               "--context", 1, "--out", tmp_path / "out", *sets, *weights]  # fmt: skip
+    done = CliRunner().invoke(cli_evaluate.app, [str(word) for word in command])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["figures"]
+    assert {figure["table"] for figure in found} >= set(tables)
+    for table, wanted in tables.items():
+        assert {figure["metric"] for figure in found if figure["table"] == table} == wanted
 
 
 def test_graph200k_keeps_styles_with_their_references_and_cleans_its_jpegs(graphs: Callable[[str], Graph]) -> None:
