@@ -39,11 +39,9 @@ check: $(VENV)/.all
 docs: $(VENV)/.all
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-# Every benchmark prints its ratios; one that fails does not keep the others from running.
+# One table of all benchmarks; benchmarks.json keeps it with facts of the machine, for graphbuild bench compare.
 bench: $(VENV)/.all
-	@failed=0; for bench in tests/bench/bench_*.py; do \
-		echo "== $$bench"; $(BIN)/python "$$bench" || failed=1; \
-	done; exit $$failed
+	$(BIN)/python tests/bench/run.py
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[view]'

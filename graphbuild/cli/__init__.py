@@ -28,8 +28,8 @@ def __getattr__(name: str) -> Any:
     """`app`, the application with all its commands, is put together on first use."""
     if name != "app":
         raise AttributeError(f"module 'graphbuild.cli' has no attribute {name!r}")
-    from graphbuild.cli import build, exclude, export, gc, models, schema, tasks, view
+    from graphbuild.cli import bench, build, exclude, export, gc, models, schema, tasks, view
     from graphbuild.cli.application import app
 
-    assert all((build, exclude, export, gc, models, schema, tasks, view))  # they add their commands
+    assert all((bench, build, exclude, export, gc, models, schema, tasks, view))  # they add their commands
     return app

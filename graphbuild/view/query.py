@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from graphbuild.contracts import Shard, Status
 from graphbuild.errors import GraphError
@@ -174,24 +175,25 @@ def _items(look: Look, query: Query, shard: int) -> Any:
     return facts["item_ix"].filter(pa.array(wanted)).to_numpy()
 
 
-def _scored(look: Look, query: Query) -> list[tuple[int, int]]:
-    """(item_ix, variant) of the nodes with a score in the range, in order."""
+def _scored(look: Look, query: Query) -> NDArray[np.int64]:
+    """item_ix and variant of the nodes with a score in the range, in order."""
     rows = look.scores(look.edge_kind(query.kind))
     low, high = (-np.inf if query.low is None else query.low), (np.inf if query.high is None else query.high)
     start, stop = np.searchsorted(rows[:, 2], low, "left"), np.searchsorted(rows[:, 2], high, "right")
-    chosen = rows[start:stop, :2].astype(int)
-    return [(int(item), int(variant)) for item, variant in (chosen[::-1] if query.order == "-score" else chosen)]
+    chosen = rows[start:stop, :2].astype(np.int64)
+    return chosen[::-1] if query.order == "-score" else chosen
 
 
-def _near(look: Look) -> list[tuple[int, int]]:
-    return [(item, 0) for item in look.near_duplicates()[:, 1].tolist()]
+def _near(look: Look) -> NDArray[np.int64]:
+    items = look.near_duplicates()[:, 1]
+    return np.stack([items, np.zeros_like(items)], axis=1)
 
 
-def _of_list(look: Look, query: Query, wanted: Sequence[tuple[int, int]], start: int, limit: int) -> Page:
+def _of_list(look: Look, query: Query, wanted: NDArray[np.int64], start: int, limit: int) -> Page:
     """A page of a list of nodes, those that the other filters leave."""
     until, hits, at = time.monotonic() + _SECONDS, list[Hit](), start
     while at < len(wanted) and len(hits) < limit and (at == start or time.monotonic() < until):
-        item_ix, variant = wanted[at]
+        item_ix, variant = wanted[at].tolist()
         hits += _one(look, query, item_ix, variant)
         at += 1
     done, full = at >= len(wanted), len(hits) >= limit

@@ -46,6 +46,7 @@ from graphbuild.images.codecs import CODECS
 from graphbuild.images.node import Node
 from graphbuild.sources import resolve as source
 from graphbuild.store.graph import Graph
+from tests.support.benchmarks import record
 from tests.support.everything import tiny_annotators, write_pairs
 
 BATCH = 4
@@ -96,6 +97,7 @@ def compare(annotator: Annotator, pairs: Path, whole: Path, root: Path, asked: A
     middle = statistics.median(ratios)
     shown = f"{middle:.3f} ({min(ratios):.3f}..{max(ratios):.3f})"
     print(f"{name_of(annotator):18} {cost:12.0f}  {shown:30} {1000 * statistics.median(besides):.0f}", flush=True)
+    record(f"{name_of(annotator)}, peer loop", ours=cost / middle, peer=cost, unit="ms", ratio=middle, limit=0.7)
 
 
 def costly(annotator: Annotator, graph: Graph, least: float) -> tuple[Annotator, Any]:

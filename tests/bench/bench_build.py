@@ -64,6 +64,7 @@ from graphbuild.images.decode import decode_image
 from graphbuild.images.node import Node
 from graphbuild.sources.folder import Folder
 from graphbuild.sources.sample import Sample
+from tests.support.benchmarks import record
 
 NUM_WORKERS = 2
 SIDE = 512
@@ -144,6 +145,9 @@ def show(results: dict[str, list[Measured]], num_photos: int) -> None:
             spread = f"{min(ratios):.3f}..{max(ratios):.3f}"
             by_share = f"by share {statistics.median(shares):.3f} ({min(shares):.3f}..{max(shares):.3f})"
             print(f"ratio {ours} / {other}: {statistics.median(ratios):.3f} ({spread}), {by_share}")
+            mine, peer = (statistics.median(run.rate for run in results[name]) for name in (ours, other))
+            middle = statistics.median(ratios)
+            record(f"{ours}, peer {other}", ours=mine, peer=peer, unit="items/s", ratio=middle, limit=0.5)
 
 
 def write_photos(folder: Path, count: int) -> Path:

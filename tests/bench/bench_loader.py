@@ -63,6 +63,7 @@ from graphbuild.tasks.cells import Frame, frames
 from graphbuild.tasks.config import CellConfig, SamplerConfig
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.sampler import PathSampler
+from tests.support.benchmarks import record
 
 KINDS = ("image", "reference", "style_content", "style_semantic", "edit_global", "normal", "edit_local", "canny",
          "lines", "foreground_mask")  # fmt: skip
@@ -118,6 +119,9 @@ def against_decoding(graph: Graph, rounds: int, grids: int) -> None:
                 outside = statistics.median(each["ours"][1] - each[peer][1] for each in took) / grids / 9 * 1e6
                 print(f"{name:30s} {'cold' if cold else 'warm'}: {spread(clock)} of the rate of {peer:10s} alone, by "
                       f"processor time {spread(processor)}; {outside:.0f} us an image more")  # fmt: skip
+                mine, theirs = (statistics.median(each[side][0] for each in took) for side in ("ours", peer))
+                work = f"{name}, {'cold' if cold else 'warm'}, peer {peer}"
+                record(work, ours=mine, peer=theirs, unit="s", ratio=statistics.median(clock), limit=0.3)
 
 
 def compare(
@@ -207,6 +211,10 @@ def against_readers(graph: Graph, folder: Path, rows: int, rounds: int) -> None:
         print(
             f"{name:32s} {statistics.median(values):6.0f} used pictures/s; Graph.read is {spread(ratios)} times as fast"
         )
+        if name != "Graph.read":
+            mine, theirs = (statistics.median(rates[side]) for side in ("Graph.read", name))
+            middle = statistics.median(ratios)
+            record(f"rows of pictures, peer {name}", ours=mine, peer=theirs, unit="pictures/s", ratio=middle, limit=1)
 
 
 def read_graph(graph: Graph, order: Sequence[int]) -> int:

@@ -54,6 +54,7 @@ from graphbuild.store.heads import change_head
 from graphbuild.store.locations import files_at
 from graphbuild.store.parts import Place, edge_table, edges_name, nodes_folder, write_edges, write_items
 from graphbuild.store.workspace import Workspace
+from tests.support.benchmarks import record
 
 ANNOTATORS = (Canny(), Lsd(), Grabcut())
 ROUNDS = 5
@@ -118,6 +119,11 @@ def show(units: int, sizes: dict[int, int], seconds: dict[int, list[float]], lis
     print(
         f"ratio plan of {units} units, {many} rows / {few} rows: {statistics.median(ratios):.2f} "
         f"({min(ratios):.2f}..{max(ratios):.2f}); {statistics.median(seconds[many]):.2f} s"
+    )
+    middle = [statistics.median(seconds[rows]) for rows in (many, few)]
+    ratio = 1 / statistics.median(ratios)
+    record(
+        f"plan of {many} rows a unit, peer of {few}", ours=middle[0], peer=middle[1], unit="s", ratio=ratio, limit=0.5
     )
 
 

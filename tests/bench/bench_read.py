@@ -40,6 +40,7 @@ from graphbuild.store.heads import change_head
 from graphbuild.store.locations import files_at
 from graphbuild.store.parts import write_items
 from graphbuild.store.workspace import Workspace
+from tests.support.benchmarks import record
 
 SHARD_ITEMS = 1024
 PEER_SHARE = 20
@@ -89,6 +90,10 @@ def show(rates: dict[str, list[float]], num_nodes: int, nbytes: int) -> None:
     for peer in list(rates)[1:]:
         ratios = [ours / other for ours, other in zip(rates["Graph.read"], rates[peer], strict=True)]
         print(f"ratio Graph.read / {peer}: {statistics.median(ratios):.1f} ({min(ratios):.1f}..{max(ratios):.1f})")
+        record(
+            f"nodes at random, peer {peer}", ours=statistics.median(rates["Graph.read"]), unit="nodes/s",
+            peer=statistics.median(rates[peer]), ratio=statistics.median(ratios), limit=2,
+        )  # fmt: skip
 
 
 def measure(graph: Graph, rounds: int) -> dict[str, list[float]]:

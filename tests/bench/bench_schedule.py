@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from graphbuild.engine.plan import Plan
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule, make_jobs, parent_keys, unit_key
+from tests.support.benchmarks import record
 from tests.support.scale import fifty, plan_of
 
 WORKERS = 16
@@ -66,11 +67,13 @@ def main() -> None:
     parser.add_argument("--scan-units", type=int, default=2_500, help="units of the plan that the scan is given too")
     args = parser.parse_args()
     print(f"{'schedule':10s} {'units':>9s} {'jobs':>9s} {'prepared s':>11s} {'run s':>8s} {'units/s':>9s} {'MB':>7s}")
-    for cls, units in ((Scan, args.scan_units), (Schedule, args.scan_units), (Schedule, args.units)):
-        measure(cls, units)
+    scan, same = measure(Scan, args.scan_units), measure(Schedule, args.scan_units)
+    measure(Schedule, args.units)
+    work = f"{args.scan_units} units scheduled, peer scan"
+    record(work, ours=same, peer=scan, unit="units/s", ratio=same / scan, limit=3)
 
 
-def measure(cls: Any, units: int) -> None:
+def measure(cls: Any, units: int) -> float:
     plan = plan_of(fifty(), max(1, units // 50))
     gc.collect()
     before, started = resident(), time.process_time()
@@ -84,6 +87,7 @@ def measure(cls: Any, units: int) -> None:
         f"{cls.__name__.lower():10s} {len(plan.units):9d} {jobs:9d} {prepared:11.2f} {took:8.2f} {rate:9.0f} "
         f"{memory:7.0f}"
     )
+    return rate
 
 
 def drive(schedule: Any) -> int:

@@ -29,6 +29,7 @@ from graphbuild.engine.run import run
 from graphbuild.sources import resolve
 from graphbuild.store.export.run import export
 from graphbuild.store.graph import Graph
+from tests.support.benchmarks import record
 
 TURNS = 3
 UNIT = 1024
@@ -127,6 +128,7 @@ def compare(name: str, ours: Callable[[], int], theirs: Callable[[], int]) -> No
         assert len(counts) == 1
     mine, other = (statistics.median(told) for told in seconds.values())
     print(f"{name}: {mine:.2f} s, plain loop {other:.2f} s, ratio {other / mine:.2f}", flush=True)
+    record(f"{name}, peer plain loop", ours=mine, peer=other, unit="CPU s", ratio=other / mine, limit=0.5)
 
 
 if __name__ == "__main__":

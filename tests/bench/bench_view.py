@@ -49,6 +49,7 @@ from graphbuild.store.heads import change_head
 from graphbuild.store.locations import files_at
 from graphbuild.store.parts import edges_name, items_name
 from graphbuild.store.workspace import Workspace
+from tests.support.benchmarks import record
 
 SHARD, KINDS = 1024, 50
 LIMITS = {"first page": 1.0, "item": 0.2, "filter by reason": 0.5}
@@ -78,11 +79,15 @@ def main() -> None:
 
 
 def show(start: str, found: dict[str, list[float]]) -> None:
-    print(f"{start}: {found.pop('memory')[0]:.0f} MB at most (limit {MOST_MB})")
+    memory = found.pop("memory")[0]
+    print(f"{start}: {memory:.0f} MB at most (limit {MOST_MB})")
+    record(f"memory of a {start}", ours=memory, unit="MB", limit=MOST_MB)
     for name, seconds in found.items():
         limit = f", limit {LIMITS[name] * 1000:.0f}" if name in LIMITS else ""
         middle, worst = statistics.median(seconds) * 1000, max(seconds) * 1000
         print(f"  {name:18s} median {middle:6.0f} ms, slowest {worst:6.0f} ms of {len(seconds)}{limit}")
+        if start == "later start" and name in LIMITS:
+            record(name, ours=max(seconds), unit="s", limit=LIMITS[name])
 
 
 def measure(graph: Path, cache: Path, items: int, *, wait: bool) -> dict[str, list[float]]:
@@ -109,6 +114,8 @@ def measure(graph: Path, cache: Path, items: int, *, wait: bool) -> dict[str, li
         found["next page"] = [seconds(f"{url}?kind=k30&after={number * step}.0") for number in range(8)]
         found["failures"] = [seconds(f"{url}failures")]
         found["coverage"] = [seconds(f"{url}coverage")]
+        found["by score, once"] = [seconds(f"{url}?kind=k05&order=-score")]
+        found["by score"] = [seconds(f"{url}?kind=k05&order=-score&after={number * step}.0") for number in range(8)]
         found["search"] = [seconds(f"{url}?text=nowhere")]
         status = Path(f"/proc/{server.pid}/status").read_text()
         found["memory"] = [int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024]  # type: ignore[index]
