@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from graphbuild.errors import GraphError
 from graphbuild.view.pages import Pages, Settings
 
 COOKIE = "graphbuild-token"
@@ -93,14 +94,13 @@ class Viewer:
         port: 0 for any free one.
 
     Raises:
-        GraphError: no graph is there.
-        OSError: the port is taken.
+        GraphError: no graph is there, or the port is taken.
     """
 
     def __init__(self, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
         self.token = None if is_loopback(host) else secrets.token_urlsafe(24)
-        self.socket = _bound(host, port)
         self.pages = Pages(settings)
+        self.socket = _bound(host, port)
         app = Starlette(routes=self.pages.routes(), exception_handlers=self.pages.error_pages())
         config = uvicorn.Config(Guard(app, self.token), log_level="warning", access_log=False, lifespan="off")
         self.server = uvicorn.Server(config)
@@ -127,5 +127,5 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
-        raise OSError(error.errno, f"{host} port {port}: {error.strerror}; choose another with --port") from error
+        raise GraphError(f"{host} port {port}: {error.strerror}; choose another with --port, 0 for any") from error
     return listening
