@@ -63,7 +63,8 @@ def refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Re
         ("run --pipeline mine.yaml", "no pipeline 'mine.yaml': no such file in {here}"),
         ("status nowhere", ("{here}/nowhere is not a graph (no graph.json); give the folder that was --out of a run, "
          "or make one with: graphbuild run --source sample")),
-        ("run --source folder", "say what to make with --annotators canny,hed or --pipeline NAME ("),
+        ("run --source folder", "needs a path: the folder with the images (--path FOLDER)"),
+        ("run --source video", "say what to make with --annotators canny,hed or --pipeline NAME ("),
         ("run --source folder --annotators canny", "needs a path: the folder with the images (--path FOLDER)"),
         ("run --source folder --path photos --annotators canny --out photos/g", ("{here}/photos/g lies in the source's "
          "folder photos; give an --out beside it")),
