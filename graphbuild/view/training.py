@@ -99,7 +99,7 @@ def _samples(folder: Path) -> dict[str, dict[int, Path]]:
 def _levels(record: Mapping[str, Any]) -> dict[str, Any]:
     levels = record.get("by_level")
     count = len(levels) if isinstance(levels, list) else 0
-    return {f"{(number + 0.5) / count:.2f}": levels[number] for number in range(count)}  # type: ignore[index]
+    return {f"level {(number + 0.5) / count:.2f}": levels[number] for number in range(count)}  # type: ignore[index]
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
