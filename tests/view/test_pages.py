@@ -21,7 +21,7 @@ from graphbuild.store.status import status_of
 from graphbuild.view.look import Look
 from graphbuild.view.query import Query, find
 from graphbuild.view.server import Viewer
-from tests.support.annotators import build
+from tests.support.annotators import Halves, TwoKinds, build
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -45,6 +45,15 @@ def test_counts_are_those_of_status(seen: Path) -> None:
         kind: {each.reason: each.count for each in outcomes.reasons() if each.kind == kind} for kind in status.kinds
     }
     assert told["hed"] == {"error": 3} and told["image"] == {"undecodable": 1}
+
+
+def test_a_kind_is_counted_by_the_annotator_that_serves_it(tmp_path: Path, photos: Path) -> None:
+    """Guards against counts of both where one of an annotator's two kinds has been taken over by another."""
+    build(photos, tmp_path / "graph", [TwoKinds()], limit=4)
+    build(photos, tmp_path / "graph", [Halves()], limit=4)
+    graph = Graph.open(tmp_path / "graph")
+    assert (graph.head["canny"].annotator, graph.head["foreground_mask"].annotator) == ("two_kinds", "halves")
+    assert Look(graph).outcomes.counts() == status_of(graph).kinds
 
 
 def test_later_counts_take_over_what_was_read(seen: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
