@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -74,10 +73,10 @@ def _is_computed(graph: Graph, kind: str) -> bool:
 
 
 class Thumbnails:
-    """JPEG files of nodes, the recent ones kept."""
+    """JPEG files of nodes, the recent ones kept; not the graphs that they are of."""
 
     def __init__(self) -> None:
-        self._made = lru_cache(maxsize=_KEPT)(self._make)
+        self._kept: dict[tuple[Address, int, str], bytes] = {}
 
     def jpeg(self, graph: Graph, place: Address, size: int, of: str) -> bytes:
         """A picture whose longest side has at most `size` pixels; never enlarged.
@@ -85,11 +84,13 @@ class Thumbnails:
         Args:
             of: the `tag` of the node.
         """
-        return self._made(graph, place, size, of)
-
-    @staticmethod
-    def _make(graph: Graph, place: Address, size: int, of: str) -> bytes:
-        return encoded(small(stored(graph, place), size))
+        key = (place, size, of)
+        made = self._kept.get(key)
+        if made is None:
+            made = self._kept[key] = encoded(small(stored(graph, place), size))
+            for oldest in list(self._kept)[:-_KEPT]:
+                self._kept.pop(oldest, None)
+        return made
 
 
 def small(node: Node, size: int) -> Pixels:
