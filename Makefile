@@ -1,4 +1,4 @@
-# demo, test, numeric, chaos, check, bench and docs make .venv on first use; each installs no more than it needs.
+# demo, test, numeric, chaos, check, bench, proof and docs make .venv on first use; each installs no more than it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ TEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 OTHER_KERNELS = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test numeric chaos check bench docs
+.PHONY: demo test numeric chaos check bench proof docs
 
 # A graph of the photographs that come with scikit-image, pictures of tasks drawn from it, and its report. No weights, no
 # downloads.
@@ -42,6 +42,10 @@ docs: $(VENV)/.all
 # One table of all benchmarks; benchmarks.json keeps it with facts of the machine, for graphbuild bench compare.
 bench: $(VENV)/.all
 	$(BIN)/python tests/bench/run.py
+
+# In-context learning in small; hours. See docs/proof.md.
+proof: $(VENV)/.all
+	$(BIN)/python tests/bench/bench_proof.py --out incontext-proof
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[view]'
