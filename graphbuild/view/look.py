@@ -213,3 +213,7 @@ class Looking:
                 look.count(self._pool)
                 self._look = look
         return self._look
+
+    def close(self) -> None:
+        """Count no more, and end the thread that does."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -115,7 +115,10 @@ class Viewer:
 
     def run(self) -> None:
         """Answer until Ctrl-C."""
-        self.server.run(sockets=[self.socket])
+        try:
+            self.server.run(sockets=[self.socket])
+        finally:
+            self.pages.looking.close()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from graphbuild.view.look import Look
 from graphbuild.view.query import Query, find
 from graphbuild.view.server import Viewer
 from tests.support.annotators import Halves, TwoKinds, build
+from tests.view.conftest import running
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -213,6 +215,15 @@ def test_a_graph_without_a_commit_is_shown(serve: Callable[..., Viewer], tmp_pat
         assert ask(viewer, path)[0] == 200, path
     status, _, page = ask(viewer, "/tasks")
     assert status == 400 and b"serves 0 of the 134 paths" in page
+
+
+def test_a_viewer_that_ends_leaves_no_thread(seen: Path) -> None:
+    """Guards against a process, such as a notebook's, whose threads pile up."""
+    before = set(threading.enumerate())
+    with running(seen / "graph") as viewer:
+        assert ask(viewer, "/")[0] == 200
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert not [name for name in left if name.startswith("graphbuild")]
 
 
 def test_a_shipped_page_needs_nothing_else() -> None:
