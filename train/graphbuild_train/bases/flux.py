@@ -115,4 +115,7 @@ def velocity(base: Base, x: Tensor, level: Tensor, batch: LatentBatch, **named: 
 
 def guidance_of(transformer: Any, guidance: float, count: int) -> Tensor | None:
     """The guidance value `count` times, for a guidance-distilled model; None for others."""
-    return torch.full((count,), guidance, device=transformer.device) if transformer.config.guidance_embeds else None
+    if not transformer.config.guidance_embeds:
+        return None
+    device = next(transformer.parameters()).device  # diffusers' `device` looks at every module
+    return torch.full((count,), guidance, device=device)
