@@ -32,6 +32,7 @@ BUILTIN: Mapping[str, str] = {
     "grabcut": "graphbuild.annotators.grabcut:Grabcut",
     "grounding_dino": "graphbuild.annotators.grounding_dino:GroundingDino",
     "ppocr": "graphbuild.annotators.ppocr:Ppocr",
+    "sam3": "graphbuild.annotators.sam3:Sam3",
     "open_world": "graphbuild.annotators.open_world:OpenWorld",
     "vlm_caption": "graphbuild.annotators.vlm_caption:VlmCaption",
     "source_caption": "graphbuild.annotators.source_caption:SourceCaption",

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from graphbuild.annotators.base import Derived, Request, Resources, Skip, parameter
 from graphbuild.annotators.vlm import NewTokens, VlmAnnotator, fitted
 from graphbuild.errors import GraphError
 from graphbuild.images.codecs import Pixels
-from graphbuild.images.rendering import drawn_colours
+from graphbuild.images.rendering import drawn_colours, layered
 from graphbuild.models.answers import lists_in
 from graphbuild.models.checkpoint import Checkpoint
 from graphbuild.models.coordinates import Coordinates, coordinates_of_folder, coordinates_of_name
@@ -174,7 +172,7 @@ class OpenWorld(VlmAnnotator):
             for (label, box, _), colour in zip(masked, palette[1:], strict=True)
         ]
         document = {"width": picture.shape[1], "height": picture.shape[0], "boxes": objects}
-        labels = _label_map([mask for _, _, mask in masked])
+        labels = layered([mask for _, _, mask in masked])
         attrs = {"labels": ["", *(label for label, _, _ in masked)], "palette": palette}
         return Derived({"boxes": document, "mask": labels}, score=float((labels > 0).mean()), attrs=attrs)
 
@@ -211,11 +209,3 @@ def _boxes(named: Sequence[_Object], scale: tuple[float, float], picture: Pixels
         if left < right and top < bottom:
             found.append((each.label, (left, top, right, bottom)))
     return list(dict.fromkeys(found))
-
-
-def _label_map(masks: Sequence[NDArray[np.bool_]]) -> Pixels:
-    """H x W uint8: mask n is n + 1, smaller ones lie above larger ones."""
-    labels = np.zeros(masks[0].shape, np.uint8)
-    for at in sorted(range(len(masks)), key=lambda at: -int(masks[at].sum())):
-        labels[masks[at]] = at + 1
-    return labels

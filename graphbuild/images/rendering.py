@@ -253,3 +253,11 @@ def _check_numbers(found: Any, count: int, where: str, allowed: str) -> Sequence
     if not sequence or not all(type(part) in (int, float) and abs(part) <= _FARTHEST for part in found):
         raise ValueError(f"{where}: {found!r}; allowed: {allowed}")
     return list(found)
+
+
+def layered(masks: Sequence[NDArray[np.bool_]]) -> Picture:
+    """Masks of one size as a label map, H x W uint8: mask n is n + 1, smaller ones lie above larger ones."""
+    labels = np.zeros(masks[0].shape, np.uint8)
+    for at in sorted(range(len(masks)), key=lambda at: -int(masks[at].sum())):
+        labels[masks[at]] = at + 1
+    return labels

@@ -32,7 +32,10 @@ from tests.support.tiny_checkpoints_dense import ATR
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 PAIRS = 4
-OF_EDITS = ("edit_global.hed", "edit_global.lines", "reference.hed", "reference.pose", "reference.boxes")
+OF_EDITS = (
+    *("edit_global.hed", "edit_global.lines", "edit_global.boxes", "edit_global.mask"),
+    *("reference.hed", "reference.pose", "reference.boxes"),
+)
 OF_SOME = "edit_global.foreground_mask"
 """What `grabcut` finds in edits that are noise: something, or nothing and then it skips."""
 PARTS_BEFORE_KILL = 30

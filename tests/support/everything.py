@@ -52,6 +52,7 @@ OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "teed": edges.tiny_teed,
     "dwpose": regions.tiny_dwpose,
     "grounding_dino": words.tiny_grounding_dino,
+    "sam3": words.tiny_sam3,
     "lsd": lambda folder: {},
     "grabcut": lambda folder: {},
 }

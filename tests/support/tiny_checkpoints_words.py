@@ -45,6 +45,40 @@ def tiny_grounding_dino(folder: Path) -> dict[str, Any]:
     return {"model": str(folder / "dino"), "names": ("dog", "traffic light"), "resolution": 64, "box_threshold": 0.0}
 
 
+def tiny_sam3(folder: Path) -> dict[str, Any]:
+    """SAM 3 of 64 x 64 pixels with five queries, and a tokenizer that knows `WORDS`."""
+    import torch
+    from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
+
+    eyes = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64,
+        "patch_size": 16, "window_size": 2, "pretrain_image_size": 32, "global_attn_indexes": [1],
+    }  # fmt: skip
+    part = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": {"model_type": "sam3_vit_model", **eyes},
+            "fpn_hidden_size": 16,
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        text_config={
+            "model_type": "clip_text_model", "vocab_size": 1100, "hidden_size": 16, "intermediate_size": 16,
+            "projection_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8,
+            "eos_token_id": 102, "bos_token_id": 101, "pad_token_id": 0,
+        },
+        geometry_encoder_config=part,
+        detr_encoder_config=part,
+        detr_decoder_config={**part, "num_queries": 5},
+        mask_decoder_config={"hidden_size": 16, "num_attention_heads": 2},
+    )  # fmt: skip
+    torch.manual_seed(1)
+    Sam3Model(config).save_pretrained(folder / "sam3")
+    size = {"height": 64, "width": 64}
+    Sam3ImageProcessor(size=size, mask_size={"height": 16, "width": 16}).save_pretrained(folder / "sam3")
+    bert_tokenizer().save_pretrained(folder / "sam3")
+    return {"model": str(folder / "sam3"), "names": ("dog", "traffic light"), "threshold": 0.0, "mask_threshold": 0.0}
+
+
 def bert_tokenizer() -> Any:
     """Words of a sentence, one token each; the special ones have the numbers that Grounding DINO looks for."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
