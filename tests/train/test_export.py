@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -30,7 +31,7 @@ from graphbuild_train.bases.flux2_klein import Flux2Klein
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.bases.sdxl import Sdxl
 from graphbuild_train.cli import app
-from graphbuild_train.config import LoraConfig
+from graphbuild_train.config import Layers, LoraConfig
 from graphbuild_train.export.bfl_names import bfl_name
 from graphbuild_train.export.kohya import save_kohya
 from graphbuild_train.export.lora_file import Lora, read_diffusers, recipe_of, save_diffusers
@@ -238,6 +239,29 @@ def test_every_layer_has_the_published_name(bias: bool, tmp_path: Path) -> None:
         updates[name] = (down, up, saved[f"{key}.diff_b"] / scale if bias else 0.0, scale)  # ComfyUI adds it unscaled
     assert len(saved) == (4 if bias else 3) * len(updates)
     assert_close(output(model), published(flux(), updates), terms=TERMS, mutant=published(flux(), halves(updates)))
+
+
+_BLOCK = r"(down_blocks_\d|mid_block|up_blocks_\d)"
+_ATTENTION = rf"{_BLOCK}_attentions_\d+"
+SDXL_NAMES = re.compile(
+    r"lora_unet_("
+    r"(time|add)_embedding_linear_[12]"
+    rf"|{_BLOCK}_resnets_\d_time_emb_proj"
+    rf"|{_ATTENTION}_proj_(in|out)"
+    rf"|{_ATTENTION}_transformer_blocks_\d+_(attn[12]_to_([qkv]|out_0)|ff_net_(0_proj|2))"
+    r")\.(lora_down\.weight|lora_up\.weight|alpha)"
+)
+"""Keys of linear layers that ComfyUI knows in a UNet: diffusers' names with underscores."""
+
+
+@pytest.mark.parametrize("preset", ["attn", "attn_ff", "all"])
+def test_every_layer_of_sdxl_has_a_name_that_comfyui_knows(preset: Layers, tmp_path: Path) -> None:
+    """Guards against a layer that is trained and then passed over, 0 of which are unmatched."""
+    model = sdxl()
+    lora = trained(model, LoraConfig(rank=2), layers_of(Sdxl, model, preset))
+    saved = load_file(save_kohya(lora, tmp_path / "kohya.safetensors"))
+    assert [key for key in saved if not SDXL_NAMES.fullmatch(key)] == []
+    assert len(saved) == 3 * len(lora.layers)
 
 
 @pytest.mark.numeric
