@@ -54,6 +54,7 @@ class Look:
         self._outcomes: Future[Outcomes] | None = None
         self._before = before.counted if before is not None else None
         self._commit = lru_cache(maxsize=1024)(self._read_commit)
+        self._shown = lru_cache(maxsize=128)(self._read_shown)  # the items of a shard are looked at one after another
         self.facts_of_shard = lru_cache(maxsize=64)(self._read_facts)
 
     # ---- counts ------------------------------------------------------------------------------------------------
@@ -117,13 +118,16 @@ class Look:
 
     def _edges_of(self, name: str, item_ix: int) -> list[dict[str, Any]]:
         """The rows of one item, those of others unchecked."""
-        table = read_table(self.graph.fs, name, _SHOWN)
-        if not table.schema.equals(pa.schema([EDGES.field(column) for column in _SHOWN])):
-            raise GraphError(
-                f"{self.graph.fs.path(name)}: another schema than edges of format 1; see graphbuild verify"
-            )
+        table = self._shown(name)
         rows: list[dict[str, Any]] = table.filter(pc.equal(table["item_ix"], item_ix)).to_pylist()
         return rows
+
+    def _read_shown(self, name: str) -> pa.Table:
+        table = read_table(self.graph.fs, name, _SHOWN)
+        if not table.schema.equals(pa.schema([EDGES.field(column) for column in _SHOWN])):
+            where = self.graph.fs.path(name)
+            raise GraphError(f"{where}: another schema than edges of format 1; see graphbuild verify")
+        return table
 
     def lineage(self, kind: str) -> LineageDocument:
         """What the live version of a stored kind is the hash of."""
