@@ -73,7 +73,8 @@ def evaluate(
             graph=graph, context=_numbers(context), count=count, walks=walks, metrics=tuple(listed(metrics)),
             weights=_pairs(weights or []), baselines=baselines, seed=seed,
         )  # fmt: skip
-        typer.echo(evaluated(asked, sampler, config, lists, out, console=ERR))
+        if report := evaluated(asked, sampler, config, lists, out, console=ERR):
+            typer.echo(report)
 
 
 def _subject(

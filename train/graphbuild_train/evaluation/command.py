@@ -62,7 +62,7 @@ class Asked:
 def evaluated(
     asked: Asked, sampler: LoraSampler | None, config: TrainConfig, lists: Sequence[PathSet], out: Path, *,
     console: Console,
-) -> Path:  # fmt: skip
+) -> Path | None:  # fmt: skip
     """Evaluate a LoRA and baselines; stopped, the same call goes on.
 
     Args:
@@ -70,7 +70,7 @@ def evaluated(
         lists: the task lists that it was trained on.
 
     Returns:
-        the report, Markdown.
+        the report, Markdown; None in all processes but the main one.
 
     Raises:
         GraphError, ValueError: what was asked for cannot be; `out` is left as it was.
@@ -94,7 +94,7 @@ def evaluated(
     if accelerator.is_main_process:
         _write(evaluation, {**judge.left_out, **again, **unfilled, **_lacking(found, listed)})
     accelerator.wait_for_everyone()
-    return out / "report.md"
+    return out / "report.md" if accelerator.is_main_process else None
 
 
 def _list(lists: Sequence[PathSet]) -> PathSet:

@@ -89,9 +89,11 @@ def switched_off(model: Any, off: bool) -> Iterator[None]:
     """The model without its LoRA, if `off`."""
     if off:
         model.disable_adapters()
-    yield
-    if off:
-        model.enable_adapters()
+    try:
+        yield
+    finally:
+        if off:
+            model.enable_adapters()
 
 
 class WrongRows:
