@@ -17,7 +17,7 @@ from graphbuild.hashing import canonical_json
 from graphbuild.images.codecs import DRAWN
 from graphbuild.images.node import Node
 from graphbuild.store.export import coco
-from graphbuild.store.export.items import ExportItem, Selection, facts_of, file_of, is_text
+from graphbuild.store.export.items import ExportItem, Selection, file_of, is_text
 from graphbuild.store.files import replacing
 
 FACTS = ("item_id", "key", "source", "uri", "licence", "attribution", "split", "group", "caption", "subject")
@@ -34,7 +34,8 @@ class Layout(ABC):
 
     @abstractmethod
     def write(self, label: str, items: Iterator[ExportItem]) -> list[str]:
-        """Write the items of one shard; the names of its files, relative to the folder. Another call replaces them."""
+        """Write the items of one shard; names of files, relative to the folder, that are there when it is written.
+        Another call replaces them."""
 
     def finish(self, labels: Sequence[str]) -> None:  # noqa: B027 - not every layout has something to add
         """What is written when every shard is there."""
@@ -49,33 +50,37 @@ class Folder(Layout):
     boxes, and the names and palettes of label maps."""
 
     def write(self, label: str, items: Iterator[ExportItem]) -> list[str]:
-        names, rows, annotations = list[str](), list[dict[str, Any]](), list[dict[str, Any]]()
+        rows, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         for item in items:
             row: dict[str, Any] = {name: item.row[name] for name in FACTS if item.row[name] is not None}
             facts: dict[str, Any] = {}
             for kind, variant, node in _each(item):
                 column = f"{kind}_{variant}" if self.selection.variants[kind] > 1 else kind
-                facts[column] = facts_of(node)
+                facts[column] = self.selection.facts_of(node)
                 if is_text(node):
                     row[column] = node.text
                     continue
                 data, ending = file_of(node)
                 file = f"{column}/{item.name}.{ending}"
                 put(self.out / file, data)
-                names.append(file)
                 row["file_name" if kind == self.selection.kinds[0] and not variant else f"{column}_file_name"] = file
                 if node.codec in DRAWN:
                     row[f"{column}_json"] = node.text
             rows.append({**row, "meta": item.row["meta"], "nodes": canonical_json(facts)})
             annotations += coco.annotations_of(item)
-        put(self.out / f".shards/{label}.jsonl", lines(rows))
-        put(self.out / f".shards/{label}.coco.jsonl", lines(annotations))
-        return names
+        notes = {f".shards/{label}.coco.jsonl": annotations, f".shards/{label}.jsonl": rows}
+        for name, found in notes.items():
+            put(self.out / name, lines(found))
+        return list(notes)  # written when all pictures are: to name those would take longer than to copy them
 
     def finish(self, labels: Sequence[str]) -> None:
         rows = [row for label in labels for row in read_lines(self.out / f".shards/{label}.jsonl")]
-        columns = dict.fromkeys(name for row in rows for name in row)
-        put(self.out / "metadata.jsonl", lines([{name: row.get(name) for name in columns} for row in rows]))
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        if all(list(row) == columns for row in rows):  # as they were written
+            whole = b"".join((self.out / f".shards/{label}.jsonl").read_bytes() for label in labels)
+        else:
+            whole = lines([{name: row.get(name) for name in columns} for row in rows])
+        put(self.out / "metadata.jsonl", whole)
         found = [each for label in labels for each in read_lines(self.out / f".shards/{label}.coco.jsonl")]
         sizes = {row["item_id"]: row for row in self.selection.rows}
         names = sorted({each["file"] for each in found if "caption" not in each})
@@ -111,7 +116,7 @@ class WebDataset(Layout):
                 about = {name: item.row[name] for name in FACTS} | {"meta": item.meta, "nodes": {}}
                 for kind, variant, node in _each(item):
                     column = f"{kind}_{variant}" if self.selection.variants[kind] > 1 else kind
-                    about["nodes"][column] = facts_of(node)
+                    about["nodes"][column] = self.selection.facts_of(node)
                     data, ending = file_of(node)
                     _member(archive, f"{item.name}.{column}.{ending}", data)
                     if node.codec in DRAWN:
@@ -165,7 +170,7 @@ class Datasets(Layout):
         row: dict[str, Any] = {name: item.row[name] for name in FACTS}
         facts = {}
         for kind, nodes in item.nodes.items():
-            facts[kind] = [None if node is None else facts_of(node) for node in nodes]
+            facts[kind] = [None if node is None else self.selection.facts_of(node) for node in nodes]
             many = self.selection.variants[kind] > 1
             values = [None if node is None else _cell(node, f"{item.name}-{at}") for at, node in enumerate(nodes)]
             row[kind] = values if many else values[0]
