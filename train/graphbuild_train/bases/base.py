@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -191,6 +192,12 @@ class Base(ABC):
         parameters: Tensor = self.pipe.vae.encode(picture).latent_dist.parameters
         return parameters
 
+    @cached_property
+    def _vae_dtype(self) -> torch.dtype:
+        """Asked once: diffusers looks at every module."""
+        dtype: torch.dtype = self.pipe.vae.dtype
+        return dtype
+
     def posteriors(self, grid: GridBatch) -> list[list[DiagonalGaussianDistribution]]:
         """The VAE's posterior of every unit of every sample, from the cache or its pixels.
 
@@ -202,7 +209,7 @@ class Base(ABC):
         def posterior(key: str, unit: int, sample: int) -> DiagonalGaussianDistribution:
             def encode() -> Tensor:
                 place = places[sample]
-                picture = pictures[unit][place : place + 1].to(self.pipe.vae.dtype)
+                picture = pictures[unit][place : place + 1].to(self._vae_dtype)
                 return self.encoding(picture)
 
             return DiagonalGaussianDistribution(self.cache.get(key, encode).to(self.device))
