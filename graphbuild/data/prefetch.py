@@ -20,7 +20,7 @@ def loaded(samples: Iterable[GridSample], prefetch: int, threads: int) -> Genera
     if not prefetch or get_worker_info() is None:
         yield from samples
         return
-    pool = ThreadPoolExecutor(threads, "graphbuild")
+    pool = ThreadPoolExecutor(threads, "graphbuild-decode")
     waiting: deque[Future[GridSample]] = deque()
     try:
         for sample in samples:

@@ -401,7 +401,8 @@ def test_samples_travel_with_their_pixels(sampler: PathSampler, decodes: list[st
 
 
 def _threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("graphbuild")]
+    """Those that decode ahead; a store that an earlier test read from keeps its own."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("graphbuild-decode")]
 
 
 def test_no_threads_in_a_process_that_forks(sampler: PathSampler) -> None:
