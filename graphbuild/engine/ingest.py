@@ -104,7 +104,7 @@ class Ingesting:
             ValueError: the source itself cannot be read any more.
             Unseen: some files that another process listed are missing here; what was read is saved.
         """
-        condemned = self.spool.condemned(self.work.deaths > 0, self.work.died_of)
+        condemned = self.spool.condemned(self.work.died_of)
         deadly = {key[0]: outcome for key, outcome in condemned.items() if key[0] in self.todo}
         for item_ix, outcome in deadly.items():
             self._finish(self._failed(item_ix, outcome["reason"], outcome["detail"]))

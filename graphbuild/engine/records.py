@@ -39,8 +39,9 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateUnit:
-    """One unit of an annotator. `deaths` counts workers that died on it, the last of `died_of`: after the first, rows
-    run alone. `after` comes before it besides its parents: the source, for an annotator that looks at facts of items.
+    """One unit of an annotator. `deaths` counts workers that died on it: after the first, rows run alone. `died_of` is
+    what the last attempt died of; None if it ended otherwise, or its row was not to blame. `after` comes before it
+    besides its parents: the source, for an annotator that looks at facts of items.
 
     A long unit is divided: each `part` makes the rows of these items (`item_ix`) and leaves them in the spool; then the
     unit itself, which `gathers` them, commits. `reuse` is a graph whose nodes are taken where they would be the same.
@@ -52,7 +53,7 @@ class AnnotateUnit:
     revision: int
     retry: bool = False
     deaths: int = 0
-    died_of: Death = "killed_worker"
+    died_of: Death | None = None
     after: tuple[Live, ...] = ()
     part: range | None = None
     gathers: bool = False
@@ -74,7 +75,7 @@ class IngestUnit:
     revised: frozenset[str] = frozenset()
     retry: bool = False
     deaths: int = 0
-    died_of: Death = "killed_worker"
+    died_of: Death | None = None
     gone: frozenset[str] | None = None
 
 

@@ -121,7 +121,7 @@ class Schedule:
         """Reschedule the units of a dead worker, one to a job; if `counts`, their rows run one at a time, and one that
         is given up has this `reason`."""
         for work in job.units:
-            again = replace(work, deaths=work.deaths + 1, died_of=reason) if counts else work
+            again = replace(work, deaths=work.deaths + counts, died_of=reason if counts else None)
             if again.deaths > MAX_DEATHS:
                 self._fail(work, f"{work.unit}: {again.deaths} workers died on it; the last: {why}")
             else:
@@ -330,7 +330,7 @@ def make_jobs(plan: Plan, killed: Collection[str] = ()) -> list[Job]:
         version = version_of(work)
         pool = pools[version] if version in pools else pools.setdefault(version, _pool(work))
         key = (work.unit.shard.index, depth[version], pool, alone)
-        groups.setdefault(key, []).append(replace(work, deaths=1) if alone else work)
+        groups.setdefault(key, []).append(replace(work, deaths=1, died_of="killed_worker") if alone else work)
     return [_job(pool, works) for (_, _, pool, _), works in sorted(groups.items())]
 
 

@@ -126,15 +126,18 @@ class Spool:
         self._mark()
         self.files.replace(self._alone, json.dumps(key).encode(), self.workspace)
 
-    def condemned(self, died: bool, reason: Death = "killed_worker") -> dict[Key, dict[str, str]]:
+    def condemned(self, reason: Death | None) -> dict[Key, dict[str, str]]:
         """Rows that were alone in flight in CONDEMN_AFTER deaths, with status, reason and detail.
 
         Args:
-            died: the last attempt ended in a death, of `reason`.
+            reason: what the last attempt died of; None: it did not, or a node was at fault, and the row that ran alone
+                then is not to blame.
         """
-        if died and (key := _read(self.files, self._alone, _KEY)) is not None:
+        key = _read(self.files, self._alone, _KEY)
+        if key is not None and reason is not None:
             listed = [*(_read(self.files, self._deaths, _DEATHS) or ()), (key, reason)]
             self.files.replace(self._deaths, json.dumps(listed).encode(), self.workspace)
+        if key is not None:
             self.files.remove(self._alone)
         deaths: dict[Key, list[Death]] = {}
         for name in self.files.names(self.folder):

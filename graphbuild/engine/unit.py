@@ -93,7 +93,7 @@ class Annotating:
         for row in sorted(self.spool.load(), key=lambda row: not row.retriable):
             if row.key in self._todo and (self.work.gathers or not row.retriable):
                 self.rows[row.key] = row
-        for key, outcome in self.spool.condemned(self.work.deaths > 0, self.work.died_of).items():
+        for key, outcome in self.spool.condemned(self.work.died_of).items():
             rows = [(key[0], made.name, key[2]) for made in self._makes.values()]
             condemned = [self._row(row, **outcome) for row in rows if row in self._todo]
             self.rows |= {row.key: row for row in condemned}

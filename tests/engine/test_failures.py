@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from graphbuild.contracts import Shard, Unit
+from graphbuild.engine.spool import CONDEMN_AFTER, Spool
 from graphbuild.store.graph import Graph
+from graphbuild.store.locations import files_at
 from graphbuild.store.status import status_of
+from graphbuild.store.workspace import Workspace
 from tests.support.annotators import build, calls, complete, leftovers, start
 from tests.support.sources import InMemory, Misbehaving
 
@@ -113,6 +117,22 @@ def _until_done(source: InMemory, out: Path, tag: str) -> int:
         if process.exitcode == 0:
             return deaths
     raise AssertionError("for ever")
+
+
+def test_a_row_is_not_blamed_for_a_node(tmp_path: Path) -> None:
+    """Guards against a sound row that is given up because it ran alone on nodes whose GPU is broken."""
+    files = files_at(tmp_path)
+    unit = Unit(annotator="canny", version="v" + 12 * "0", shard=Shard(index=0, start=0, stop=5))
+    spool = Spool(files, Workspace.create(files, "run"), unit, 0, ["rows"])
+    row = (3, "canny", 0)
+    for _ in range(CONDEMN_AFTER):
+        spool.alone(row)
+        assert spool.condemned(None) == {}
+    for _ in range(CONDEMN_AFTER - 1):
+        spool.alone(row)
+        assert spool.condemned("killed_worker") == {}
+    spool.alone(row)
+    assert spool.condemned("killed_worker")[row]["reason"] == "killed_worker"
 
 
 @pytest.mark.parametrize(("to", "order"), [("", "exit"), ("-annotator", "kill")])
