@@ -133,11 +133,10 @@ class Spool:
             reason: what the last attempt died of; None: it did not, or a node was at fault, and the row that ran alone
                 then is not to blame.
         """
-        key = _read(self.files, self._alone, _KEY)
-        if key is not None and reason is not None:
-            listed = [*(_read(self.files, self._deaths, _DEATHS) or ()), (key, reason)]
-            self.files.replace(self._deaths, json.dumps(listed).encode(), self.workspace)
-        if key is not None:
+        if (key := _read(self.files, self._alone, _KEY)) is not None:
+            if reason is not None:
+                listed = [*(_read(self.files, self._deaths, _DEATHS) or ()), (key, reason)]
+                self.files.replace(self._deaths, json.dumps(listed).encode(), self.workspace)
             self.files.remove(self._alone)
         deaths: dict[Key, list[Death]] = {}
         for name in self.files.names(self.folder):
