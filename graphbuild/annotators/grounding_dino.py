@@ -81,9 +81,7 @@ class GroundingDino(Condition):
         return self.needs if self.names else (*self.needs, "caption")
 
     def checkpoints(self) -> Mapping[str, Checkpoint]:
-        known = self.model.partition("@")[0] == MODEL
-        facts: dict[str, Any] = {"licence": "apache-2.0", "gigabytes": 0.69} if known else {}
-        return {"model": Checkpoint(self.model, **facts)}
+        return {"model": Checkpoint(MODEL, licence="apache-2.0", gigabytes=0.69).at(self.model)}
 
     def load(self, device: str) -> GroundingNetwork:
         from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer

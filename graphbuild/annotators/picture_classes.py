@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from graphbuild.annotators.base import Derived, Request, Resources, Score, parameter, scored
 from graphbuild.errors import GraphError
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import frozen
 
 AESTHETIC, NSFW, WATERMARK = (
     Checkpoint("cafeai/cafe_aesthetic", licence="agpl-3.0", gigabytes=0.34),
@@ -41,26 +42,23 @@ class PictureClass(Score):
         Raises:
             GraphError: the model has no such class.
         """
-        import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         folder, processors = self.checkpoints()["model"].folder(), AutoImageProcessor
-        loaded: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        network, labels = loaded.eval().to(device), loaded.config.label2id
+        loaded: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+        network, labels = frozen(loaded, device, "float32"), loaded.config.label2id
         if self.label not in labels:
             raise GraphError(f"label: {self.label!r}; allowed for {self.model}: {', '.join(labels)}")
         made: Any = processors.from_pretrained(folder)  # type: ignore[no-untyped-call]
         return network, made
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
-        import torch
         from PIL import Image
 
         network, processor = model
         pictures = [Image.fromarray(request.inputs["judged"].array()) for request in batch]
-        with torch.no_grad():
-            said = processor(images=pictures, return_tensors="pt").to(network.device)
-            chances = network(**said).logits.softmax(-1)[:, network.config.label2id[self.label]]
+        said = processor(images=pictures, return_tensors="pt").to(network.device)
+        chances = network(**said).logits.softmax(-1)[:, network.config.label2id[self.label]]
         return [scored(chance) for chance in chances.double().tolist()]
 
 

@@ -75,9 +75,7 @@ class Sam3(Condition):
         return [*super().missing(), *asked]
 
     def checkpoints(self) -> Mapping[str, Checkpoint]:
-        known = self.model.partition("@")[0] == MODEL
-        facts: dict[str, Any] = {"licence": "other", "gigabytes": 3.4} if known else {}
-        return {"model": Checkpoint(self.model, **facts)}
+        return {"model": Checkpoint(MODEL, licence="other", gigabytes=3.4).at(self.model)}
 
     def load(self, device: str) -> Sam3Network:
         from transformers import AutoTokenizer, Sam3ImageProcessor, Sam3Model

@@ -12,6 +12,7 @@ from PIL import Image
 
 from graphbuild.images.codecs import Pixels
 from graphbuild.models.checkpoint import Checkpoint
+from graphbuild.models.device import frozen
 
 Vector = NDArray[np.float64]
 CLIP = Checkpoint("openai/clip-vit-large-patch14", licence="mit", gigabytes=1.7)
@@ -30,8 +31,8 @@ class Clip:
         """From a transformers folder, float32."""
         from transformers import CLIPModel, CLIPProcessor
 
-        network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype="float32")
-        return cls(network.eval().requires_grad_(False).to(device), CLIPProcessor.from_pretrained(folder))
+        network: Any = CLIPModel.from_pretrained(folder, use_safetensors=True)
+        return cls(frozen(network, device, "float32"), CLIPProcessor.from_pretrained(folder))
 
     def picture(self, pixels: Pixels) -> Vector:
         """Embedding of an H x W x 3 RGB uint8 picture, of length 1."""
@@ -57,8 +58,8 @@ class Dino:
         from transformers import AutoImageProcessor, Dinov2Model
 
         processors: Any = AutoImageProcessor
-        network: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, dtype="float32")
-        return cls(network.eval().requires_grad_(False).to(device), processors.from_pretrained(folder))
+        network: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True)
+        return cls(frozen(network, device, "float32"), processors.from_pretrained(folder))
 
     def picture(self, pixels: Pixels) -> Vector:
         """The class token of an H x W x 3 RGB uint8 picture, of length 1."""
