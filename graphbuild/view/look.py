@@ -83,6 +83,15 @@ class Look:
         computed = (name for name, kind in KINDS.items() if kind.is_computed and set(kind.parents) <= set(stored))
         return [*stored, *(name for name in computed if name not in stored)]
 
+    @cached_property
+    def annotators(self) -> list[str]:
+        """Those with a live version."""
+        return sorted({live.annotator for live in self.graph.head.values()})
+
+    def made_by(self, annotator: str) -> list[str]:
+        """The stored kinds that the live versions of an annotator serve."""
+        return [kind for kind in self.kinds if kind in self.graph.head and self.graph.live(kind).annotator == annotator]
+
     def edge_kind(self, kind: str) -> str:
         """The stored kind whose edges say whether a kind is there: itself, or a computed kind's rarest parent."""
         return kind if kind in self.graph.head else parents_of(kind)[-1]
@@ -164,20 +173,25 @@ class Look:
 
     # ---- arrays over all items, computed once --------------------------------------------------------------------
 
-    def scores(self, kind: str) -> NDArray[np.float64]:
-        """The scored nodes of a stored kind, lowest first: N x 3 of item_ix, variant, score."""
+    def scores(self, *kinds: str) -> NDArray[np.float64]:
+        """The scored nodes of stored kinds, lowest first: N x 4 of item_ix, variant, score, and number of the kind."""
 
         def compute() -> NDArray[np.float64]:
-            found = [np.empty((0, 3))]
-            for name in self.units(kind).values():
-                table = self.rows(name, _SCORES)
-                chosen = pc.and_(pc.equal(table["kind"], kind), pc.equal(table["status"], "ok"))
-                table = table.filter(pc.and_(chosen, pc.is_valid(table["score"])))
-                found.append(np.stack([table[name].to_numpy().astype(float) for name in _SCORES[::2]], axis=1))
+            found = [np.empty((0, 4))]
+            found += [
+                self._scored(kind, name, at) for at, kind in enumerate(kinds) for name in self.units(kind).values()
+            ]
             rows = np.concatenate(found)
             return rows[np.argsort(rows[:, 2], kind="stable")]
 
-        return cached_array(self.key, f"scores-{kind}", np.float64, (None, 3), compute)
+        return cached_array(self.key, f"scores-{digest_of(list(kinds))}", np.float64, (None, 4), compute)
+
+    def _scored(self, kind: str, name: str, at: int) -> NDArray[np.float64]:
+        table = self.rows(name, _SCORES)
+        chosen = pc.and_(pc.equal(table["kind"], kind), pc.equal(table["status"], "ok"))
+        table = table.filter(pc.and_(chosen, pc.is_valid(table["score"])))
+        columns = [table[name].to_numpy().astype(float) for name in _SCORES[::2]]
+        return np.stack([*columns, np.full(table.num_rows, float(at))], axis=1)
 
     def near_duplicates(self) -> NDArray[np.int64]:
         """Items that look like another one: N x 2 of the first that looks so and themselves, in order."""

@@ -56,6 +56,11 @@ class Outcomes:
             found.setdefault(row["kind"], dict.fromkeys(STATUSES, 0))[row["status"]] += row["count_sum"]
         return dict(sorted(found.items(), key=lambda each: (each[0] != "image", each[0])))
 
+    def of_kinds(self, kinds: Sequence[str]) -> dict[Status, int] | None:
+        """Status -> nodes of some kinds together; None where none of them has been planned."""
+        found = [counts for kind, counts in self.counts().items() if kind in kinds]
+        return {status: sum(counts[status] for counts in found) for status in STATUSES} if found else None
+
     def nbytes(self) -> dict[str, int]:
         """Kind -> bytes of its parts."""
         return {row["kind"]: row["nbytes_sum"] for row in _summed(self.table, ["kind"])}

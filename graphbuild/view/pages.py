@@ -124,17 +124,18 @@ class Pages:
 
     def items(self, request: Request) -> Response:
         look = self.looking.now()
-        query = Query.of(request.query_params, look.kinds)
+        query = Query.of(request.query_params, look.kinds, look.annotators)
         page = find(look, query, request.query_params.get("after", ""))
-        cards = [self._card(look, query.kind, hit) for hit in page.hits]
+        cards = [self._card(look, query.kind or hit.kind, hit) for hit in page.hits]
         splits = sorted(
             {*look.facts_of_shard(look.shards[0].index)["split"].drop_null().to_pylist()} if look.shards else ()
         )
-        counts = look.counted.counts() if look.counted else {}
+        counts = look.counted.of_kinds(query.kinds(look)) if look.counted else None
         reasons = sorted({each.reason for each in look.counted.reasons()} if look.counted else ())
         return self._page(
             "items.html", query=query, page=page, cards=cards, kinds=look.kinds, stored=look.graph.head,
-            statuses=STATUSES, splits=splits, counts=counts.get(query.kind), reasons=reasons,
+            made=look.made_by(query.annotator), annotators=look.annotators,
+            statuses=STATUSES, splits=splits, counts=counts, reasons=reasons,
             following=query.address() + "&" + urlencode({"after": page.after}) if page.after else "",
         )  # fmt: skip
 
@@ -144,8 +145,8 @@ class Pages:
         said = hit.status == "ok" and self._codec(look, kind) in WORDS
         shown = place if hit.status == "ok" else self._image_of(look, hit.item_ix)
         return {
-            "hit": hit, "words": stored(look.graph, place).text if said else "", "address": None if said else shown,
-            "excluded": look.why_excluded(hit.facts),
+            "hit": hit, "kind": kind, "words": stored(look.graph, place).text if said else "",
+            "address": None if said else shown, "excluded": look.why_excluded(hit.facts),
         }  # fmt: skip
 
     def _image_of(self, look: Look, item_ix: int) -> Address | None:

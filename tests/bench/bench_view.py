@@ -109,6 +109,7 @@ def measure(graph: Path, cache: Path, items: int, *, wait: bool) -> dict[str, li
             "kind=k07&status=failed&reason=error",
             "kind=k11&status=failed&reason=http",
             f"kind=k20&reason={RARE}",
+            "annotator=of_k31&status=failed",
         )
         found["filter by reason"] = [seconds(f"{url}?{asked}") for asked in reasons]
         found["next page"] = [seconds(f"{url}?kind=k30&after={number * step}.0") for number in range(8)]

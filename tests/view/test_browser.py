@@ -106,6 +106,13 @@ def test_clicking_through(browse: Callable[..., Browser]) -> None:
     page.wait_for_url("**status=failed**")
     assert "order" not in page.url or "order=item" in page.url
     assert page.locator(".card .badge").all_inner_texts() == ["failed: error"] * 3
+    page.get_by_label("Annotator").select_option("lsd")
+    page.wait_for_url("**/?annotator=lsd**")
+    assert "kind" not in page.url
+    browser.check()
+    page.get_by_label("Annotator").select_option("fragile")
+    page.wait_for_url("**/?annotator=fragile&status=failed**")
+    assert page.locator(".card .badge").all_inner_texts() == ["failed: error"] * 3
     page.locator(".card a").first.click()
     page.wait_for_url("**/item/*")
     row = page.locator("tr#hed-0")

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from graphbuild.annotators.lsd import Lsd
 from graphbuild.contracts import GraphDocument, SourceDocument
 from graphbuild.errors import GraphError
 from graphbuild.store.graph import Graph
@@ -22,7 +23,7 @@ from graphbuild.store.status import status_of
 from graphbuild.view.look import Look
 from graphbuild.view.query import Query, find
 from graphbuild.view.server import Viewer
-from tests.support.annotators import Halves, TwoKinds, build
+from tests.support.annotators import Halves, Styles, TwoKinds, build
 from tests.view.conftest import running
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -97,6 +98,9 @@ def test_filters(seen: Path) -> None:
     assert keys(order="near")[:2] == ["<img src=x onerror=alert(1)>.jpg", "p00.jpg"]
     assert keys(order="near")[2:] == ["p04-again.jpg", "p04.jpg"]
     assert keys(text="photograph 7") == ["p07.png"]
+    assert keys(kind="", annotator="fragile", status="failed") == ["p02.jpg", "p03.png", "p08.jpg"]
+    assert keys(kind="", annotator="fragile", order="near")[2:] == ["p04-again.jpg", "p04.jpg"]
+    assert keys(kind="canny", annotator="fragile") == []
     assert keys(kind="foreground") == keys(kind="foreground_mask", status="ok") != []
     low, high = (find(look, Query(kind="hed", order="score")).hits[at].score for at in (1, 2))
     for order in ("item", "score"):
@@ -105,6 +109,71 @@ def test_filters(seen: Path) -> None:
         find(look, Query(), "1.x")
     with pytest.raises(GraphError, match="kind 'nose'; allowed: image, "):
         Query.of({"kind": "nose"}, look.kinds)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """Six photographs in three shards: an annotator that makes two kinds, and one that runs on two kinds."""
+    folder = tmp_path_factory.mktemp("made")
+    build(photos, folder / "graph", [TwoKinds(), Styles(), "lsd", Lsd(of="style_content")], limit=6, shard_size=2)
+    return folder / "graph"
+
+
+def nodes(graph: Graph, *kinds: str, status: str = "") -> list[tuple[int, int, str]]:
+    """item_ix, variant and kind of what edges say of some kinds."""
+    edges = [edge for kind in kinds for edge in graph.edges(kind).to_pylist() if status in ("", edge["status"])]
+    return sorted((edge["item_ix"], edge["variant"], edge["kind"]) for edge in edges)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 100])
+@pytest.mark.parametrize(
+    ("annotator", "kinds"), [("two_kinds", ["canny", "foreground_mask"]), ("lsd", ["lines", "style_content.lines"])]
+)
+def test_pages_of_an_annotator_hold_each_of_its_nodes_once(
+    made: Path, annotator: str, kinds: list[str], limit: int
+) -> None:
+    look = Look(Graph.open(made))
+    for status in ("", "ok", "skipped"):
+        found, after = list[Any](), ""
+        while not found or after:
+            page = find(look, Query(kind="", annotator=annotator, status=status), after, limit)
+            found, after = [*found, *page.hits], page.after
+        assert [(hit.item_ix, hit.variant, hit.kind) for hit in found] == nodes(look.graph, *kinds, status=status) != []
+
+
+def test_nodes_of_an_annotator_in_the_order_of_their_scores(made: Path) -> None:
+    look = Look(Graph.open(made))
+    found, after = list[Any](), ""
+    while not found or after:
+        page = find(look, Query(kind="", annotator="two_kinds", order="-score"), after, 4)
+        found, after = [*found, *page.hits], page.after
+    wanted = nodes(look.graph, "canny", "foreground_mask", status="ok")
+    assert sorted((hit.item_ix, hit.variant, hit.kind) for hit in found) == wanted
+
+
+def test_a_page_of_an_annotator_reads_what_it_shows(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, read = Look(Graph.open(made)), list[str]()
+    rows = look.rows
+    monkeypatch.setattr(look, "rows", lambda name, columns: [read.append(name), rows(name, columns)][1])
+    find(look, Query(kind="", annotator="two_kinds"), limit=1)
+    assert len(read) == 1  # one unit of three
+    read.clear()
+    assert find(look, Query(kind="", annotator="two_kinds", status="failed"), limit=1).hits == [] == read
+
+
+def test_a_link_to_an_annotator(viewer: Viewer, seen: Path) -> None:
+    page = ask(viewer, "/?annotator=fragile&status=failed")[2].decode()
+    assert page.count('<li class="card failed">') == 3 and "<option selected>fragile</option>" in page
+    viewer.pages.looking.now().outcomes  # noqa: B018 - waits for the counts
+    assert "fragile: 9 ok, 1 skipped, 3 failed" in ask(viewer, "/?annotator=fragile")[2].decode()
+    page = ask(viewer, "/?annotator=fragile&kind=image")[2].decode()
+    assert "No image is made by fragile." in page and 'href="/?annotator=fragile"' in page
+    status, _, page_of_error = ask(viewer, "/?annotator=nose")
+    assert status == 400 and b"annotator &#39;nose&#39;; allowed: canny, " in page_of_error
+    look = viewer.pages.looking.now()
+    for query in (Query(kind="", annotator="lsd"), Query(annotator="source:folder"), Query(kind="lines", status="ok")):
+        given = dict(parse_qsl(query.address()))
+        assert Query.of(given, look.kinds, look.annotators) == query
 
 
 def test_a_picture_is_sent_once(viewer: Viewer, seen: Path) -> None:

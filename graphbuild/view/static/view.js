@@ -1,8 +1,11 @@
 "use strict";
 
-// A choice in a filter is applied at once.
+// A choice in a filter is applied at once; that of an annotator asks for every kind it makes.
 for (const select of document.querySelectorAll("select[data-submits]")) {
-  select.addEventListener("change", () => select.form.requestSubmit());
+  select.addEventListener("change", () => {
+    if (select.dataset.clears) select.form.elements[select.dataset.clears].value = "";
+    select.form.requestSubmit();
+  });
 }
 
 // Empty fields stay out of the address, so that it is short enough to share.
