@@ -1,6 +1,6 @@
-"""In-context learning in small, on the CPU: `python tests/bench/bench_proof.py [--steps N] [--items N] [--walks N]`.
+"""In-context learning in small, on the CPU: `python tests/bench/bench_proof.py [--objective NAME] [--steps N]`.
 
-A transformer of FLUX.1-Fill's shape is trained from scratch on tasks that only the example rows tell, drawn by our
+For each objective a small transformer is trained from scratch on tasks that only the example rows tell, drawn by our
 sampler from our graph, through our loader, objective and loop (`tests/bench/proof`); then it fills fixed walks of
 held-out items. Printed is the mean squared error of the generated cell (pixels in 0..1) with 1, 2 and 3 rows, with rows
 of another task, with rows whose pairs are exchanged, and of two baselines; with 95 % intervals, paired where two are
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ PROOF = Path(__file__).parent / "proof"
 sys.path[:0] = [str(ROOT), str(ROOT / "train"), str(PROOF)]
 
 import numpy as np
-import pixels
 import yaml
+from changes import HELD_OUT, TASKS, Changes, opposite, task_list, write_scenes
 from numpy.typing import NDArray
+from plot import Figures, draw_errors, draw_walks
 from rich.console import Console
 
 from graphbuild.engine.run import run
@@ -42,7 +44,13 @@ from graphbuild_train.evaluation.walks import Questions
 from graphbuild_train.recipes import configured, read_recipe
 from graphbuild_train.trainer import Trainer
 
+BASES = {
+    "visualcloze_fill": "pixels:PixelFill", "visualcloze_dev": "pixels:PixelDev",
+    "onediffusion": "pixels:PixelDev", "onepic": "pixels:PixelCanvas", "flux2_klein": "pixels:PixelKlein",
+}  # fmt: skip
+"""Of each objective."""
 CONTROLS = ("wrong rows", "exchanged pairs", "copied condition", "mean picture")
+AT_ONCE = 64
 Errors = dict[str, dict[int, float]]
 """What filled the hole -> walk -> mean squared error."""
 
@@ -58,19 +66,22 @@ class Exchanged(GridTask):
         return super().node((at + 1) % examples, column) if examples > 1 else super().node(at, 0)
 
 
-def recipe(folder: Path, sets: Sequence[str]) -> TrainConfig:
+def recipe(folder: Path, objective: str, sets: Sequence[str]) -> TrainConfig:
     """The recipe with its task list, and the tasks that it is not shown."""
     listed = folder / "incontext_tasks.yaml"
-    listed.write_text(yaml.safe_dump(pixels.task_list()))
-    config = configured({**read_recipe(PROOF / "incontext.yaml"), "paths": str(listed)}, sets)
-    held_out = tuple(HeldOut(holes=(f"task_{name}",)) for name in pixels.HELD_OUT)
+    listed.write_text(yaml.safe_dump(task_list()))
+    own = {"paths": str(listed), "objective": objective, "base": BASES[objective]}
+    if objective == "flux2_klein":  # whose layers have no biases
+        sets = ["lora.bias=false", *sets]
+    config = configured({**read_recipe(PROOF / "incontext.yaml"), **own}, sets)
+    held_out = tuple(HeldOut(holes=(f"task_{name}",)) for name in HELD_OUT)
     return replace(config, sampler=replace(config.sampler, held_out=held_out))
 
 
 def graph_of(folder: Path, items: int) -> Graph:
     """Scenes, and each of them changed by every task."""
-    photos = pixels.write_scenes(folder / "scenes", items)
-    run(resolve("folder", path=str(photos)), [pixels.Changes()], folder / "graph", executor="inline",
+    photos = write_scenes(folder / "scenes", items)
+    run(resolve("folder", path=str(photos)), [Changes()], folder / "graph", executor="inline",
         console=Console(quiet=True))  # fmt: skip
     return Graph.open(folder / "graph")
 
@@ -79,8 +90,8 @@ def questions(graph: Graph, trainer: Trainer, walks: int) -> Questions:
     """Walks of held-out items with three rows, half of them of held-out tasks."""
     config = replace(trainer.config.sampler, split="validation", rows=(0.0, 0.0, 1.0), held_out=())
     sampler = PathSampler(graph, trainer.lists[0], seed=1, config=config)
-    seen = [name for name in pixels.TASKS if name not in pixels.HELD_OUT]
-    names = [pool[at // 2 % len(pool)] for at in range(walks) for pool in ((seen, pixels.HELD_OUT)[at % 2],)]
+    seen = [name for name in TASKS if name not in HELD_OUT]
+    names = [pool[at // 2 % len(pool)] for at in range(walks) for pool in ((seen, HELD_OUT)[at % 2],)]
     drawn = [sampler.walk(index, path=name) for index, name in enumerate(names)]
     return Questions(sampler, drawn, trainer.config)
 
@@ -89,49 +100,60 @@ def measured(trainer: Trainer, asked: Questions, file: Path) -> Errors:
     """The error of every walk, kept in a file as they are made."""
     known: Errors = json.loads(file.read_text()) if file.exists() else {}
     found = {name: {int(at): value for at, value in errors.items()} for name, errors in known.items()}
-    for walk in asked.walks:
-        for name, made in _fills(trainer, asked, walk).items():
-            if walk.index not in found.setdefault(name, {}):
-                found[name][walk.index] = _error(made(), walk, asked)
+    for first in range(0, len(asked.walks), AT_ONCE):
+        for name in (*(f"R={rows}" for rows in (1, 2, 3)), *CONTROLS):
+            errors = found.setdefault(name, {})
+            walks = [walk for walk in asked.walks[first : first + AT_ONCE] if walk.index not in errors]
+            made = filled(trainer, asked, name, walks)
+            errors |= {walk.index: _error(own, walk, asked) for walk, own in zip(walks, made, strict=True)}
         with replacing(file) as sink:
             sink.write(json.dumps(found).encode())
     return found
 
 
-def _fills(trainer: Trainer, asked: Questions, walk: Walk) -> Mapping[str, Callable[[], Any]]:
-    def generated(task: GridTask, _: Walk | None = None) -> list[Any]:
-        (made,) = trainer.base.sample([task], seed=0, **trainer.base.sampling(trainer.config.watch))
-        return [np.asarray(picture) for picture in made]
-
-    tasks = {rows: asked.task(walk, rows - 1) for rows in (1, 2, 3)}
-    three = tasks[3]
-    assert three is not None
-    exchanged = Exchanged(walk, three.drawing, three.resolution, cells=three.cell_config)
-    return {
-        **{f"R={rows}": lambda task=task: generated(task) for rows, task in tasks.items()},
-        "wrong rows": lambda: WrongRows(asked, generated)(three, walk),  # type: ignore[arg-type]
-        "exchanged pairs": lambda: generated(exchanged),
-        "copied condition": lambda: copied(three, walk),
-        "mean picture": lambda: MeanPicture(asked)(three, walk),
-    }
+def filled(trainer: Trainer, asked: Questions, name: str, walks: Sequence[Walk]) -> list[NDArray[np.uint8]]:
+    """The hole of each walk, filled in one of the ways."""
+    tasks = [_task(asked, name, walk) for walk in walks]
+    if name in CONTROLS[2:]:
+        fill: Any = copied if name == "copied condition" else MeanPicture(asked)
+        return [fill(task, walk)[0] for task, walk in zip(tasks, walks, strict=True)]
+    made = trainer.base.sample(tasks, seed=0, **trainer.base.sampling(trainer.config.watch)) if tasks else []
+    return [np.asarray(picture) for (picture,) in made]
 
 
-def _error(made: Any, walk: Walk, asked: Questions) -> float:
-    task = asked.task(walk, 0)
-    assert task is not None and not isinstance(made, str), made
-    truth = task.cell(-1, walk.holes[0])
-    return float(np.square((made[0].astype(float) - truth) / 255).mean())
+def _task(asked: Questions, name: str, walk: Walk) -> GridTask:
+    """What the model is shown, or a baseline."""
+    if name.startswith("R="):
+        return _present(asked.task(walk, int(name[2:]) - 1))
+    three = _present(asked.task(walk, 2))
+    if name == "exchanged pairs":
+        return Exchanged(walk, three.drawing, three.resolution, cells=three.cell_config)
+    if name == "wrong rows":
+        other = asked.sampler.walk(walk.index, path=opposite(walk.path.name))
+        misled: Any = WrongRows(replace(asked, walks=[walk, other]), lambda task, _: task)  # type: ignore[arg-type, return-value]
+        return misled(three, walk)  # type: ignore[no-any-return]
+    return three
 
 
-def told(errors: Errors, asked: Questions) -> bool:
-    """Print the table, and whether the lines of the proof hold."""
-    held = True
+def _present(task: GridTask | None) -> GridTask:
+    assert task is not None
+    return task
+
+
+def _error(made: NDArray[np.uint8], walk: Walk, asked: Questions) -> float:
+    truth = _present(asked.task(walk, 0)).cell(-1, walk.holes[0])
+    return float(np.square((made.astype(float) - truth) / 255).mean())
+
+
+def told(objective: str, errors: Errors, asked: Questions) -> tuple[bool, Figures]:
+    """Print the table; whether the lines of the proof hold, and the figures by seen and held-out tasks."""
+    held, figures = True, {}
     for name, unseen in (("seen tasks", False), ("held-out tasks", True)):
         walks = [walk.index for walk in asked.walks if asked.unseen(walk) == unseen]
         rows = {key: np.array([values[at] for at in walks]) for key, values in errors.items()}
-        print(f"{name}, {len(walks)} walks of held-out items")
-        for key, values in rows.items():
-            mean, low, high = interval(values.tolist())
+        print(f"{objective}, {name}, {len(walks)} walks of held-out items")
+        figures[name] = {key: interval(values.tolist()) for key, values in rows.items()}
+        for key, (mean, low, high) in figures[name].items():
             print(f"  {key:18}{mean:.4f} [{low:.4f}, {high:.4f}]")
         share = rows["R=3"].mean() / rows["R=1"].mean()
         most = 0.6 if unseen else 0.3
@@ -140,12 +162,12 @@ def told(errors: Errors, asked: Questions) -> bool:
             "R=2 below R=1": _below(rows["R=2"], rows["R=1"]),
             f"R=3 at most {most} of R=1 (it is {share:.2f})": share <= most,
             "wrong rows above R=1": _below(rows["R=1"], rows["wrong rows"]),
-            **{f"R=3 below {key}": _below(rows["R=3"], rows[key]) for key in CONTROLS[1:]},
+            **{f"R=3 below {key}": _below(rows["R=3"], rows[key]) for key in CONTROLS[2:]},
         }
         for line, holds in lines.items():
             print(f"  {'holds' if holds else 'FAILS'}: {line}")
         held &= all(lines.values())
-    return held
+    return held, figures
 
 
 def _below(less: NDArray[np.float64], more: NDArray[np.float64]) -> bool:
@@ -153,11 +175,40 @@ def _below(less: NDArray[np.float64], more: NDArray[np.float64]) -> bool:
     return interval((less - more).tolist())[2] < 0
 
 
+def shown(trainer: Trainer, asked: Questions, file: Path) -> None:
+    """A picture of some walks of held-out tasks: the examples, the condition, what was made with 1, 2 and 3 rows."""
+    walks = [walk for walk in asked.walks if asked.unseen(walk)][:40:5]
+    made = [filled(trainer, asked, f"R={rows}", walks) for rows in (1, 2, 3)]
+    strips = []
+    for walk, *own in zip(walks, *made, strict=True):
+        task = _present(asked.task(walk, 2))
+        given = [task.cell(row, column) for row in (0, 1) for column in (0, 1)]
+        strips.append([*given, task.cell(2, 0), *own, task.cell(2, 1)])
+    draw_walks(strips, file)
+
+
+def proved(objective: str, graph: Graph, out: Path, sets: Sequence[str], walks: int) -> tuple[bool, Figures]:
+    """Train an objective, and measure it."""
+    began = time.monotonic()
+    trainer = Trainer(recipe(out, objective, sets), out / "graph", out / objective)
+    trainer.fit()
+    trained = time.monotonic() - began
+    with trainer.finished():
+        asked = questions(graph, trainer, walks)
+        errors = measured(trainer, asked, out / objective / "errors.json")
+        shown(trainer, asked, out / objective / "walks.png")
+    print(
+        f"{objective}: {trained / 60:.0f} min of training, {(time.monotonic() - began - trained) / 60:.0f} of measuring"
+    )
+    return told(objective, errors, asked)
+
+
 def main() -> int:
-    """Make the graph, train, measure, print."""
+    """Make the graph, train, measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("incontext-proof"))
-    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--objective", action="append", choices=[*BASES], help="by default all, one after the other")
+    parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--walks", type=int, default=512)
     parser.add_argument("--set", action="append", default=[], dest="sets")
@@ -165,11 +216,13 @@ def main() -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     steps = [f"steps={asked.steps}"] if asked.steps else []
     graph = graph_of(asked.out, asked.items)
-    trainer = Trainer(recipe(asked.out, [*asked.sets, *steps]), asked.out / "graph", asked.out / "run")
-    trainer.fit()
-    with trainer.finished():
-        found = questions(graph, trainer, asked.walks)
-        return 0 if told(measured(trainer, found, asked.out / "errors.json"), found) else 1
+    found = {
+        objective: proved(objective, graph, asked.out, [*asked.sets, *steps], asked.walks)
+        for objective in asked.objective or BASES
+    }
+    draw_errors({objective: figures for objective, (_, figures) in found.items()}, asked.out / "errors.png")
+    print(f"{asked.out}/errors.png, {asked.out}/*/walks.png")
+    return 0 if all(held for held, _ in found.values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,48 +1,52 @@
-"""A small transformer of FLUX.1-Fill's shape from scratch, with pixels as latents, and the tasks that it learns.
+"""Small transformers from scratch with pixels as latents, one for each objective.
 
-Cells are pictures of 16 x 16 colours, enlarged eight times: a latent pixel is a colour, a token 2 x 2 of them, a cell
-64 tokens. There are no words: the embeddings of all instructions are zero, so that only the example rows can tell the
-task. Every linear layer gets an update of full rank, which is training it.
+A latent pixel is a colour of `changes.py`, a token 2 x 2 of them, a cell 16 tokens. There are no words: the embeddings
+of all instructions are zero, so that only the example rows can tell the task. Every linear layer gets an update of full
+rank, which is training it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
-from numpy.typing import NDArray
+from changes import SCALE
+from diffusers import DDIMScheduler, Flux2Transformer2DModel, FluxTransformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from graphbuild.annotators.base import Annotator, Derived, Request
 from graphbuild.data import at_inference
-from graphbuild.kinds.registry import Kind
 from graphbuild.tasks.grid import GridTask
 from graphbuild_train.bases import flux
 from graphbuild_train.bases.base import Base
+from graphbuild_train.bases.flux2_klein import Flux2Klein
+from graphbuild_train.bases.flux_dev import FluxDev
 from graphbuild_train.bases.flux_fill import FluxFill
-from graphbuild_train.objective import Objective
+from graphbuild_train.batch import LatentBatch
+from graphbuild_train.objective import Ddpm, Objective, generators
 
-SIDE, SCALE = 16, 8
-WIDTH, DEPTH, HEADS = 128, 4, 4
+HEAD, HEADS, DOUBLE, SINGLE = 32, 2, 1, 5
+TOKEN = 12
+"""Channels of a token: 2 x 2 colours."""
 _SPREAD = 2.0  # brings pixels of [-1, 1] to about unit variance
-
-Colours = NDArray[np.uint8]
 
 
 class PixelVae(nn.Module):
     """Latents that are the colours: 3 channels, an eighth of the side."""
 
-    config = SimpleNamespace(shift_factor=0.0, scaling_factor=_SPREAD, latent_channels=3)
+    config = SimpleNamespace(shift_factor=0.0, scaling_factor=_SPREAD, latent_channels=3, batch_norm_eps=0.0)
     dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(TOKEN, affine=False)  # FLUX.2's way to say the scale
+        assert self.bn.running_var is not None
+        self.bn.running_var.fill_(_SPREAD**-2)
 
     def encode(self, pixels: Tensor) -> Any:
         mean = avg_pool2d(pixels.float(), SCALE)
@@ -53,133 +57,122 @@ class PixelVae(nn.Module):
         return (interpolate(latents, scale_factor=SCALE, mode="nearest"),)
 
 
-class Pixels(FluxFill):
-    """FLUX.1-Fill's inputs and objective on pixels; see above. Its checkpoint is its seed."""
+class Pixels(Base):
+    """What the models below share; each has the inputs, positions and objective of the base that it is made of."""
 
-    checkpoint, objectives = "pixels", ("visualcloze_fill",)
+    checkpoint = "pixels"  # it is made, and always the same
     sample_steps, sample_guidance, editor = 20, 1.0, ""
 
     @classmethod
-    def load(cls, model: str, objective: Objective, *, device: torch.device | str = "cpu", **_: Any) -> Base:
-        return cls(_pipe(torch.device(device)), objective)
+    def load(cls, model: str, objective: Objective, *, device: torch.device | str = "cpu", **_: Any) -> Any:
+        return cls(_pipe(cls.transformer, torch.device(device)), objective)
 
     @classmethod
-    def planned(cls, model: str, objective: Objective, **_: Any) -> Base:
-        return cls(_pipe(torch.device("meta")), objective)
+    def planned(cls, model: str, objective: Objective, **_: Any) -> Any:
+        return cls(_pipe(cls.transformer, torch.device("meta")), objective)
+
+    @staticmethod
+    def transformer() -> nn.Module:
+        return _flux(TOKEN)
 
     def words(self, prompt: str) -> dict[str, Tensor]:
-        config: Any = self.bare.config
-        return {"prompt_embeds": torch.zeros(1, 1, config.joint_attention_dim),
-                "pooled": torch.zeros(1, config.pooled_projection_dim)}  # fmt: skip
+        return {"prompt_embeds": torch.zeros(1, 1, 8), "pooled": torch.zeros(1, 8), "ids": torch.zeros(1, 1, 4)}
 
     @torch.no_grad()
     def sample(self, tasks: Sequence[GridTask], *, steps: int, guidance: float, seed: int) -> list[list[Image.Image]]:
-        return [self.paint(task, steps, guidance, seed) for task in tasks]
+        """All at once: they are of one geometry, and have one hole in one place."""
+        batch = _joined([self.encode(at_inference(task), seed) for task in tasks])
+        made = self.denoised(batch, steps, seed)
+        (hole,) = {view for view, own in zip(batch.view[0].tolist(), batch.generated[0].tolist(), strict=True) if own}
+        unit, generated = (torch.split(of, batch.lengths, 1)[hole] for of in (made, batch.generated))
+        tokens = unit[generated].reshape(len(tasks), -1, TOKEN)
+        side = round(tokens.shape[1] ** 0.5)
+        pixels = interpolate(flux.unpacked(tokens, (side, side)) / _SPREAD, scale_factor=SCALE)
+        colours = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        return [[Image.fromarray(picture)] for picture in colours]
 
-    @torch.no_grad()
+    def denoised(self, batch: LatentBatch, steps: int, seed: int) -> Tensor:
+        return self.objective.sample(self.predict, batch, steps=steps, seed=seed)
+
     def paint(self, task: GridTask, steps: int, guidance: float, seed: int) -> list[Image.Image]:
-        batch = self.encode(at_inference(task), seed)
-        made = self.objective.sample(self.predict, batch, steps=steps, seed=seed)
-        (query,) = flux.decoded(self.pipe.vae, torch.split(made, batch.lengths, 1)[-1], batch.size[-1])
-        pixels = ((query.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-        side = SIDE * SCALE
-        return [Image.fromarray(pixels[:, hole * side : (hole + 1) * side]) for hole in task.holes]
+        return self.sample([task], steps=steps, guidance=guidance, seed=seed)[0]
 
 
-def _pipe(device: torch.device) -> Any:
+class PixelFill(Pixels, FluxFill):
+    """`visualcloze_fill`."""
+
+    @staticmethod
+    def transformer() -> nn.Module:
+        return _flux(2 * TOKEN + flux.TOKEN**2)
+
+
+class PixelDev(Pixels, FluxDev):
+    """`visualcloze_dev` and `onediffusion`."""
+
+
+class PixelCanvas(Pixels, FluxDev):
+    """`onepic`: all rows are one picture; noise is predicted, and taken away by DDIM (arXiv 2010.02502)."""
+
+    objectives = ("onepic",)
+
+    def _positions(self, size: Sequence[tuple[int, int]], columns: int) -> Tensor:
+        down = torch.tensor([0, 1, 0])
+        cells = [divmod(cell, columns) for cell in range(len(size))]
+        return torch.cat([
+            flux.positions(0, unit, column * unit[1]) + row * unit[0] * down
+            for (row, column), unit in zip(cells, size, strict=True)
+        ])  # fmt: skip
+
+    def denoised(self, batch: LatentBatch, steps: int, seed: int) -> Tensor:
+        scheduler: Any = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing",
+            clip_sample=False,
+        )  # fmt: skip
+        scheduler.set_timesteps(steps)
+        hole = batch.generated[..., None]
+        draws = generators(seed, batch.index, "sample")
+        x = torch.where(hole, torch.stack([torch.randn(batch.z.shape[1:], generator=own) for own in draws]), batch.z)
+        for time in scheduler.timesteps:
+            level = torch.full(batch.generated.shape, float(time) / Ddpm().steps)
+            made = scheduler.step(self.predict(x, level, batch), time, x).prev_sample
+            x = torch.where(hole, made, batch.z)
+        return x
+
+
+class PixelKlein(Pixels, Flux2Klein):
+    """`flux2_klein`."""
+
+    @staticmethod
+    def transformer() -> nn.Module:
+        return Flux2Transformer2DModel(
+            in_channels=TOKEN, num_layers=DOUBLE, num_single_layers=SINGLE, attention_head_dim=HEAD,
+            num_attention_heads=HEADS, joint_attention_dim=8, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+        )  # fmt: skip
+
+
+def _flux(channels: int) -> nn.Module:
+    return FluxTransformer2DModel(
+        patch_size=1, in_channels=channels, out_channels=TOKEN, num_layers=DOUBLE, num_single_layers=SINGLE,
+        attention_head_dim=HEAD, num_attention_heads=HEADS, joint_attention_dim=8, pooled_projection_dim=8,
+        axes_dims_rope=(8, 12, 12), guidance_embeds=False,
+    )  # fmt: skip
+
+
+def _pipe(transformer: Any, device: torch.device) -> Any:
     with torch.random.fork_rng(devices=[]), device:
         torch.manual_seed(0)
-        transformer = FluxTransformer2DModel(
-            patch_size=1, in_channels=12 + 12 + flux.TOKEN**2, out_channels=12, num_layers=DEPTH,
-            num_single_layers=DEPTH, attention_head_dim=WIDTH // HEADS, num_attention_heads=HEADS,
-            joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(8, 12, 12), guidance_embeds=False,
-        )  # fmt: skip
-    parts = {"transformer": transformer, "vae": PixelVae()}
-    return SimpleNamespace(components=parts, **parts)
+        parts = {"transformer": transformer(), "vae": PixelVae()}
+    patches = {name: getattr(Flux2KleinPipeline, name) for name in ("_patchify_latents", "_unpatchify_latents")}
+    return SimpleNamespace(components=parts, **parts, **patches)
 
 
-# ---- tasks ---------------------------------------------------------------------------------------------------------
-
-
-def _turned(turns: int, mirrored: bool, order: tuple[int, ...]) -> Callable[[Colours], Colours]:
-    def made(picture: Colours) -> Colours:
-        turned = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
-        return np.ascontiguousarray(turned[:, :, list(order)])
-
-    return made
-
-
-def _tinted(hue: int) -> Callable[[Colours], Colours]:
-    """Towards one of twelve hues."""
-    angle = 2 * np.pi * (hue / 12 + np.array([0, 1, 2]) / 3)
-    tint = 127.5 * (1 + np.cos(angle))
-
-    def made(picture: Colours) -> Colours:
-        return np.rint(0.5 * picture + 0.5 * tint).astype(np.uint8)
-
-    return made
-
-
-TASKS: Mapping[str, Callable[[Colours], Colours]] = {
-    **{f"turn{turns}{'m' if mirrored else ''}_{''.join(map(str, order))}": _turned(turns, mirrored, order)
-       for order in permutations(range(3)) for mirrored in (False, True) for turns in range(4)},
-    **{f"tint{hue}": _tinted(hue) for hue in range(12)},
-}  # fmt: skip
-"""48 orders of the colour channels, turns and mirror images, and 12 tints."""
-
-HELD_OUT = (*[name for at, name in enumerate(TASKS) if not name.startswith("tint") and at % 4 == 1],
-            "tint7", "tint8", "tint9")  # fmt: skip
-"""A quarter of the former, and a range of the latter."""
-
-KINDS = tuple(
-    Kind(name=f"task_{name}", family="condition", codec="png", description="a picture changed", phrases=("a picture",))
-    for name in TASKS
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes(Annotator):
-    """The picture changed by every task."""
-
-    makes: ClassVar[tuple[Kind, ...]] = KINDS
-    item_facts: ClassVar[tuple[str, ...]] = ()
-
-    def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived]:
-        small = [request.inputs["image"].array()[::SCALE, ::SCALE] for request in batch]
-        return [Derived({f"task_{name}": enlarged(change(each)) for name, change in TASKS.items()}) for each in small]
-
-
-def enlarged(picture: Colours) -> Colours:
-    """Every colour as a square of eight pixels."""
-    return np.kron(picture, np.ones((SCALE, SCALE, 1), np.uint8))
-
-
-def task_list() -> dict[str, Any]:
-    """The contents of a task list: each task makes the changed picture from the picture."""
-    kinds = {kind.name: {"codec": kind.codec, "phrases": [*kind.phrases]} for kind in KINDS}
-    paths = [
-        {"name": name, "type": "in context", "cells": ["image", f"task_{name}"], "order": "fixed"} for name in TASKS
-    ]
-    return {"kinds": kinds, "paths": paths}
-
-
-def write_scenes(folder: Path, count: int) -> Path:
-    """Pictures of three shapes on a ground, in drawn colours."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        Image.fromarray(enlarged(scene(number))).save(folder / f"{number:05d}.png")
-    return folder
-
-
-def scene(number: int) -> Colours:
-    """16 x 16 x 3; a function of its number."""
-    draws = np.random.default_rng(number)
-    picture = np.broadcast_to(draws.integers(0, 256, 3), (SIDE, SIDE, 3)).astype(np.uint8)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    for _ in range(3):
-        (top, left), (height, width) = draws.integers(0, 12, 2), draws.integers(3, 9, 2)
-        inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
-        if draws.random() < 0.5:
-            inside = np.hypot((rows - top - height / 2) / height, (columns - left - width / 2) / width) < 0.5
-        picture = np.where(inside[..., None], draws.integers(0, 256, 3), picture).astype(np.uint8)
-    return picture
+def _joined(batches: Sequence[LatentBatch]) -> LatentBatch:
+    """One batch of several with one geometry."""
+    first = batches[0]
+    joined = {
+        field.name: torch.cat([getattr(batch, field.name) for batch in batches])
+        for field in fields(LatentBatch)
+        if field.name != "ids" and isinstance(getattr(first, field.name), Tensor)
+    }
+    text = {name: torch.cat([batch.text[name] for batch in batches]) for name in first.text}
+    return replace(first, **joined, text=text)
