@@ -105,7 +105,7 @@ def measured(trainer: Trainer, asked: Questions, file: Path) -> Errors:
             errors = found.setdefault(name, {})
             walks = [walk for walk in asked.walks[first : first + AT_ONCE] if walk.index not in errors]
             made = filled(trainer, asked, name, walks)
-            errors |= {walk.index: _error(own, walk, asked) for walk, own in zip(walks, made, strict=True)}
+            errors |= {walk.index: squared(own, walk, asked) for walk, own in zip(walks, made, strict=True)}
         with replacing(file) as sink:
             sink.write(json.dumps(found).encode())
     return found
@@ -140,7 +140,8 @@ def _present(task: GridTask | None) -> GridTask:
     return task
 
 
-def _error(made: NDArray[np.uint8], walk: Walk, asked: Questions) -> float:
+def squared(made: NDArray[np.uint8], walk: Walk, asked: Questions) -> float:
+    """The mean squared error of what fills a hole, of pixels in 0..1."""
     truth = _present(asked.task(walk, 0)).cell(-1, walk.holes[0])
     return float(np.square((made.astype(float) - truth) / 255).mean())
 

@@ -36,6 +36,19 @@ def draw_errors(found: Mapping[str, Figures], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
+def draw_curves(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]], file: Path) -> None:
+    """One panel for each comparison: error against steps, a line for each run."""
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    for panel, (title, runs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for run, curve in runs.items():
+            mean, low, high = np.array([*curve.values()]).T
+            panel.errorbar([*curve], mean, (mean - low, high - mean), marker="o", capsize=2, label=run)
+        panel.set(title=title, xlabel="steps", ylabel="mean squared error, held-out tasks", yscale="log")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
 def draw_walks(strips: Sequence[Sequence[NDArray[np.uint8]]], file: Path) -> None:
     """One line for each walk; its cells are named above."""
     figure = Figure(figsize=(len(COLUMNS), len(strips) + 0.3), layout="constrained")
