@@ -45,7 +45,7 @@ bench: $(VENV)/.all
 
 # In-context learning in small; hours. See docs/proof.md.
 proof: $(VENV)/.all
-	$(BIN)/python tests/bench/bench_proof.py --out incontext-proof
+	$(BIN)/python tests/bench/bench_proof.py --full --out incontext-proof
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[view]'

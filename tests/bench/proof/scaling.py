@@ -1,7 +1,7 @@
-"""Scaling laws in small, on the CPU: `python tests/bench/bench_scaling.py [--steps 150 300 600]`.
+"""Scaling laws in small, on the CPU: `python tests/bench/proof/scaling.py [--steps 150 300 600]`.
 
-The model and the tasks of `bench_proof.py` with `visualcloze_dev`. Printed and drawn is the mean squared error of the
-generated cell with three rows, on held-out tasks and pictures, against the steps trained:
+The model and the tasks of `../bench_proof.py` with `visualcloze_dev`. Printed and drawn is the mean squared error of
+the generated cell with three rows, on held-out tasks and pictures, against the steps trained:
 
 - with 5, 15 and all 45 kinds of task in the training, at equal steps;
 - with 45, where a step is of one task (`mix: step`) instead of eight (`mix: pass`).
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from bench_proof import HELD_OUT, TASKS, filled, graph_of, questions, recipe, squared
 from plot import draw_curves
