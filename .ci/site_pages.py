@@ -1,12 +1,15 @@
-"""Pages of the site that are made from the code: the command line, the annotators, the public Python names."""
+"""Pages of the site that are made from the code: the command line, the annotators, the public Python names.
+
+`site_pictures` makes the pictures of the annotators."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
+import site_pictures
 import typer.main
 from mkdocs.structure.files import File, Files
 
@@ -15,6 +18,7 @@ import graphbuild_train
 from graphbuild.annotators import BUILTIN, load_class
 from graphbuild.annotators.base import Annotator, makes_of, needs_of
 from graphbuild.cli import app
+from graphbuild.kinds.registry import KINDS
 from graphbuild_train.cli_evaluate import app as train_app
 
 SOURCE = "https://github.com/graphbuild/graphbuild/blob/main/"
@@ -23,8 +27,11 @@ SOURCE = "https://github.com/graphbuild/graphbuild/blob/main/"
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are not in docs/."""
-    for name, text in (("cli.md", command_line()), ("annotator-table.md", annotators()), ("api.md", public_names())):
-        files.append(File.generated(config, name, content=text))
+    made, computed = site_pictures.of_annotators(), site_pictures.of_computed_kinds()
+    pages = {"cli.md": command_line(), "annotator-table.md": annotators(made, computed), "api.md": public_names()}
+    pictures = {_picture(name): data for name, data in {**made, **computed}.items()}
+    for name, content in {**pages, **pictures}.items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -70,11 +77,22 @@ def _parameter(parameter: click.Parameter) -> str:
     return f"| `{names}` | {about}{f' Default: `{default}`.' if plain else ''} |"
 
 
-def annotators() -> str:
-    """What each annotator needs and makes, its weights, licence and memory."""
-    head = ("# Every annotator", "", "What it does and its parameters: [annotators.md](annotators.md).", "",
-            "| annotator | makes | from | weights | licence | memory |", "|---|---|---|---|---|---|")  # fmt: skip
-    return "\n".join([*head, *(_annotator(name, load_class(name)) for name in BUILTIN)])
+def annotators(pictured: Iterable[str], computed: Iterable[str]) -> str:
+    """What each annotator needs and makes, its weights, licence and memory; examples of those that run here.
+
+    Args:
+        pictured: annotators with a picture.
+        computed: kinds with one.
+    """
+    lines = ["# Every annotator", "", "What they do and their parameters: [annotators.md](annotators.md).", ""]
+    lines += ["| annotator | makes | from | weights | licence | memory |", "|---|---|---|---|---|---|"]
+    lines += [_annotator(name, load_class(name)) for name in BUILTIN]
+    lines += ["", "## Examples", "", "What is read, then what is made of it, by those that ran for this page.", ""]
+    lines += ["| annotator | example |", "|---|---|", *(f"| `{name}` | {_shown(name)} |" for name in pictured)]
+    lines += ["", "## Computed on read", "", "Kinds without an annotator; see [tasks.md](tasks.md).", ""]
+    lines += ["| kind | what it is | example |", "|---|---|---|"]
+    lines += [f"| `{name}` | {KINDS[name].description} | {_shown(name)} |" for name in computed]
+    return "\n".join([*lines, "", "![The degradations of one photograph](degradations.jpg)"])
 
 
 def _annotator(name: str, cls: type[Annotator]) -> str:
@@ -86,6 +104,14 @@ def _annotator(name: str, cls: type[Annotator]) -> str:
     makes = ", ".join(f"`{kind.name}`" for kind in makes_of(made).values())
     needs = ", ".join(f"`{need}`" for need in needs_of(made))
     return f"| `{name}` | {makes} | {needs} | {models} | {licences} | {memory} |"
+
+
+def _picture(name: str) -> str:
+    return f"examples/{name}.jpg"
+
+
+def _shown(name: str) -> str:
+    return f"![Example of {name}]({_picture(name)}){{ loading=lazy }}"
 
 
 def public_names() -> str:
