@@ -136,7 +136,8 @@ class Listed:
 
 
 def compare(files: Files, source: Source, entries: Iterable[Entry], parts: Parts, limit: int | None) -> Listed:
-    """Read a listing once, keeping only what is new. Of known items, only files with another stamp are read.
+    """Read a listing once, keeping only what is new. Of known items, only files with another stamp are read. If items
+    are not sorted by key, replaced ones come last.
 
     Args:
         limit: entries after so many are counted and not looked at.
@@ -160,6 +161,8 @@ def compare(files: Files, source: Source, entries: Iterable[Entry], parts: Parts
     listed.vanished = len(known) - met
     _read_again(files, source, touched, known, parts, facts, listed)
     _find_revised(files, known, parts, facts, listed)
+    if source.by_key:
+        listed.new.sort(key=lambda entry: entry.key)
     return listed
 
 
@@ -233,16 +236,15 @@ def refuse_replaced(keys: set[str]) -> None:
 
 
 def new_shards(published: Sequence[ShardItems], listed: Listed, size: int) -> list[ShardItems]:
-    """Shards for the new entries, sorted by key after all old ones: of `size` items, fewer where these have more than
+    """Shards for the new entries, in their order after all old ones: of `size` items, fewer where these have more than
     SHARD_BYTES. Gaps left by a killed run are filled first, so that every item gets the place it would have had."""
-    fresh = sorted(listed.new, key=lambda entry: entry.key)
     shards, at, index, start = [], 0, 0, 0
     for after in [*sorted((item.shard for item in published), key=lambda shard: shard.index), None]:
-        while at < len(fresh) and (after is None or index < after.index):
-            room = _fits(fresh, at, size)
+        while at < len(listed.new) and (after is None or index < after.index):
+            room = _fits(listed.new, at, size)
             if after is not None:  # the last shard of a gap has what is left of it
                 room = after.start - start if index == after.index - 1 else min(room, after.start - start)
-            if taken := fresh[at : at + room]:
+            if taken := listed.new[at : at + room]:
                 shard = Shard(index=index, start=start, stop=start + room)
                 shards.append(_with_entries(shard, taken, listed.replaced))
             at, index, start = at + len(taken), index + 1, start + room

@@ -20,7 +20,7 @@ class Entry:
     """One item of a listing, found without opening it.
 
     Attributes:
-        key: stable and relative to the source's root; items are sorted by it.
+        key: stable and relative to the source's root.
         stamp: changes when the bytes may have changed: size and mtime, or an ETag.
         facts: `facts_digest` of the item, where the listing knows its caption, licence and so on; else they are looked
             at when the stamp changes.
@@ -38,7 +38,7 @@ class Listing:
     """What a source found.
 
     Attributes:
-        entries: every item, sorted by key; read once, so that an iterator holds one at a time.
+        entries: every item, in order; read once, so that an iterator holds one at a time.
         notes: one line for each kind of thing that was seen and is no item: how many, and what to do about it. Read
             after the entries.
     """
@@ -129,6 +129,8 @@ class Source(ABC):
     Class variables:
         makes: kinds given, by name, or as a `Kind` of your own; the picture of the item comes first.
         code_version: bump it when the same files give other values.
+        by_key: whether it lists its items sorted by key; False: in another order, always the same. New items get their
+            places in a graph in that order.
 
     Args:
         colours: `srgb`: readers convert pictures with another ICC profile to sRGB; `stored`: they leave the numbers of
@@ -138,6 +140,7 @@ class Source(ABC):
     name: ClassVar[str]
     makes: ClassVar[tuple[str | Kind, ...]] = ("image",)
     code_version: ClassVar[int] = 1
+    by_key: ClassVar[bool] = True
     colours: Literal["srgb", "stored"] = field(default="srgb", metadata={"added": True})
 
     def __post_init__(self) -> None:
@@ -146,7 +149,7 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self) -> Sequence[Entry]:
-        """Every item, sorted by key. Cheap: no image is opened.
+        """Every item, in order. Cheap: no image is opened.
 
         Raises:
             ValueError: nothing is there; the message names the place and the fix.

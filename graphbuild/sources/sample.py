@@ -24,52 +24,53 @@ class Photo:
 _STEREO = "Middlebury 2014 stereo benchmark (Scharstein et al., GCPR 2014)"
 
 PHOTOS: Mapping[str, Photo] = {
-    "astronaut.png": Photo(
-        "A smiling astronaut in an orange space suit, with a flag and a model space shuttle behind her.",
-        "public domain",
-        "NASA",
-    ),
-    "camera.png": Photo(
-        "A man in a dark coat looks through a camera on a tripod, on a lawn in front of a city.",
-        "CC0-1.0",
-        "Lav Varshney",
-    ),
     "chelsea.png": Photo("The face of a tabby cat with green eyes, close up.", "CC0-1.0", "Stefan van der Walt"),
-    "clock_motion.png": Photo(
-        "A wall clock, blurred by a horizontal movement of the camera.", "public domain", "Stefan van der Walt"
-    ),
     "coffee.png": Photo(
         "A cup of coffee on a red saucer with a spoon, on a wooden table.",
         "CC0-1.0",
         "Rachel Michetti, courtesy of Pikolo Espresso Bar",
     ),
-    "coins.png": Photo(
-        "Four rows of old Greek coins on a dark background.",
-        "no known copyright restrictions",
-        "Brooklyn Museum Collection",
+    "astronaut.png": Photo(
+        "A smiling astronaut in an orange space suit, with a flag and a model space shuttle behind her.",
+        "public domain",
+        "NASA",
     ),
-    "hubble_deep_field.jpg": Photo("Hundreds of small coloured galaxies on a black sky.", "public domain", "NASA"),
-    "ihc.png": Photo(
-        "Glands of the colon under a microscope, stained brown and blue.",
-        "no known copyright restrictions",
-        "Center for Microscopy And Molecular Imaging (CMMI)",
-    ),
-    "moon.png": Photo("The grey surface of the moon with a few craters."),
+    "rocket.jpg": Photo("A white rocket on its launch pad at dusk, between four towers.", "public domain", "SpaceX"),
     "motorcycle_left.png": Photo(
         "A red motorcycle in a garage full of shelves, boxes and chairs.", None, _STEREO, "motorcycle"
     ),
     "motorcycle_right.png": Photo(
         "A red motorcycle in a garage, seen from slightly further to the right.", None, _STEREO, "motorcycle"
     ),
+    "camera.png": Photo(
+        "A man in a dark coat looks through a camera on a tripod, on a lawn in front of a city.",
+        "CC0-1.0",
+        "Lav Varshney",
+    ),
+    "coins.png": Photo(
+        "Four rows of old Greek coins on a dark background.",
+        "no known copyright restrictions",
+        "Brooklyn Museum Collection",
+    ),
+    "clock_motion.png": Photo(
+        "A wall clock, blurred by a horizontal movement of the camera.", "public domain", "Stefan van der Walt"
+    ),
+    "text.png": Photo("Handwritten formulas, photographed at an angle.", "public domain", "Wikipedia, Corner.png"),
     "page.png": Photo("A printed page with a heading and a paragraph about segmentation, unevenly lit."),
+    "moon.png": Photo("The grey surface of the moon with a few craters."),
+    "hubble_deep_field.jpg": Photo("Hundreds of small coloured galaxies on a black sky.", "public domain", "NASA"),
+    "ihc.png": Photo(
+        "Glands of the colon under a microscope, stained brown and blue.",
+        "no known copyright restrictions",
+        "Center for Microscopy And Molecular Imaging (CMMI)",
+    ),
     "retina.jpg": Photo(
         "The retina of a human eye with its blood vessels, a red disc on black.", "CC0-1.0", "Mikael Häggström"
     ),
-    "rocket.jpg": Photo("A white rocket on its launch pad at dusk, between four towers.", "public domain", "SpaceX"),
-    "text.png": Photo("Handwritten formulas, photographed at an angle.", "public domain", "Wikipedia, Corner.png"),
 }
-"""File name -> photograph. Licence and attribution as the docstrings of `skimage.data` (0.26) state them; None where
-they say nothing. Left out: drawings, charts, holograms, textures of unknown making, and tiny crops."""
+"""File name -> photograph, ordinary ones first. Licence and attribution as the docstrings of `skimage.data` (0.26)
+state them; None where they say nothing. Left out: drawings, charts, holograms, textures of unknown making, and tiny
+crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ class Sample(Source):
     """
 
     name: ClassVar[str] = "sample"
+    by_key: ClassVar[bool] = False
 
     def entries(self) -> Sequence[Entry]:
         """The photographs this scikit-image carries. Neither it nor a file is opened.
@@ -87,7 +89,7 @@ class Sample(Source):
         The stamp is the size alone: the files are released data, and their mtime is that of the installation.
         """
         folder = _folder()
-        found = [(name, folder / name) for name in sorted(PHOTOS)]
+        found = [(name, folder / name) for name in PHOTOS]
         entries = [Entry(name, str(path.stat().st_size)) for name, path in found if path.is_file()]
         if not entries:
             raise ValueError(f"source 'sample': no photographs in {folder}; reinstall scikit-image")

@@ -40,10 +40,10 @@ class SourceCheckError(GraphError):
 def check_source(source: Source, *, most: int = 50) -> None:
     """List a source, read its first items, and see whether it keeps its contract.
 
-    Its configuration has to survive a pickle and JSON; kinds are declared, variants counted; keys are different, sorted
-    and relative; two listings agree. `read` has to give one item for each key in order, the same again, also one by one
-    and from the middle; contents that their codecs store, no more variants than were counted, only kinds of the source;
-    facts that are text, and the digest that the listing gave.
+    Its configuration has to survive a pickle and JSON; kinds are declared, variants counted; keys are different and
+    relative, sorted unless the source says otherwise; two listings agree. `read` has to give one item for each key in
+    order, the same again, also one by one and from the middle; contents that their codecs store, no more variants than
+    were counted, only kinds of the source; facts that are text, and the digest that the listing gave.
 
     Args:
         most: items that are read.
@@ -65,7 +65,7 @@ def _problems(source: Source, most: int) -> Iterator[str]:
     except Exception as error:
         yield f"listing() raised {type(error).__name__}: {error}"
         return
-    yield from _listing(entries, again)
+    yield from _listing(entries, again, source.by_key)
     taken = entries[:most]
     try:
         items = list(source.read([entry.key for entry in taken]))
@@ -113,12 +113,12 @@ def _kinds(source: Source) -> Iterator[str]:
         yield f"variants() names {unknown}, which are not among its kinds {names}"
 
 
-def _listing(entries: Sequence[Entry], again: Sequence[Entry]) -> Iterator[str]:
+def _listing(entries: Sequence[Entry], again: Sequence[Entry], by_key: bool) -> Iterator[str]:
     keys = [entry.key for entry in entries]
     if not entries:
         yield "it lists no items and raises nothing: say where they are missing"
-    if keys != sorted(keys):
-        yield "its entries are not sorted by key"
+    if by_key and keys != sorted(keys):
+        yield "its entries are not sorted by key; if another order is meant, declare by_key = False"
     if len(set(keys)) < len(keys):
         yield f"a key is listed twice: {next(key for key in keys if keys.count(key) > 1)!r}"
     if wrong := [key for key in keys if key.startswith("/") or ".." in key.split("/") or "://" in key]:

@@ -15,6 +15,7 @@ from PIL import Image
 from graphbuild.errors import GraphError
 from graphbuild.kinds.registry import Kind
 from graphbuild.sources.base import Entry, Given, Source, SourceItem, columns_of, facts_digest, location
+from graphbuild.sources.sample import Sample
 from graphbuild.sources.testing import SourceCheckError, check_source
 from graphbuild.store.graph import Graph
 from tests.support.annotators import build, complete
@@ -84,6 +85,7 @@ def test_a_source_gives_own_kinds_variants_texts_and_values(tmp_path: Path) -> N
 
 def test_a_source_that_keeps_its_contract_passes() -> None:
     check_source(Wardrobe(count=2))
+    check_source(Sample())  # not sorted by key, and says so
 
 
 @dataclass(frozen=True, kw_only=True)
