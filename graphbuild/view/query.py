@@ -238,6 +238,8 @@ def _one(look: Look, query: Query, kind: str, item_ix: int, variant: int) -> lis
     shard = look.graph.shard_of(item_ix)
     if (query.text or query.split) and item_ix not in _items(look, query, shard.index):
         return []
+    if shard.index not in look.units(kind):
+        return []  # not committed yet
     rows = look.graph.rows(item_ix, kind)
     at = rows.find(item_ix, kind, variant)
     hits = [] if at is None else _hits(look, rows.table.slice(at, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,16 @@ def test_a_page_of_an_annotator_reads_what_it_shows(made: Path, monkeypatch: pyt
     assert len(read) == 1  # one unit of three
     read.clear()
     assert find(look, Query(kind="", annotator="two_kinds", status="failed"), limit=1).hits == [] == read
+
+
+def test_near_duplicates_while_a_kind_is_being_made(own_photos: Path, tmp_path: Path) -> None:
+    """Guards against a page that is an error until the last unit is there."""
+    shutil.copy(own_photos / "p00.jpg", own_photos / "zz.jpg")
+    build(own_photos, tmp_path / "graph", ["canny"], shard_size=2)
+    sorted((tmp_path / "graph" / "edges").rglob("*canny*/**/*.parquet"))[-1].unlink()
+    look = Look(Graph.open(tmp_path / "graph"))
+    hits = find(look, Query(kind="", annotator="canny", order="near")).hits
+    assert [hit.facts["key"] for hit in hits] == ["p00.jpg"]
 
 
 def test_a_link_to_an_annotator(viewer: Viewer, seen: Path) -> None:
