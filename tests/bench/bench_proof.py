@@ -64,7 +64,7 @@ class Size(NamedTuple):
     walks: int
 
 
-FULL = Size(2000, {name: 3500 if name == "visualcloze_fill" else 1500 for name in BASES}, 512)
+FULL = Size(2000, dict.fromkeys(BASES, 2500), 512)
 SMALL = Size(500, {"visualcloze_dev": 500}, 64)
 CONTROLS = ("wrong rows", "exchanged pairs", "copied condition", "mean picture")
 AT_ONCE = 64
