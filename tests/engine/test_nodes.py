@@ -45,6 +45,7 @@ from tests.support.annotators import (
     start,
     write_photos,
 )  # fmt: skip
+from tests.support.chaos import ended
 
 
 class Hangs(Canny):
@@ -236,7 +237,7 @@ def test_four_actors_are_on_four_gpus(tmp_path: Path, photos: Path, control: Cal
                      limit=8, shard_size=1)  # fmt: skip
         done.join()
     finally:
-        cluster.shutdown()
+        ended(cluster)
     assert {*calls(control())} == {"0", "1", "2", "3"} and Graph.open(tmp_path / "g").kinds()["hed"] == 8
 
 

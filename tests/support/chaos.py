@@ -102,7 +102,18 @@ def cluster_of(**wrong: str) -> Iterator[Any]:
             add_node(cluster, name, wrong.get(name, ""))
         yield cluster
     finally:
-        cluster.shutdown()
+        ended(cluster)
+
+
+def ended(cluster: Any) -> None:
+    """Stop a cluster. Ray then drops its client of the key-value store, which the instance of this process needs to ask
+    an autoscaler."""
+    import ray
+    from ray.experimental.internal_kv import _initialize_internal_kv
+
+    cluster.shutdown()
+    if ray.is_initialized():
+        _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 def add_node(cluster: Any, name: str, wrong: str = "", tries: int = 3) -> Any:
