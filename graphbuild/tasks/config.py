@@ -16,6 +16,7 @@ from graphbuild.tasks.paths import check_where
 Mask = Literal["code", "paper", "target"]
 Split = Literal["train", "validation"]
 Weights = Literal["listed", "coverage"]
+Repeat = Literal["path", "geometry"]
 CellFit = Literal["crop_square", "stretch_square", "aspect"]
 RowSizes = Literal["shared", "own"]
 HoleFill = Literal["black", "grey"]
@@ -68,6 +69,9 @@ class SamplerConfig(Strict):
         rows: relative chances of 1, 2, ... rows, the query included.
         weights: of the paths of a type. `listed`: as the list says. `coverage`: times the number of items that serve a
             path, so that the few items of a rare path are not seen more often than the many of another.
+        repeat: what the consecutive walks that `path_repeat` counts have in common. `path`: their path and number of
+            rows. `geometry`: numbers of rows and columns and their arrangement, and each has its own path of those
+            that fit it; every path is drawn as often.
         keep: chances of keeping parts of the words in training; evaluation keeps all.
         layout: the layout sentence, `pipeline` or `random`.
         where: conditions on items beside those of a path; see `graphbuild.store.conditions`.
@@ -84,6 +88,7 @@ class SamplerConfig(Strict):
     mask: Mask = "code"
     rows: tuple[Annotated[float, Field(ge=0)], ...] = ROWS
     weights: Weights = "listed"
+    repeat: Repeat = "path"
     keep: Keep = field(default_factory=Keep)
     layout: Layout = "pipeline"
     where: Mapping[str, Any] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class Tables:
         self.width = max(len(path.cells) for path in paths)
         cumulative = np.cumsum([chances.get(path.name, 0.0) for path in paths])
         self._chances = np.asarray(cumulative / cumulative[-1])
+        self._alike = _Alike(paths, served, self._chances)
         self.rows = max(len(config.rows), *(len(path.rows) for path in served))
         self._rows = np.stack([_row_chances(path.rows, self.rows) for path in served])
         self._masks, self._holes = _mask_tables(paths, self.width, config)
@@ -54,6 +55,10 @@ class Tables:
 
     def paths(self, drawn: Units) -> Ints:
         return self._chances.searchsorted(drawn, "right")
+
+    def alike(self, at: Ints, drawn: Units) -> Ints:
+        """Another path with the geometry of each, which it may be itself."""
+        return self._alike.paths(at, drawn)
 
     def counts(self, at: Ints, drawn: Units) -> Ints:
         """Number of rows."""
@@ -89,6 +94,29 @@ class Tables:
             chosen = np.flatnonzero(at == path)
             for number, bound in enumerate(self._served[path].bound):
                 yield chosen, number, bound
+
+
+class _Alike:
+    """The paths sorted by geometry: columns, their arrangement, and how many rows can be drawn."""
+
+    def __init__(self, paths: Sequence[TaskPath], served: Sequence[Served], chances: Units) -> None:
+        geometries = [_geometry(path, own.rows) for path, own in zip(paths, served, strict=True)]
+        group = np.array([geometries.index(own) for own in geometries])
+        self._order = group.argsort(kind="stable")
+        self._upto = np.cumsum(np.diff(chances, prepend=0.0)[self._order])
+        ends = np.append(0.0, self._upto)
+        self._begin = ends[group[self._order].searchsorted(group, "left")]
+        self._end = ends[group[self._order].searchsorted(group, "right")]
+
+    def paths(self, at: Ints, drawn: Units) -> Ints:
+        begin, end = self._begin[at], self._end[at]
+        place = np.minimum(begin + drawn * (end - begin), np.nextafter(end, 0.0))
+        return np.asarray(self._order[self._upto.searchsorted(place, "right")])
+
+
+def _geometry(path: TaskPath, rows: Sequence[float]) -> tuple[object, ...]:
+    """What the walks of a batch have in common."""
+    return path.layout, path.views, path.places(1), [kind.codec == "rays" for kind in path.declared], tuple(rows)
 
 
 def _row_chances(weights: Sequence[float], most: int) -> Units:

@@ -29,6 +29,7 @@ OnMissing = Literal["error", "drop"]
 _DEFAULTS = SamplerConfig()
 _CELLS = CellConfig()
 _GEOMETRY = label_hashes(["path", "rows"])
+_OWN_PATH = label_hashes(["path"])
 _LAST = (1 << 63) - 1  # indices are stored as int64
 _MOST_REASONS = 4
 _BLOCK = 1 << 14  # walks drawn at once: their tables stay in a processor's cache
@@ -41,8 +42,8 @@ class PathSampler:
         graph: pinned at the snapshot it was opened at.
         paths: a shipped list (`graph200k`), a YAML file, or a `PathSet`.
         seed: seed of all draws.
-        path_repeat: consecutive walks that share a path and a number of rows; with the global batch size, or a multiple
-            of it, every batch has one geometry.
+        path_repeat: consecutive walks that share a path and a number of rows, or less: see `SamplerConfig.repeat`; with
+            the global batch size, or a multiple of it, every batch has one geometry.
         on_missing: for a path that the graph cannot serve, `error` raises; `drop` leaves it out, and its type keeps its
             weight.
         config: every other switch.
@@ -242,6 +243,8 @@ class PathSampler:
         shared = unit(draw_bits(self._key, "geometry", index // np.uint64(self.path_repeat), _GEOMETRY))
         own = draw_bits(self._key, "items", index, labels(most, tables.width))
         at = tables.paths(shared[:, 0]) if path is None else np.full(len(index), path)
+        if path is None and self.config.repeat == "geometry":
+            at = tables.alike(at, unit(draw_bits(self._key, "items", index, _OWN_PATH))[:, 0])
         if items is None:
             count = tables.counts(at, shared[:, 1])
             rows = tables.items(at, count, own[:, 1 : 1 + most])

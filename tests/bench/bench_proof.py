@@ -117,11 +117,15 @@ def measured(trainer: Trainer, asked: Questions, file: Path) -> Errors:
     """The error of every walk, kept in a file as they are made."""
     known: Errors = json.loads(file.read_text()) if file.exists() else {}
     found = {name: {int(at): value for at, value in errors.items()} for name, errors in known.items()}
+    baselines: dict[str, Any] = {"copied condition": copied, "mean picture": MeanPicture(asked)}
     for first in range(0, len(asked.walks), AT_ONCE):
         for name in (*(f"R={rows}" for rows in (1, 2, 3)), *CONTROLS):
             errors = found.setdefault(name, {})
             walks = [walk for walk in asked.walks[first : first + AT_ONCE] if walk.index not in errors]
-            made = filled(trainer, asked, name, walks)
+            if name in baselines:
+                made = [baselines[name](_present(asked.task(walk, 2)), walk)[0] for walk in walks]
+            else:
+                made = filled(trainer, asked, name, walks)
             errors |= {walk.index: squared(own, walk, asked) for walk, own in zip(walks, made, strict=True)}
         with replacing(file) as sink:
             sink.write(json.dumps(found).encode())
@@ -129,17 +133,14 @@ def measured(trainer: Trainer, asked: Questions, file: Path) -> Errors:
 
 
 def filled(trainer: Trainer, asked: Questions, name: str, walks: Sequence[Walk]) -> list[NDArray[np.uint8]]:
-    """The hole of each walk, filled in one of the ways."""
+    """The hole of each walk as the model fills it, shown so many rows or others than its own."""
     tasks = [_task(asked, name, walk) for walk in walks]
-    if name in CONTROLS[2:]:
-        fill: Any = copied if name == "copied condition" else MeanPicture(asked)
-        return [fill(task, walk)[0] for task, walk in zip(tasks, walks, strict=True)]
     made = trainer.base.sample(tasks, seed=0, **trainer.base.sampling(trainer.config.watch)) if tasks else []
     return [np.asarray(picture) for (picture,) in made]
 
 
 def _task(asked: Questions, name: str, walk: Walk) -> GridTask:
-    """What the model is shown, or a baseline."""
+    """What the model is shown."""
     if name.startswith("R="):
         return _present(asked.task(walk, int(name[2:]) - 1))
     three = _present(asked.task(walk, 2))

@@ -20,10 +20,12 @@ from PIL import Image
 from graphbuild.annotators.base import Annotator
 from graphbuild.annotators.canny import Canny
 from graphbuild.annotators.lsd import Lsd
+from graphbuild.engine.executors.inline import remove_dead_runs
 from graphbuild.engine.new_items import ChangedItems
 from graphbuild.engine.plan import make_plan
 from graphbuild.errors import MissingNode
 from graphbuild.sources import resolve as source
+from graphbuild.store.files import LocalFiles
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
 from tests.support.annotators import (
@@ -220,6 +222,21 @@ def test_three_runs_at_once(where: str, photos: Path, tmp_path: Path, s3: Object
         n: d for n, d in local.items() if n.startswith(folders)
     }
     assert where == "store" or leftovers(Path(out)) == []
+
+
+class Ending(LocalFiles):
+    """A graph whose other run ends its units at the moment they are asked for."""
+
+    def read(self, name: str, *options: Any) -> bytes:
+        (self.root / name).unlink()
+        return super().read(name, *options)
+
+
+def test_a_run_that_ends_while_another_begins(tmp_path: Path) -> None:
+    """Guards against a run that cannot begin since what another one was at is no longer there to be read."""
+    (folder := tmp_path / "_tmp" / "20260101T000000-abcdef+machine+1").mkdir(parents=True)
+    (folder / "units.txt").write_text("canny/0\n")
+    assert remove_dead_runs(Ending(tmp_path)) == (0, frozenset())
 
 
 # ---- a folder that changes ---------------------------------------------------------------------------------------

@@ -149,6 +149,19 @@ def test_repeats_of_a_path_share_its_geometry(graph: Graph) -> None:
     assert all(len({walk.rows for walk in repeat}) > 1 for repeat in repeats)
 
 
+def test_repeats_of_a_geometry_mix_its_paths(graph: Graph) -> None:
+    """A forward pass needs one geometry, not one task; and no task may be drawn less often for it."""
+    sampler = PathSampler(graph, PATHS, path_repeat=8, config=SamplerConfig(repeat="geometry"))
+    drawn = [*sampler.walks(0, 24000)]
+    assert drawn[77] == sampler.walk(77)
+    repeats = [drawn[start : start + 8] for start in range(0, len(drawn), 8)]
+    assert all(len({(len(walk.rows), len(walk.columns)) for walk in repeat}) == 1 for repeat in repeats)
+    assert sum(len({walk.path.name for walk in repeat}) > 1 for repeat in repeats) > len(repeats) / 2
+    for place in (0, 5):
+        counts = Counter(repeat[place].path.name for repeat in repeats)
+        assert p_value(counts, sampler.probabilities()) > 1e-4
+
+
 def test_few_items_mean_few_rows(photos: Path, tmp_path: Path) -> None:
     """Two items cannot fill three distinct rows; they are drawn with the chances that remain."""
     build(photos, tmp_path / "g", ["canny"], limit=2)

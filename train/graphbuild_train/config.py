@@ -187,12 +187,13 @@ class TrainConfig(Strict):
     batch: Count = 64
     """Grid tasks per optimiser step, over all processes."""
     micro_batch: Count = 1
-    """Grid tasks per forward pass, of one path and number of rows. With cells of the pictures' own shape, those that
-    differ in size go through the model one after the other."""
+    """Grid tasks per forward pass, of one path and number of rows; with `sampler: {repeat: geometry}` of one number of
+    rows and columns, each of its own path, so that many in a pass mix as well as few. With cells of the pictures' own
+    shape, those that differ in size go through the model one after the other."""
     mix: Mix = "pass"
-    """What shares one path and number of rows: `pass`, the `micro_batch` grid tasks of a forward pass, so that a step
-    mixes tasks, with `micro_batch` 1 independently as in VisualCloze's code; or `step`, the whole batch, so that
-    `micro_batch` changes speed and memory alone."""
+    """What shares one path and number of rows, or what `sampler.repeat` says: `pass`, the `micro_batch` grid tasks of a
+    forward pass, so that a step mixes tasks, with `micro_batch` 1 independently as in VisualCloze's code; or `step`,
+    the whole batch, so that `micro_batch` changes speed and memory alone."""
     checkpointing: Whole | Literal["auto"] = 0
     """Compute every k-th block again in the backward pass instead of keeping its activations; 1 is every block. `auto`
     is the least of 0, 4, 2, 1 that the forecast says fits the GPU."""

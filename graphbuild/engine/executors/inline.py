@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.schedule import Schedule
@@ -42,7 +43,7 @@ def remove_dead_runs(files: Files) -> tuple[int, frozenset[str]]:
     """
     marked = {}
     for name in files.names("_tmp"):
-        if files.exists(_marker(name)):
+        with suppress(FileNotFoundError):  # it does nothing now, or has ended since it was listed
             marked[name] = files.read(_marker(name)).decode(errors="replace").splitlines()
     dead = remove_dead_workspaces(files)
     return len(dead), frozenset(unit for name in dead for unit in marked.get(name, ()))

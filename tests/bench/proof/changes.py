@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from graphbuild.annotators.base import Annotator, Derived, Request
+from graphbuild.images import degradations
 from graphbuild.kinds.registry import Kind
 
 SIDE, SCALE = 8, 8
@@ -42,19 +44,25 @@ def _tinted(hue: int) -> Callable[[Colours], Colours]:
     return made
 
 
+_DEGRADED = ("gray", "contrast_weaken", "brighten", "darken")
+
 TASKS: Mapping[str, Callable[[Colours], Colours]] = {
     **{f"turn{turns}{'m' if mirrored else ''}_{''.join(map(str, order))}": _turned(turns, mirrored, order)
        for order in permutations(range(3)) for mirrored in (False, True) for turns in range(4)},
     **{f"tint{hue}": _tinted(hue) for hue in range(12)},
+    **{name: partial(degradations.apply, name, seed=0) for name in _DEGRADED},
 }  # fmt: skip
-"""48 orders of the colour channels, turns and mirror images, and 12 tints."""
+"""48 orders of the colour channels, turns and mirror images, 12 tints, and 4 degradations, each of one strength."""
 
 HELD_OUT = (*[name for name in TASKS if name.startswith("turn1")], "tint7", "tint8", "tint9")
 """A quarter of the former, which is a turn that no trained task has, and a range of the latter."""
 
 
 def opposite(name: str) -> str:
-    """The task that turns the other way round and exchanges the outer channels, or that tints with the other hue."""
+    """The task that turns the other way round and exchanges the outer channels, or that tints with the other hue; of a
+    degradation another one."""
+    if name in _DEGRADED:
+        return _DEGRADED[::-1][_DEGRADED.index(name)]
     if name.startswith("tint"):
         return f"tint{(int(name[4:]) + 6) % 12}"
     turn, order = name.split("_")
