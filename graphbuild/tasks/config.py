@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from graphbuild.config.strict_yaml import Share, Strict
+from graphbuild.store.conditions import SCORE
 from graphbuild.tasks.instruction import Keep, Layout
 from graphbuild.tasks.paths import check_where
 
@@ -69,6 +70,9 @@ class SamplerConfig(Strict):
         rows: relative chances of 1, 2, ... rows, the query included.
         weights: of the paths of a type. `listed`: as the list says. `coverage`: times the number of items that serve a
             path, so that the few items of a rare path are not seen more often than the many of another.
+        item_weight: a score such as `score.changed`: an item is drawn in proportion to the lowest that its nodes of a
+            path's kinds have, of several variants the best; with none above 0, never. Paths whose kinds do not have
+            it, and `views`, draw their items alike.
         repeat: what the consecutive walks that `path_repeat` counts have in common. `path`: their path and number of
             rows. `geometry`: numbers of rows and columns and their arrangement, and each has its own path of those
             that fit it; every path is drawn as often.
@@ -88,6 +92,7 @@ class SamplerConfig(Strict):
     mask: Mask = "code"
     rows: tuple[Annotated[float, Field(ge=0)], ...] = ROWS
     weights: Weights = "listed"
+    item_weight: str | None = None
     repeat: Repeat = "path"
     keep: Keep = field(default_factory=Keep)
     layout: Layout = "pipeline"
@@ -102,6 +107,8 @@ class SamplerConfig(Strict):
         super().__post_init__()
         object.__setattr__(self, "where", dict(self.where))
         check_where(self.where)
+        if self.item_weight is not None and not self.item_weight.startswith(SCORE):
+            raise ValueError(f"item_weight: {self.item_weight!r}; allowed: a score, such as {SCORE}pair_quality")
         if not sum(self.rows) > 0:
             raise ValueError(f"rows: {self.rows}; allowed: weights with a positive sum")
 

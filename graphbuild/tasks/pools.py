@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,8 @@ from graphbuild.store import leakage as groups
 from graphbuild.store.conditions import SCORE, matching, of_items, ranges_in
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.config import SamplerConfig
-from graphbuild.tasks.counter_rng import Bits, below
+from graphbuild.tasks.counter_rng import Bits
+from graphbuild.tasks.item_draws import LENGTH, Pool, Scenes
 from graphbuild.tasks.paths import PathSet, TaskPath
 from graphbuild.tasks.together import Together, links
 from graphbuild.tasks.variants import (
@@ -33,7 +34,8 @@ from graphbuild.tasks.variants import (
     roles_of,
 )
 
-_LENGTH = (1 << 31) - 1
+_FINEST = 1000
+"""Steps of an item's weight: the best item of a pool has so many."""
 _SIDES = {"train": groups.TRAIN, "validation": groups.VALIDATION}
 
 
@@ -112,7 +114,7 @@ class Stock:
 
     def _served(self, path: TaskPath, able: Flags, bound: tuple[Bound, ...]) -> Served:
         if path.views is None:
-            pool = self._pool(able)
+            pool = self._pool(able, self._weight(path))
             return Served(pool, bound, self.config.rows[: pool.groups])
         fewest, most = path.views
         scenes = Scenes(able, self._named_groups, fewest)
@@ -238,11 +240,26 @@ class Stock:
             self._filters[name][self._item_ix[matching(self._items, where, known=known)]] = True
         return self._filters[name]
 
-    def _pool(self, able: Flags) -> Pool:
-        name = checksum(np.packbits(able))
+    def _pool(self, able: Flags, weight: Items | None) -> Pool:
+        if weight is not None:
+            able = able & (weight > 0)
+        name = checksum(np.packbits(able)) + ("" if weight is None else checksum(weight))
         if name not in self._pools:
-            self._pools[name] = Pool(able, self._groups)
+            self._pools[name] = Pool(able, self._groups, weight)
         return self._pools[name]
+
+    def _weight(self, path: TaskPath) -> Items | None:
+        """The weight of each item of the graph in steps of the best one's; None if all weigh alike."""
+        if self.config.item_weight is None:
+            return None
+        (wanted,) = self._wanted({self.config.item_weight: [0, None]})
+        known = [scored for kind in path.kinds if (scored := wanted.of(kind)) in self.graph.head and scored]
+        if not known:
+            return None
+        scores = [np.nan_to_num(self.graph.scores(kind)).clip(0).max(axis=1) for kind in known]
+        lowest = np.min(scores, axis=0)
+        finest = min(_FINEST, LENGTH // len(lowest))
+        return np.ceil(lowest / (lowest.max(initial=0) or 1.0) * finest).astype(np.int64)
 
     @cached_property
     def _groups(self) -> Items:
@@ -271,113 +288,3 @@ class Stock:
     @property
     def _item_ix(self) -> Items:
         return np.asarray(self._items.column("item_ix").to_numpy())
-
-
-class Pool:
-    """The items that serve a path, those of one leakage group next to each other.
-
-    Attributes:
-        size: how many items.
-        groups: how many leakage groups; no walk has two items of one.
-    """
-
-    def __init__(self, served: Flags, group: Items) -> None:
-        items = np.flatnonzero(served)
-        labels = group[items]
-        order = np.argsort(labels, kind="stable") if len(items) and (labels[1:] < labels[:-1]).any() else None
-        if order is not None:
-            items, labels = items[order], labels[order]
-        begins = np.flatnonzero(np.append(True, labels[1:] != labels[:-1])) if len(items) else items
-        self.size, self.groups = len(items), len(begins)
-        self._items = None if self.size == len(served) and order is None else items
-        self._groups: Items | None = None
-        if self.groups != self.size:
-            lengths = np.diff(np.append(begins, self.size))
-            self._groups = np.repeat((begins << 31) + lengths, lengths)
-
-    def draw(self, bits: Bits, counts: Items) -> Items:
-        """As many items of different leakage groups as the largest of `counts`, in the order drawn: each uniform among
-        what the earlier leave.
-
-        No rejection: a number below what is left is moved past the groups already taken.
-        """
-        count = int(counts.max())
-        left = np.full(len(bits), self.size, np.int64)
-        drawn: list[Items] = []
-        taken: list[Items] = []  # groups, from the first position to the last: `begin << 31 | length`
-        for number in range(count):
-            at = below(bits[:, number], left)
-            for group in taken:
-                at += (at >= group >> 31) * (group & _LENGTH)
-            drawn.append(at)
-            if number + 1 == count:
-                break
-            latest = (at << 31) + 1 if self._groups is None else self._groups[at]
-            left = left - (latest & _LENGTH)
-            for place, group in enumerate(taken):
-                taken[place], latest = np.minimum(group, latest), np.maximum(group, latest)
-            taken.append(latest)
-        rows = np.array(drawn).T
-        return rows if self._items is None else self._items[rows]
-
-    def checked(self, items: Sequence[int]) -> Items:
-        """Given items as an array, checked.
-
-        Raises:
-            ValueError: one is named twice, or does not serve the path.
-        """
-        known = range(self.size) if self._items is None else set(self._items.tolist())
-        if unfit := [item for item in items if item not in known]:
-            raise ValueError(f"items: {unfit} do not serve this path; {self.size} items do")
-        if not items or len(set(items)) < len(items):
-            raise ValueError(f"items: {list(items)}; allowed: different items, at least one")
-        return np.array(items, np.int64)
-
-
-class Scenes:
-    """The items that serve a path whose rows are of one group, such as pictures of one subject.
-
-    Args:
-        group: a number for each item of the graph.
-        fewest: items of smaller groups are left out.
-
-    Attributes:
-        size: how many items.
-        largest: how many the largest group has.
-    """
-
-    def __init__(self, served: Flags, group: Items, fewest: int) -> None:
-        items = np.flatnonzero(served)
-        sizes = np.bincount(group[items], minlength=len(group))[group[items]]
-        items, sizes = items[sizes >= fewest], sizes[sizes >= fewest]
-        order = np.lexsort((items, group[items], -sizes))  # the largest groups first, so that a prefix has enough
-        self._items, self._lengths = items[order], sizes[order]
-        self._group, labels = group, group[items[order]]
-        starts = np.flatnonzero(np.append(True, labels[1:] != labels[:-1])[: len(labels)])
-        self._begins = starts.repeat(np.diff(np.append(starts, len(labels))))
-        self.size, self.largest = len(items), int(sizes.max(initial=0))
-
-    def draw(self, bits: Bits, counts: Items) -> Items:
-        """As many items of one group as each of `counts`, in the order drawn, the first uniform among all items of
-        groups that have so many; what lies beyond a count is any item."""
-        enough = np.searchsorted(-self._lengths, -counts, "right")
-        drawn = [below(bits[:, 0], enough)]
-        begin, length = self._begins[drawn[0]], self._lengths[drawn[0]]
-        for number in range(1, int(counts.max())):
-            at = begin + below(bits[:, number], np.maximum(length - number, 1))
-            for taken in np.sort(drawn, axis=0):
-                at += at >= taken
-            drawn.append(np.minimum(at, self.size - 1))
-        return np.asarray(self._items[np.array(drawn).T])
-
-    def checked(self, items: Sequence[int]) -> Items:
-        """Given items as an array, checked.
-
-        Raises:
-            ValueError: one is named twice or does not serve the path, or they are of several groups.
-        """
-        if unfit := sorted({*items} - {*self._items.tolist()}):
-            raise ValueError(f"items: {unfit} do not serve this path; {self.size} items do")
-        if not items or len({*items}) < len(items) or len({*self._group[list(items)].tolist()}) > 1:
-            raise ValueError(f"items: {list(items)}; allowed: different items of one group, at least one")
-        return np.array(items, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,6 +250,22 @@ def test_a_condition_of_the_sampler_is_on_every_kind_that_has_the_score(graph: G
     both = SamplerConfig(where={"score.changed": [0.4, None], "width": {">": 4096}})
     with pytest.raises(GraphError, match="no item is left by where"):
         PathSampler(graph, bare, config=both)
+
+
+def test_items_are_drawn_in_proportion_to_a_score(graph: Graph, listed: PathSet) -> None:
+    """Guards against a weight that does nothing, or that reaches paths whose kinds do not have the score."""
+    bare = PathSet(name="bare", paths=tuple(_without(path) for path in listed.paths))
+    sampler = PathSampler(graph, bare, config=SamplerConfig(rows=(1.0,), item_weight="score.changed"))
+    walks = [*sampler.walks(0, 40_000)]
+    edits = Counter(walk.rows[0] for walk in walks if walk.path.name == "edit")
+    weight = np.nan_to_num(graph.scores("edit_local.score.changed")).max(axis=1)
+    assert weight.min() < 0.5 * weight.max()
+    shares = weight / weight.sum() * edits.total()
+    assert all(abs(edits[item] - share) < 5 * share**0.5 + 3 for item, share in enumerate(shares))
+    masks = Counter(walk.rows[0] for walk in walks if walk.path.name == "masks")
+    assert min(masks.values()) > 0.8 * max(masks.values())
+    with pytest.raises(GraphError, match="has no score 'chnged'"):
+        PathSampler(graph, bare, config=SamplerConfig(item_weight="score.chnged"))
 
 
 @pytest.mark.parametrize(

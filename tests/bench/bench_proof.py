@@ -64,7 +64,7 @@ class Size(NamedTuple):
     walks: int
 
 
-FULL = Size(2000, dict.fromkeys(BASES, 2500), 512)
+FULL = Size(4000, dict.fromkeys(BASES, 2500), 512)
 SMALL = Size(500, {"visualcloze_dev": 500}, 64)
 CONTROLS = ("wrong rows", "exchanged pairs", "copied condition", "mean picture")
 AT_ONCE = 64
@@ -88,8 +88,6 @@ def recipe(folder: Path, objective: str, sets: Sequence[str]) -> TrainConfig:
     listed = folder / "incontext_tasks.yaml"
     listed.write_text(yaml.safe_dump(task_list()))
     own = {"paths": str(listed), "objective": objective, "base": BASES[objective]}
-    if objective == "flux2_klein":  # whose layers have no biases
-        sets = ["lora.bias=false", *sets]
     config = configured({**read_recipe(PROOF / "incontext.yaml"), **own}, sets)
     held_out = tuple(HeldOut(holes=(f"task_{name}",)) for name in HELD_OUT)
     return replace(config, sampler=replace(config.sampler, held_out=held_out))

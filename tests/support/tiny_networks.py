@@ -73,3 +73,20 @@ def save_classifier(folder: Path, labels: tuple[str, ...]) -> Path:
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+def save_omnigen(folder: Path) -> Path:
+    """An `OmniGenPipeline` of one layer."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, OmniGenPipeline, OmniGenTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = OmniGenTransformer2DModel(
+        hidden_size=16, num_attention_heads=2, num_key_value_heads=2, intermediate_size=16, num_layers=1,
+        pad_token_id=1, vocab_size=100, time_step_dim=8, pos_embed_max_size=16,
+        rope_scaling={"long_factor": [1.0] * 4, "short_factor": [1.0] * 4},
+    )  # fmt: skip
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    vae = AutoencoderKL(**blocks, block_out_channels=[8] * 4, latent_channels=4, norm_num_groups=4)
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1)
+    OmniGenPipeline(transformer, scheduler, vae, tokenizer(512)).save_pretrained(folder)
+    return folder

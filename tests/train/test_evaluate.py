@@ -25,13 +25,14 @@ from graphbuild_train import cli_evaluate
 from graphbuild_train.evaluation.figures import Figure, interval, interval_of_sets
 from graphbuild_train.evaluation.judge import Judge
 from graphbuild_train.evaluation.methods import BASELINES, MeanPicture, WrongRows, copied, methods
+from graphbuild_train.evaluation.peers import sentence
 from graphbuild_train.evaluation.run import Evaluation
 from graphbuild_train.evaluation.tables import report
 from graphbuild_train.evaluation.walks import Questions, questions, shortened
 from graphbuild_train.metrics.control import Controls
 from graphbuild_train.metrics.frechet import frechet
 from graphbuild_train.sampling import LoraSampler
-from tests.support.tiny_networks import save_vgg
+from tests.support.tiny_networks import save_omnigen, save_vgg
 from tests.support.training import NEVER, Ground, grounded
 
 HELD_OUT = [{"given": ["image"], "holes": ["canny"]}]
@@ -93,6 +94,25 @@ def test_a_lora_is_judged_per_task_and_context_beside_its_baselines(ground: Grou
     assert "| image-to-canny (unseen) | LoRA | 2 |" in text and "| canny-to-image | mean picture |  |" in text
     for missing in ("MUSIQ", "MAN-IQA", "fid", "graphbuild models fetch openai/clip-vit-large-patch14"):
         assert missing in text, missing
+
+
+def test_another_model_is_judged_beside_it(ground: Ground) -> None:
+    """Guards against a peer that is not told what is wanted, or from which pictures; and against one that is loaded
+    though nobody asked for it."""
+    weights = save_omnigen(ground.folder / "omnigen")
+    config = json.dumps({"split": "train", "validation": 0.5})
+    settings = ["--count", 1, "--baseline", "omnigen", "--set", f"sampler={config}", "--set", "watch.sample_steps=1",
+                "--set", "resolution=32", "--set", f"paths={ground.folder / 'tasks.yaml'}"]  # fmt: skip
+    asked = ["--graph", ground.graph, *settings, "--out", ground.folder / "peer"]
+    found = figures(done(*asked, "--weights", f"omnigen={weights}"))
+    assert {(method, context) for _, method, context, _ in found} == {("omnigen", 0)}
+    assert "| OmniGen |" in (ground.folder / "peer" / "report.md").read_text()
+    refused = invoke(*asked[:-1], ground.folder / "none")
+    assert refused.exit_code == 2 and "graphbuild models fetch Shitao/OmniGen-v1-diffusers" in refused.output
+
+    sampler = PathSampler(Graph.open(ground.graph), ground.folder / "tasks.yaml")
+    told = sentence(sampler.task(sampler.walk(0, path="canny-to-image"), 32))
+    assert told.startswith("Make ") and told.count("<img><|image_1|></img>") == 1
 
 
 def test_the_page_shows_every_picture_beside_the_truth(whole: Path) -> None:

@@ -31,7 +31,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--baseline",
-            help="copy, mean, wrong_rows, base, or none; can be repeated. Default: all that there can be.",
+            help="copy, mean, wrong_rows, base, omnigen (another model, given pictures and words), or none; can be "
+            "repeated. Default: all that there can be, without omnigen.",
         ),
     ] = None,
     context: Annotated[str, typer.Option(help="Numbers of context rows.")] = "0,1,2",
@@ -42,7 +43,7 @@ def evaluate(
     ] = "",
     weights: Annotated[
         list[str] | None,
-        typer.Option(help="Weights of a network (clip, dino, vgg, inception) or condition: clip=FOLDER."),
+        typer.Option(help="Weights of a network (clip, dino, vgg, inception), omnigen or a condition: clip=FOLDER."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for walks, pictures, figures and tables.")] = Path("evaluation"),
     recipe: Annotated[str | None, typer.Option(help="Recipe of the training; default: the one in its file.")] = None,

@@ -18,7 +18,7 @@ FREE = {
 _BEFORE = {
     "mix": "step", "quantise": "none", "text": "device", "draws": "shared", "optimiser.name": "adamw",
     "lora.rslora": False, "lora.init": "zero", "lora.dora": False, "logit_mean": 0.0, "logit_std": 1.0, "min_snr": 0.0,
-    "sampler.repeat": "path",
+    "sampler.repeat": "path", "sampler.item_weight": None,
 }  # fmt: skip
 """Fields that the first runs did not have, and what these did."""
 

@@ -1,10 +1,10 @@
-"""Scaling laws in small, on the CPU: `python tests/bench/proof/scaling.py [--steps 150 300 600]`.
+"""Scaling laws in small, on the CPU: `python tests/bench/proof/scaling.py [--steps 100 200 400]`.
 
 The model and the tasks of `../bench_proof.py` with `visualcloze_dev`. Printed and drawn is the mean squared error of
 the generated cell with three rows, on held-out tasks and pictures, against the steps trained:
 
-- with 5, 15 and all 45 kinds of task in the training, at equal steps;
-- with 45, where a step is of one task (`mix: step`) instead of eight (`mix: pass`).
+- with 5, 15 and all 49 kinds of task in the training, at equal steps;
+- with 49, where a step is of one task instead of one for each sample.
 
 Stopped, the same command goes on.
 """
@@ -33,15 +33,15 @@ OBJECTIVE = "visualcloze_dev"
 RUNS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "5 tasks": (5, ()),
     "15 tasks": (15, ()),
-    "45 tasks": (45, ()),
-    "45 tasks, one a step": (45, ("mix=step",)),
+    "49 tasks": (49, ()),
+    "49 tasks, one a step": (49, ("mix=step", "sampler.repeat=path")),
 }
 """Kinds of task that are trained, and settings."""
 PANELS = {
-    "kinds of task in the training": ("5 tasks", "15 tasks", "45 tasks"),
-    "tasks in a step": ("45 tasks, one a step", "45 tasks"),
+    "kinds of task in the training": ("5 tasks", "15 tasks", "49 tasks"),
+    "tasks in a step": ("49 tasks, one a step", "49 tasks"),
 }
-SETS = ("optimiser.schedule=constant", "watch.checkpoint=150")
+SETS = ("optimiser.schedule=constant", "watch.checkpoint=100")
 Curve = dict[int, tuple[float, float, float]]
 """Steps -> mean squared error and its interval."""
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("incontext-scaling"))
     parser.add_argument("--items", type=int, default=2000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[150, 300, 600])
+    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400])
     parser.add_argument("--walks", type=int, default=128)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,9 @@ from graphbuild.tasks.paths import PathSet
 from graphbuild.tasks.walk import Frozen
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.evaluation.judge import Judge
-from graphbuild_train.evaluation.methods import BASELINES, NEED_A_LORA, check, methods
+from graphbuild_train.evaluation.methods import BASELINES, NEED_A_LORA, PEERS, Method, check, methods
 from graphbuild_train.evaluation.page import page
+from graphbuild_train.evaluation.peers import OMNIGEN, STEPS, OmniGen
 from graphbuild_train.evaluation.run import Evaluation, document_of
 from graphbuild_train.evaluation.tables import report
 from graphbuild_train.evaluation.walks import Questions, drawn, questions
@@ -77,15 +78,16 @@ def evaluated(
     """
     baselines, listed = asked.chosen(lora=sampler is not None), _list(lists)
     conditions = {name: place for name, place in asked.weights.items() if name in READ_AGAIN}
-    others = {name: place for name, place in asked.weights.items() if name not in READ_AGAIN}
+    others = {name: place for name, place in asked.weights.items() if name not in (*READ_AGAIN, *PEERS)}
     check(baselines, lora=sampler is not None)
     accelerator = accelerator_here()
     judge = Judge(asked.metrics, others, accelerator.device.type)
+    peers = _peers(asked, baselines, config, accelerator.device)
     with accelerator.main_process_first():
         _begin(asked, sampler, config, listed, out)
     found = questions(asked.graph, listed, config, out / WALKS)
     controls = Controls(found.sampler.graph, accelerator.device.type, conditions)
-    filling = methods(found, sampler, baselines, asked.seed)
+    filling = methods(found, sampler, baselines, asked.seed, peers)
     share = int(accelerator.process_index), int(accelerator.num_processes)
     evaluation = Evaluation(out, found, filling, judge=judge, controls=controls, contexts=asked.context, share=share)
     _fill(evaluation, console, accelerator)
@@ -95,6 +97,14 @@ def evaluated(
         _write(evaluation, {**judge.left_out, **again, **unfilled, **_lacking(found, listed)})
     accelerator.wait_for_everyone()
     return out / "report.md" if accelerator.is_main_process else None
+
+
+def _peers(asked: Asked, baselines: Sequence[str], config: TrainConfig, device: Any) -> dict[str, Method]:
+    """The other models that are asked for, loaded."""
+    if "omnigen" not in baselines:
+        return {}
+    checkpoint = OMNIGEN.at(asked.weights.get("omnigen", OMNIGEN.model))
+    return {"omnigen": OmniGen.load(checkpoint, device, config.watch.sample_steps or STEPS, asked.seed)}
 
 
 def _list(lists: Sequence[PathSet]) -> PathSet:

@@ -91,7 +91,7 @@ def example_of(task: GridTask, hole: int, made: Pixels, controls: Controls) -> E
         truth=task.cell(-1, hole),
         kind=kind,
         given={name: task.cell(-1, column) for name, column in given.items()},
-        caption=task.caption or _caption(task),
+        caption=task.caption or caption_of(task),
         maps=maps,
     )
 
@@ -100,7 +100,7 @@ def _network(name: str) -> str:
     return "inception" if name == FID else METRICS[name].network
 
 
-def _caption(task: GridTask) -> str:
+def caption_of(task: GridTask) -> str:
     """The item's caption, which also says what a styled version of its picture shows."""
     graph = task.drawing.graph
     try:

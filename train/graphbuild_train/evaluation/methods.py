@@ -20,12 +20,14 @@ LORA = "lora"
 BASELINES = ("copy", "mean", "wrong_rows", "base")
 """By name: the first given cell of the query row; the mean picture of the task's targets on the other side of the
 split; the LoRA with context rows of another task; the base without the LoRA."""
+PEERS = ("omnigen",)
+"""Other models, which are asked for by name; see `graphbuild_train.evaluation.peers`."""
 NEED_A_LORA = ("wrong_rows", "base")
-WITHOUT_ROWS = ("copy", "mean")
+WITHOUT_ROWS = ("copy", "mean", "omnigen")
 """What does not look at context rows."""
 TITLES: Mapping[str, str] = {
     "copy": "copied condition", "mean": "mean picture", "base": "base without LoRA",
-    "wrong_rows": "LoRA, rows of another task", "lora": "LoRA",
+    "omnigen": "OmniGen", "wrong_rows": "LoRA, rows of another task", "lora": "LoRA",
 }  # fmt: skip
 """In the order of tables."""
 _MEAN_OF = 32
@@ -141,8 +143,8 @@ def check(baselines: Sequence[str], *, lora: bool) -> None:
     Raises:
         ValueError: their names.
     """
-    if unknown := [name for name in baselines if name not in BASELINES]:
-        raise ValueError(f"baseline: {unknown[0]!r}; allowed: {', '.join(BASELINES)}, none")
+    if unknown := [name for name in baselines if name not in BASELINES + PEERS]:
+        raise ValueError(f"baseline: {unknown[0]!r}; allowed: {', '.join(BASELINES + PEERS)}, none")
     if not lora and (needy := [name for name in baselines if name in NEED_A_LORA]):
         raise ValueError(f"baseline: {needy[0]!r} needs a LoRA; allowed without one: {', '.join(WITHOUT_ROWS)}")
     if not lora and not baselines:
@@ -150,10 +152,11 @@ def check(baselines: Sequence[str], *, lora: bool) -> None:
 
 
 def methods(
-    questions: Questions, sampler: LoraSampler | None, baselines: Sequence[str], seed: int
-) -> dict[str, Method]:
-    """The LoRA, if there is one, and baselines by name."""
-    found: dict[str, Method] = {"copy": copied, "mean": MeanPicture(questions)}
+    questions: Questions, sampler: LoraSampler | None, baselines: Sequence[str], seed: int,
+    peers: Mapping[str, Method],
+) -> dict[str, Method]:  # fmt: skip
+    """The LoRA, if there is one, and baselines and other models by name."""
+    found: dict[str, Method] = {"copy": copied, "mean": MeanPicture(questions), **peers}
     if sampler is not None:
         generated = Generated(sampler, seed)
         found[LORA] = generated
