@@ -57,11 +57,11 @@ class Pool:
             at = below(bits[:, number], left)
             for group in taken:
                 at += (at >= group >> 31) * (group & LENGTH)
-            place = at if self._ends is None else self._ends.searchsorted(at, "right")
-            drawn.append(place)
+            item = at if self._ends is None else self._ends.searchsorted(at, "right")
+            drawn.append(item)
             if number + 1 == count:
                 break
-            latest = (at << 31) + 1 if self._groups is None else self._groups[place]
+            latest = (at << 31) + 1 if self._groups is None else self._groups[item]
             left = left - (latest & LENGTH)
             for place, group in enumerate(taken):
                 taken[place], latest = np.minimum(group, latest), np.maximum(group, latest)

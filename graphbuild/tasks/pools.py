@@ -259,7 +259,8 @@ class Stock:
         scores = [np.nan_to_num(self.graph.scores(kind)).clip(0).max(axis=1) for kind in known]
         lowest = np.min(scores, axis=0)
         finest = min(_FINEST, LENGTH // len(lowest))
-        return np.ceil(lowest / (lowest.max(initial=0) or 1.0) * finest).astype(np.int64)
+        steps: Items = np.ceil(lowest / (lowest.max(initial=0) or 1.0) * finest).astype(np.int64)
+        return steps
 
     @cached_property
     def _groups(self) -> Items:

@@ -43,7 +43,8 @@ class OmniGen:
         from diffusers import OmniGenPipeline
 
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        pipe = OmniGenPipeline.from_pretrained(checkpoint.folder(), dtype=dtype, use_safetensors=True)
+        pipeline: Any = OmniGenPipeline
+        pipe = pipeline.from_pretrained(checkpoint.folder(), dtype=dtype, use_safetensors=True)
         pipe.set_progress_bar_config(disable=True)
         return cls(pipe.to(device), steps, seed)
 
