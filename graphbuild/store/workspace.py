@@ -85,12 +85,15 @@ def at_work(files: Files) -> list[str]:
 
 
 def refuse_foreign(files: Files) -> None:
-    """Refuse to begin a graph in a folder that holds anything but hidden files and workspaces of killed runs.
+    """Refuse to begin a graph in a folder that holds anything but hidden files, workspaces of killed runs, or a graph that
+    another run has just begun.
 
     Raises:
         GraphError: something else is there; the message names it.
     """
     names = [name for name in files.names(".") if not name.startswith(".") and name != "_tmp"]
+    if "graph.json" in names:
+        return
     names += [f"_tmp/{name}" for name in files.names("_tmp") if not _OURS.fullmatch(name)]
     if {"edges", "heads", "lineage"} & set(names):
         raise GraphError(

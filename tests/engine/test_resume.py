@@ -28,6 +28,7 @@ from graphbuild.sources import resolve as source
 from graphbuild.store.files import LocalFiles
 from graphbuild.store.graph import Graph
 from graphbuild.store.locations import files_at
+from graphbuild.store.workspace import refuse_foreign
 from tests.support.annotators import (
     Child,
     Halves,
@@ -237,6 +238,12 @@ def test_a_run_that_ends_while_another_begins(tmp_path: Path) -> None:
     (folder := tmp_path / "_tmp" / "20260101T000000-abcdef+machine+1").mkdir(parents=True)
     (folder / "units.txt").write_text("canny/0\n")
     assert remove_dead_runs(Ending(tmp_path)) == (0, frozenset())
+
+
+def test_a_graph_that_another_run_has_just_begun(photos: Path, tmp_path: Path) -> None:
+    """Guards against "is no graph and not empty (graph.json)" where two runs have seen that there is no graph."""
+    complete(build(photos, tmp_path / "g", ["canny"], limit=2))
+    refuse_foreign(LocalFiles(tmp_path / "g"))
 
 
 # ---- a folder that changes ---------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def test_baselines_need_no_lora_and_other_metrics_no_new_pictures(ground: Ground
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--baseline", "best"], "baseline: 'best'; allowed: copy, mean, wrong_rows, base, none"),
+        (["--baseline", "best"], "baseline: 'best'; allowed: copy, mean, wrong_rows, base, omnigen, none"),
         (["--baseline", "base"], "baseline: 'base' needs a LoRA; allowed without one: copy, mean"),
         (["--baseline", "none"], "neither a LoRA nor a baseline"),
         (["--context", "-1"], "--context -1: allowed: numbers from 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -153,7 +154,7 @@ def check(baselines: Sequence[str], *, lora: bool) -> None:
 
 def methods(
     questions: Questions, sampler: LoraSampler | None, baselines: Sequence[str], seed: int,
-    peers: Mapping[str, Method],
+    peers: Mapping[str, Method] = MappingProxyType({}),
 ) -> dict[str, Method]:  # fmt: skip
     """The LoRA, if there is one, and baselines and other models by name."""
     found: dict[str, Method] = {"copy": copied, "mean": MeanPicture(questions), **peers}
