@@ -85,8 +85,8 @@ def at_work(files: Files) -> list[str]:
 
 
 def refuse_foreign(files: Files) -> None:
-    """Refuse to begin a graph in a folder that holds anything but hidden files, workspaces of killed runs, or a graph that
-    another run has just begun.
+    """Refuse to begin a graph in a folder that holds anything but hidden files, workspaces of killed runs, or a graph
+    that another run has just begun.
 
     Raises:
         GraphError: something else is there; the message names it.
