@@ -23,7 +23,7 @@ from graphbuild.annotators.lsd import Lsd
 from graphbuild.engine.executors.inline import remove_dead_runs
 from graphbuild.engine.new_items import ChangedItems
 from graphbuild.engine.plan import make_plan
-from graphbuild.errors import MissingNode
+from graphbuild.errors import GraphError, MissingNode
 from graphbuild.sources import resolve as source
 from graphbuild.store.files import LocalFiles
 from graphbuild.store.graph import Graph
@@ -244,6 +244,9 @@ def test_a_graph_that_another_run_has_just_begun(photos: Path, tmp_path: Path) -
     """Guards against "is no graph and not empty (graph.json)" where two runs have seen that there is no graph."""
     complete(build(photos, tmp_path / "g", ["canny"], limit=2))
     refuse_foreign(LocalFiles(tmp_path / "g"))
+    (tmp_path / "g" / "graph.json").unlink()
+    with pytest.raises(GraphError, match=r"without its graph\.json"):
+        refuse_foreign(LocalFiles(tmp_path / "g"))
 
 
 # ---- a folder that changes ---------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def example_of(task: GridTask, hole: int, made: Pixels, controls: Controls) -> E
         truth=task.cell(-1, hole),
         kind=kind,
         given={name: task.cell(-1, column) for name, column in given.items()},
-        caption=task.caption or caption_of(task),
+        caption=caption_of(task),
         maps=maps,
     )
 
@@ -101,7 +101,9 @@ def _network(name: str) -> str:
 
 
 def caption_of(task: GridTask) -> str:
-    """The item's caption, which also says what a styled version of its picture shows."""
+    """The task's caption, or the item's, which also says what a styled version of its picture shows."""
+    if task.caption:
+        return task.caption
     graph = task.drawing.graph
     try:
         return graph.read(task.walk.rows[-1], "caption").text if "caption" in graph.head else ""

@@ -64,7 +64,7 @@ def sentence(task: GridTask) -> str:
     """What is wanted, from which pictures, and the caption if there is one."""
     marked = [f"{_phrase(task, at)} <img><|image_{number}|></img>" for number, at in enumerate(_given(task), 1)]
     given = f" from {' and '.join(marked)}" if marked else ""
-    return f"Make {_phrase(task, task.holes[0])}{given}. {task.caption or caption_of(task)}".strip()
+    return f"Make {_phrase(task, task.holes[0])}{given}. {caption_of(task)}".strip()
 
 
 def _given(task: GridTask) -> list[int]:
