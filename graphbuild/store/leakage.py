@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.sparse import coo_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from graphbuild.store.cache import cached_array
 from graphbuild.store.graph import Graph
@@ -47,6 +45,10 @@ def links_of(items: pa.Table) -> Pairs:
 
 def components(num_items: int, pairs: Pairs) -> NDArray[np.int64]:
     """The smallest item of each item's leakage group."""
+    # Here, since a viewer or a command that only looks needs no groups, and this takes a sixth of its start.
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
     links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), (num_items, num_items))
     labels = connected_components(links, directed=False)[1]
     _, first, group = np.unique(labels, return_index=True, return_inverse=True)

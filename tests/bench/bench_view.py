@@ -4,8 +4,9 @@
 written here row for row as the library reads them; pictures are not, so none is asked for. The server is a process of
 its own, asked over HTTP. First start: its counts are not in the user's cache yet. Later start: they are.
 
-Limits, of a later start: the first page within a second after the server answers; an item in 200 ms; a filter by reason
-in 500 ms; 500 MB of memory. All are of the slowest of several different pages, none asked for before.
+Limits, of a later start: the first page within a second after the command was typed, imports included; an item in
+200 ms; a filter by reason in 500 ms; 500 MB of memory. All are of the slowest of several different pages, none asked for
+before.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def measure(graph: Path, cache: Path, items: int, *, wait: bool) -> dict[str, li
     assert server.stdout is not None
     try:
         url = server.stdout.readline().strip()
-        found = {"until it answers": [time.monotonic() - began], "first page": [seconds(url)]}
+        found = {"until it answers": [time.monotonic() - began]}
+        shown = seconds(url)
+        found |= {"its first answer": [shown], "first page": [time.monotonic() - began]}
         if wait:
             found["counted"] = [seconds(f"{url}coverage")]
         step = items // 8
