@@ -18,13 +18,14 @@ class Grabcut(Condition):
     """Foreground mask, white on black, from a centre prior (C. Rother et al., "GrabCut", SIGGRAPH 2004).
 
     The picture is reduced to `resolution`, everything outside a centred rectangle is taken for background, and the
-    segmentation is enlarged again. The score is the mask's share of the picture (0..1). A picture without foreground is
-    skipped as `no_foreground`.
+    segmentation is enlarged again. The score is the mask's share of the picture (0..1). A picture without foreground,
+    or with less than `smallest`, is skipped as `no_foreground`.
 
     Args:
         margin: width of the certain background on each side, as a fraction of that side.
         iterations: of graph cuts.
         resolution: long side in pixels at which the cut is computed.
+        smallest: share of the picture below which a mask shows no subject: a few bright pixels of a background.
     """
 
     makes: ClassVar[tuple[str, ...]] = ("foreground_mask",)
@@ -33,6 +34,7 @@ class Grabcut(Condition):
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     iterations: Annotated[int, Field(ge=1, le=100)] = 5
     resolution: Side = 256
+    smallest: Annotated[float, Field(ge=0, lt=1)] = 0.02
 
     def annotate(self, batch: Sequence[Request], model: Any) -> list[Derived | Skip]:
         return [self._mask(request.inputs["image"].array(), request.seed) for request in batch]
@@ -46,7 +48,9 @@ class Grabcut(Condition):
         cut = self._cut(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), seed)
         smooth = cv2.resize(cut.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         mask = smooth >= 0.5
-        return Derived({"foreground_mask": mask}, score=float(mask.mean())) if mask.any() else Skip("no_foreground")
+        share = float(mask.mean())
+        found = share > 0 and share >= self.smallest
+        return Derived({"foreground_mask": mask}, score=share) if found else Skip("no_foreground")
 
     def _cut(self, small: Any, seed: int) -> Any:
         import cv2

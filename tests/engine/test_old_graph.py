@@ -29,12 +29,13 @@ OLD = Path(__file__).parent / "old_graph"
 SINCE = {
     **{"sam2": "v3b7171c56021", "open_world": "v929667c7f28d"},
     **{"vlm_caption": "v1c9c3a30860a", "vlm_edits": "vdd24931de23b", "vlm_background": "v897cf9d8cbf6"},
-    "grabcut": "v7a44b7f7276c",
+    "grabcut": "v0be0df925b18",
     **{"instant_style": "v72085ced19ea", "redux_style": "v8c6a95353c84"},
     **{"fill_edit": "vc783cbba696a", "depth_edit": "vbfac9f5c25b5"},
 }
-"""Versions of annotators that make other nodes since: colours drawn for each item; no empty masks; styles and edits at
-the picture's own size; words and boxes by a model's own settings, edits as instructions, too."""
+"""Versions of annotators that make other nodes since: colours drawn for each item; no masks that are empty
+or all but empty; styles and edits at the picture's own size; words and boxes by a model's own settings, edits as
+instructions, too."""
 FACTS: dict[str, Any] = json.loads((OLD / "facts.json").read_text())
 
 
