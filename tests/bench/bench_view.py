@@ -5,8 +5,8 @@ written here row for row as the library reads them; pictures are not, so none is
 its own, asked over HTTP. First start: its counts are not in the user's cache yet. Later start: they are.
 
 Limits, of a later start: the first page within a second after the command was typed, imports included; an item in
-200 ms; a filter by reason in 500 ms; 500 MB of memory. All are of the slowest of several different pages, none asked for
-before.
+200 ms; a filter by reason in 500 ms; 500 MB of memory. All are of the slowest of several different pages, none asked
+for before.
 """
 
 from __future__ import annotations
