@@ -15,14 +15,6 @@ import pytest
 from graphbuild.errors import MissingNode
 from graphbuild.store.cache import KEPT_SNAPSHOTS
 from graphbuild.store.graph import Graph
-from tests.support.annotators import Styles, build, complete
-
-
-@pytest.fixture(scope="module")
-def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("offsets") / "g"
-    complete(build(photos, out, ["canny", Styles()], shard_size=4))
-    return out
 
 
 def test_reading_by_offsets_is_reading(folder: Path) -> None:
