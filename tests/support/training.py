@@ -51,6 +51,8 @@ QUICK = {
     "lora": {"layers": "attn_ff", "rank": 4, "alpha": 64}, "optimiser": {"learning_rate": 1e-3},
 }  # fmt: skip
 """A recipe of a few seconds; it lacks the model and the paths."""
+AVERAGED = {"learning_rate": 1e-3, "ema": 0.9}
+"""Its optimiser with a moving average of the weights."""
 
 
 class Ground:

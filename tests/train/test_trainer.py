@@ -1,164 +1,32 @@
-"""The loop: one step is one step however it is cut up, the LoRA is what is trained, and every base goes through it."""
+"""The loop: every sample has noise of its own, a step is what it should be, and every base goes through it."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import shutil
-import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
-from PIL import Image
-from rich.console import Console
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from torch.utils.checkpoint import checkpoint
 
-from graphbuild.store.repair import repair
-from graphbuild.store.verify import verify
-from graphbuild_train import journal as progress
-from graphbuild_train import model_setup as memory
 from graphbuild_train.bases import load_base
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import Objective
-from graphbuild_train.trainer import Step, Trainer
-from tests.support.annotators import build, complete, start
 from tests.support.numerics import assert_close, rounding
-from tests.support.object_store import ObjectStore, local_content
 from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_qwen_edit, save_sdxl
-from tests.support.training import (
-    NEVER,
-    Ground,
-    assert_same_steps,
-    grounded,
-    metrics,
-    recorded,
-    said,
-    state,
-    uneven_passes,
-)
-
-EVERY = {"learning_rate": 1e-3, "ema": 0.9}
-ONE_TASK: dict[str, Any] = {"optimiser": EVERY, "mix": "step"}
-"""Steps that do not depend on `micro_batch`."""
+from tests.support.training import AVERAGED, NEVER, Ground, grounded, recorded, state
 
 
 @pytest.fixture(scope="module")
 def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     with grounded(tmp_path_factory.mktemp("loop"), photos) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def plain(ground: Ground) -> Path:
-    """Five steps of four samples in passes of two."""
-    return ground.trained("plain", **ONE_TASK).out
-
-
-@pytest.fixture(scope="module")
-def uneven(ground: Ground) -> Path:
-    """The same steps with a mistake."""
-    with uneven_passes():
-        return ground.trained("uneven", **ONE_TASK).out
-
-
-# ---- D3: the same steps ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.numeric
-@pytest.mark.parametrize("micro_batch", [1, 4])
-def test_accumulation_does_not_change_a_step(ground: Ground, plain: Path, uneven: Path, micro_batch: int) -> None:
-    """Guards against a mean over tokens or micro batches of different sizes."""
-    out = ground.trained(f"micro{micro_batch}", **ONE_TASK, micro_batch=micro_batch).out
-    assert_same_steps(out, plain, uneven)
-
-
-@pytest.mark.numeric
-@pytest.mark.parametrize("every", [1, 2])
-def test_checkpointing_changes_memory_only(
-    ground: Ground, plain: Path, uneven: Path, every: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards against blocks that are skipped or whose LoRA gets no gradient, and against a switch that does nothing."""
-    again: list[str] = []
-
-    def computed(block: Any, *arguments: Any, **options: Any) -> Any:
-        again.append(type(block).__name__)
-        return checkpoint(block, *arguments, **options)
-
-    monkeypatch.setattr(memory, "checkpoint", computed)
-    out = ground.trained(f"spare{every}", **ONE_TASK, checkpointing=every).out
-    assert_same_steps(out, plain, uneven)
-    assert len(again) == 5 * 2 * (2 if every == 1 else 1)  # two blocks, five steps of two passes
-
-
-@pytest.mark.numeric
-def test_workers_do_not_change_a_step(ground: Ground, plain: Path) -> None:
-    """Guards against samples that come in another order from other processes."""
-    out = ground.trained("workers", **ONE_TASK, workers=2).out
-    assert all(torch.equal(tensor, state(out)[name]) for name, tensor in state(plain).items())
-
-
-def test_a_graph_in_a_store_trains_the_same(
-    ground: Ground, plain: Path, photos: Path, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards against a loader that cannot read from a store, or waits for ever in a forked worker. The graph has been
-    through what graphs in stores go through: its build was killed, and a part was damaged and repaired."""
-    url = s3.new_url()
-    process = start(photos, url, ["canny"], shard_size=4, environment=s3.environment)
-    while sum(line.startswith("PUT") and "/nodes/" in line for line in s3.requests) < 3 and process.is_alive():
-        time.sleep(0.005)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9
-    complete(build(photos, url, ["canny"], shard_size=4))
-    part = next(name for name in s3.content(url) if name.startswith("nodes/kind=canny/"))
-    s3.put(f"{url}/{part}", b"x" * len(s3.content(url)[part]))
-    assert part in repair(url).withdrawn
-    complete(build(photos, url, ["canny"], shard_size=4))
-    assert verify(url, "full").problems == []
-    remote, local = (
-        {name: data for name, data in files.items() if name.startswith(("items/", "nodes/", "edges/", "heads/"))}
-        for files in (s3.content(url), local_content(ground.graph))
-    )
-    assert remote == local
-    monkeypatch.setattr(ground, "graph", url)
-    s3.requests.clear()
-    out = ground.trained("stored", **ONE_TASK, workers=1).out
-    assert recorded(out, "loss") == recorded(plain, "loss")
-    reads = [request for request in s3.requests if request.startswith("GET") and "/nodes/" in request]
-    assert 0 < len(reads) <= 30  # for 80 cells in 10 parts, by two threads
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiling_does_not_change_a_step(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a compiled block that leaves out its LoRA. It is what torch captures that matters, forwards and
-    backwards, so that no C++ is made of it here."""
-    compile_block = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **o: compile_block(self, backend="aot_eager", **o))
-    options = {"steps": 2, "sampler": {"rows": [1.0]}}
-    one = ground.trained("eager", **options).out
-    with uneven_passes():
-        wrong = ground.trained("eager-uneven", **options).out
-    two = ground.trained("compiled", **options, compile=True).out
-    assert_same_steps(two, one, wrong)
-
-
-def test_compiling_is_skipped_aloud_without_a_compiler(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a crash, or days at half the speed, on a machine without a compiler."""
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "compile: skipped, there is no C++ compiler" in said(ground.trained("bare", steps=1, compile=True))
 
 
 # ---- D4: noise ---------------------------------------------------------------------------------------------------
@@ -331,7 +199,7 @@ def test_memory_that_does_not_suffice_is_said_wherever_it_is_wanted(
 
 def test_the_rehearsal_of_the_largest_pass_leaves_no_trace(ground: Ground) -> None:
     """Guards against a first step with somebody else's gradients, or other noise."""
-    trainer, shapes = ground.trainer("rehearsal", optimiser=EVERY), []
+    trainer, shapes = ground.trainer("rehearsal", optimiser=AVERAGED), []
     before = {name: tensor.clone() for name, tensor in trainer.lora.items()}
     trainer.base.bare.register_forward_pre_hook(
         lambda _, __, options: shapes.append(tuple(options["hidden_states"].shape)), with_kwargs=True
@@ -362,88 +230,6 @@ def test_targets_that_match_nothing_are_refused(ground: Ground, monkeypatch: pyt
     monkeypatch.setattr(FluxFill, "attention", ("attention.query",))
     with pytest.raises(ValueError, match=r"targets: none; allowed: names of linear layers of FluxTransformer2DModel"):
         ground.trainer("nothing", lora={"layers": "attn"})
-
-
-# ---- what is left behind -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def watched(ground: Ground) -> Trainer:
-    """A run that is watched at every second step and exported."""
-    watch = {"checkpoint": 2, "keep": 1, "validate": 2, "tasks": 2, "sample": 2, "samples": 1, "sample_steps": 2}
-    trainer = ground.trained("watched", steps=3, optimiser=EVERY, watch=watch)
-    trainer.export()
-    return trainer
-
-
-def test_a_run_is_recorded_for_machines_people_and_tensorboard(watched: Trainer) -> None:
-    """Guards against a run of which nothing can be said afterwards."""
-    board_file = import_module("tensorboard.backend.event_processing.event_accumulator")
-    lines = metrics(watched.out)
-    assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 3]
-    assert {"loss", "norm", "rate", "seconds", "waited", "work"} <= lines[1].keys()
-    assert 0 < lines[1]["waited"] < lines[1]["seconds"] and lines[1]["work"] > 1e8
-    assert "step 0: validation loss" in said(watched) and " it/s, " in said(watched) and "TFLOP/s" in said(watched)
-    board = board_file.EventAccumulator(str(watched.out)).Reload()
-    assert {"train/loss", "train/rate", "validation/loss", "validation/level 7"} <= set(board.Tags()["scalars"])
-    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3]
-    assert [folder.name for folder in sorted((watched.out / "checkpoints").iterdir())] == ["step-00000003"]
-
-
-def test_speed_and_memory_are_said_and_recorded_where_they_are_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards against a slow run on a GPU that nobody notices."""
-    monkeypatch.setattr(progress, "_memory", lambda: {"memory": 3.25})
-    console = Console(file=io.StringIO(), width=200)
-    journal = progress.Journal(tmp_path, console, first=0, last=9)
-    journal.peak = 4.0
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=iter((100.0, 110.0, 110.0)).__next__))
-    with journal:
-        journal.step(1, Step(loss=0.5, norm=1.0, rate=1e-4, seconds=2.0, waited=0.5, work=4e12))
-    assert console.file.getvalue() == (  # type: ignore[attr-defined]
-        "step 1/9: loss 0.5000, 0.50 it/s, 25% waiting, 2 TFLOP/s (MFU 50%), peak 3.2 GiB, 0:01:20 left\n"
-    )
-    (line,) = metrics(tmp_path)
-    assert (line["memory"], line["work"], line["waited"]) == (3.25, 4e12, 0.5)
-
-
-def test_pictures_are_sampled_on_the_way(watched: Trainer) -> None:
-    """Guards against a sampler that is first tried when the LoRA is published."""
-    files = sorted(watched.out.glob("samples/*/*.png"))
-    assert [file.parent.name for file in files] == ["step-00000002", "step-00000003"]
-    with Image.open(files[0]) as picture:
-        assert picture.width > 3 * 32
-
-
-def test_the_export_holds_the_average_its_recipe_and_a_card(watched: Trainer) -> None:
-    """Guards against an export of the raw weights, and against a file of which nobody knows where it comes from."""
-    with safe_open(watched.out / "pytorch_lora_weights.safetensors", "pt") as file:
-        recipe = json.loads(file.metadata()["graphbuild"])
-        found = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert found.keys() == watched.ema.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in watched.ema.items())
-    assert any(not torch.equal(found[name], tensor) for name, tensor in watched.lora.items())
-    assert (recipe["snapshot"], recipe["steps_done"]) == (watched.sampler.snapshot, 3)
-    card = (watched.out / "README.md").read_text()
-    assert "VisualClozePipeline" in card and "not stated: 18 items" in card
-
-
-def test_before_the_first_step_people_are_told_what_it_takes(ground: Ground) -> None:
-    """Guards against finding out after a night that no path is served, or that memory does not suffice."""
-    from graphbuild_train import preflight
-
-    trainer = ground.trainer("before", micro_batch=4, walks=8, cache_gb=0.00001)
-    trainer.journal.say(preflight.lines(trainer.setup))
-    words = said(trainer)
-    assert "LoRA: 15 layers, 10,752 parameters" in words and "largest pass, 4 x 4 cells: memory" in words
-    assert "TFLOP at most, the device's speed is not known" in words
-    assert "VAE cache: at most" in words and "% of them" in words
-    assert [line.split() for line in words.splitlines()[-3:]] == [
-        ["conditional", "generation", "1", "1", "15..15", "0.333"],
-        ["dense", "prediction", "1", "1", "15..15", "0.333"],
-        ["restoration", "1", "1", "15..15", "0.333"],
-    ]
 
 
 # ---- every base ----------------------------------------------------------------------------------------------------
