@@ -21,8 +21,8 @@ from graphbuild.sources.places import Place
 from graphbuild.store.graph import Graph
 from graphbuild.store.verify import verify
 from tests.images.test_cleaning import file
-from tests.sources.test_mapped import put
 from tests.support.annotators import build, complete
+from tests.support.sources import put
 
 
 def grey(level: int) -> Any:

@@ -19,6 +19,7 @@ from PIL import Image
 from graphbuild.sources import resolve
 from graphbuild.sources.base import Given, Source, SourceItem, Unusable
 from graphbuild.sources.testing import check_source
+from tests.support.sources import put
 
 
 def picture(value: int, mode: str = "RGB", form: str = "PNG") -> bytes:
@@ -160,13 +161,6 @@ def test_a_manifest_of_addresses_is_refused_with_the_way_to_fetch_them(tmp_path:
     (tmp_path / "m.csv").write_text("url\nhttps://example.org/a.jpg\n")
     with pytest.raises(ValueError, match=r"img2dataset --url_list m.csv .* use the source webdataset"):
         resolve("manifest", path=tmp_path / "m.csv", nodes={"image": "url"}).entries()
-
-
-def put(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 def test_folders_named_like_kinds_are_matched_by_name(tmp_path: Path) -> None:

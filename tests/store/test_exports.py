@@ -19,8 +19,9 @@ from graphbuild.store.export import layouts
 from graphbuild.store.export.coco import run_lengths
 from graphbuild.store.export.run import export
 from graphbuild.store.graph import Graph
-from tests.sources.test_mapped import coco, picture, put
+from tests.sources.test_mapped import coco, picture
 from tests.support.annotators import build, complete
+from tests.support.sources import put
 
 LABELS = {"of": "seg", "labels": ["background", "cup"]}
 

@@ -19,6 +19,14 @@ from graphbuild.sources.base import Entry, Source, SourceItem
 from tests.support.annotators import calls, log, orders
 
 
+def put(root: Path, files: dict[str, bytes]) -> Path:
+    """Write files below a folder, by their names in it."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
 class Unsayable(Exception):
     """An exception whose message raises in turn."""
 

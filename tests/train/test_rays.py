@@ -26,9 +26,9 @@ from graphbuild_train.bases.flux_dev import FluxDev
 from graphbuild_train.objective import OBJECTIVES
 from graphbuild_train.recipes import configured, read_recipe, recipe_file
 from graphbuild_train.trainer import Trainer
-from tests.sources.test_published_sets import multiview
 from tests.support.annotators import build, complete
 from tests.support.bases import make_perfect
+from tests.support.published_sets import multiview
 from tests.support.tiny_models import save_flux_dev
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]

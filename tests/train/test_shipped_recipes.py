@@ -26,8 +26,8 @@ from graphbuild_train.bases import tiny
 from graphbuild_train.config import TrainConfig
 from graphbuild_train.recipes import configured, read_recipe, recipe_file, recipe_names
 from graphbuild_train.trainer import Trainer
-from tests.sources.test_published_sets import SETS
 from tests.support.annotators import build, complete
+from tests.support.published_sets import SETS
 from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
 
