@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from graphbuild.data import GridBatch, at_inference, collate
-from graphbuild.data.sample import GridSample, TaskSource
+from graphbuild.data import at_inference
 from graphbuild.store.graph import Graph
-from graphbuild.tasks.config import CellConfig, SamplerConfig
-from graphbuild.tasks.instruction import KEEP_ALL
-from graphbuild.tasks.paths import Content, PathSet, TaskPath
-from graphbuild.tasks.sampler import PathSampler
+from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.visualcloze import mend
 from graphbuild_train.bases import flux, load_base
 from graphbuild_train.bases.flux_dev import FluxDev
@@ -28,37 +23,16 @@ from graphbuild_train.batch import LatentBatch
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.objective import Noisy, generator, objective_of
 from tests.support.annotators import Halves, build, complete
+from tests.support.flux_grids import OWN, SHARED, SQUARES, grid, sampler_of, with_target
 from tests.support.numerics import assert_close, error, rounding
 from tests.support.tiny_models import PixelVae, components, save_flux_dev, save_flux_fill
 from tests.tasks.test_layouts import picture, task_of
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 FORWARD = 1000
 """Roundings of a pass through a small model or VAE: about ten layers with sums of about a hundred terms."""
 SEED = 11
-CELLS = ("canny", "rotate_90", "foreground", "image")
-CAPTION = Content(source="caption", of="image")
-PATHS = PathSet(
-    name="some",
-    paths=(
-        *(TaskPath(name=f"l{n}", cells=CELLS[-n:], targets=(n - 1,), content=CAPTION) for n in (2, 3, 4)),
-        TaskPath(name="joint", cells=("canny", "foreground", "image"), targets=(1, 2), content=CAPTION),
-    ),
-)
-
-
-SQUARES = CellConfig()
-SHARED = CellConfig(cell_fit="aspect")
-OWN = CellConfig(cell_fit="aspect", row_sizes="own")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -106,23 +80,6 @@ def each(request: pytest.FixtureRequest, fill: FluxFill, dev: FluxDev, monkeypat
 
 
 both_of_dev = pytest.mark.parametrize("each", ["visualcloze_dev", "onediffusion"], indirect=True)
-
-
-def sampler_of(graph: Graph, path_repeat: int = 1) -> PathSampler:
-    """A sampler that leaves no words out, as at inference."""
-    return PathSampler(graph, PATHS, config=SamplerConfig(keep=KEEP_ALL), seed=1, path_repeat=path_repeat)
-
-
-def grid(sampler: PathSampler, *indices: int, resolution: int = 32, cells: CellConfig = SQUARES) -> GridBatch:
-    source = TaskSource(sampler, resolution, 0, None, cells)
-    return collate([GridSample(source, index) for index in indices])
-
-
-def with_target(batch: GridBatch, value: int) -> GridBatch:
-    """The same grids, the truth in their holes replaced."""
-    cells = batch.cells.clone()
-    cells[:, -1][batch.holes] = value
-    return replace(batch, cells=cells)
 
 
 @pytest.fixture
