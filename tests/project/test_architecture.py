@@ -18,6 +18,13 @@ FILES = {
     for folder in (ROOT / "graphbuild", ROOT / "train" / "graphbuild_train")
     for path in sorted(folder.rglob("*.py"))
 }
+EVERY_FILE = [
+    path.relative_to(ROOT)
+    for folder in ("graphbuild", "train", "pipelines", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "__pycache__" not in path.parts
+]
+"""Those of the packages, and what is written in Python beside them."""
 
 BASE = {"contracts", "errors", "config", "kinds", "hashing", "images"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -193,9 +200,9 @@ def test_heavy_and_private_packages_stay_where_they_belong(name: Path) -> None:
     assert misplaced == set()
 
 
-@pytest.mark.parametrize("name", FILES, ids=str)
+@pytest.mark.parametrize("name", EVERY_FILE, ids=str)
 def test_files_are_small_and_named_by_what_they_hold(name: Path) -> None:
-    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 400
     assert name.stem not in {"utils", "util", "common", "helpers", "misc"}
 
 
