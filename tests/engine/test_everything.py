@@ -74,7 +74,7 @@ def graph(folder: Path, pairs: Path, annotators: list[Annotator], ray_address: s
 
 def test_every_annotator_of_the_library_is_tried() -> None:
     """Guards against an annotator that ships and was never part of a graph."""
-    scores = {name for name in BUILTIN if issubclass(load_class(name), Score)}  # tests/annotators/test_scores.py
+    scores = {name for name in BUILTIN if issubclass(load_class(name), Score)}  # tests/annotators/test_score*.py
     assert set(TINY) | set(OTHERS) | {"canny", "source_caption"} | scores == set(BUILTIN)
     assert set(DEFAULT_FOR.values()) <= set(TINY) | {"canny"}
 

@@ -10,6 +10,7 @@ import torch
 
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.bases import sketches
+from tests.support.training import Ground, grounded
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +26,9 @@ def one_thread() -> Iterator[None]:
 def sampler(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> PathSampler:
     """Two rows of edges and a photograph, two tasks of a shape."""
     return sketches(photos, tmp_path_factory.mktemp("sketches") / "g")
+
+
+@pytest.fixture(scope="module")
+def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with grounded(tmp_path_factory.mktemp("ground"), photos) as made:
+        yield made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +9,7 @@ import torch
 
 from graphbuild.data import GridTaskList, collate
 from graphbuild_train.trainer import Trainer
-from tests.support.training import Ground, grounded, parts, state
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("aspect"), photos) as made:
-        yield made
+from tests.support.training import Ground, parts, state
 
 
 def trained(ground: Ground, name: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, list[int]]:

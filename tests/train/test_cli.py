@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,9 @@ from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.export.lora_file import read_diffusers, save_diffusers
 from graphbuild_train.recipes import configured
 from tests.support.hub import hub
-from tests.support.training import Ground, grounded, metrics, recorded
+from tests.support.training import Ground, metrics, recorded
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("cli"), photos) as made:
-        yield made
 
 
 def invoke(*arguments: object) -> Result:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.training import Ground, grounded
+from tests.support.training import Ground
 from tests.train.test_cli import invoke, refused
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("refusals"), photos) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from tests.support.training import (
     ROUNDINGS,
     Ground,
     assert_same_steps,
-    grounded,
     log_samples,
     recorded,
     seen,
@@ -27,12 +24,6 @@ OPTIONS: dict[str, Any] = {
     "micro_batch": 2,
     "optimiser": {"learning_rate": 1e-3, "ema": 0.9, "clip": 0.005},
 }
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("ddp"), photos) as made:
-        yield made
 
 
 @pytest.mark.numeric

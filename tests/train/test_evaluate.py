@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,9 @@ from graphbuild_train.metrics.control import Controls
 from graphbuild_train.metrics.frechet import frechet
 from graphbuild_train.sampling import LoraSampler
 from tests.support.tiny_networks import save_omnigen, save_vgg
-from tests.support.training import NEVER, Ground, grounded
+from tests.support.training import NEVER, Ground
 
 HELD_OUT = [{"given": ["image"], "holes": ["canny"]}]
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("evaluate"), photos) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

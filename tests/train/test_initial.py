@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,8 @@ from graphbuild_train.export.kohya import save_kohya
 from graphbuild_train.export.lora_file import Lora, save_diffusers
 from graphbuild_train.initial import go_on_from
 from graphbuild_train.lora import adapter_config, lora_state
-from tests.support.training import Ground, grounded
+from tests.support.training import Ground
 from tests.train.test_lora import stir
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("initial"), photos) as made:
-        yield made
 
 
 def changes(base: Any) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from graphbuild_train.disk_cache import DiskCache, fingerprint
 from graphbuild_train.latent_cache import LatentCache
 from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_sdxl
-from tests.support.training import Ground, grounded, recorded, state
+from tests.support.training import Ground, recorded, state
 
 ROUNDS: dict[str, Any] = {"walks": 8, "steps": 4, "optimiser": {"learning_rate": 1e-3, "ema": 0.5}}
 """Two rounds over the same eight grid tasks."""
@@ -27,12 +26,6 @@ OTHERS: dict[str, Any] = {
     "flux2_klein": (save_flux2_klein, "flux2_klein"),
     "flex2": (save_flex2, "visualcloze_fill"),
 }
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("cache"), photos) as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +16,7 @@ from safetensors import safe_open
 
 from graphbuild_train import journal as progress
 from graphbuild_train.trainer import Step, Trainer
-from tests.support.training import AVERAGED, Ground, grounded, metrics, said
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("left"), photos) as made:
-        yield made
+from tests.support.training import AVERAGED, Ground, metrics, said
 
 
 @pytest.fixture(scope="module")

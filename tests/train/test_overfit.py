@@ -3,9 +3,8 @@ would see it here (each control is a bug that trainers have had)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,17 +19,11 @@ from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.batch import LatentBatch
 from graphbuild_train.objective import OBJECTIVES, Noisy
-from tests.support.training import Ground, grounded
+from tests.support.training import Ground
 
 STEPS, SAMPLES = 200, 8
 LEVELS = torch.arange(1, 8) / 8 + 1 / 16
 Change = Callable[[Noisy, LatentBatch], tuple[Noisy, LatentBatch]]
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("overfit"), photos) as made:
-        yield made
 
 
 def new_base() -> FluxFill:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,9 @@ from graphbuild_train.export.kohya import save_kohya
 from graphbuild_train.export.lora_file import Lora, read_diffusers
 from graphbuild_train.objective import objective_of
 from tests.support.numerics import assert_close, error
-from tests.support.training import NEVER, ROUNDINGS, Ground, grounded, state
+from tests.support.training import NEVER, ROUNDINGS, Ground, state
 
 pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("pissa"), photos) as made:
-        yield made
 
 
 def pissa(**changes: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,7 @@ from graphbuild_train.config import config_from
 from graphbuild_train.lora import count_lora
 from graphbuild_train.plan import Plan
 from graphbuild_train.preflight import pass_of
-from tests.support.training import NEVER, Ground, grounded, said
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("preflight"), photos) as made:
-        yield made
+from tests.support.training import NEVER, Ground, said
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -21,13 +20,7 @@ from graphbuild.store.graph import Graph
 from graphbuild_train import checkpoint
 from graphbuild_train.trainer import Trainer, train
 from tests.support.annotators import build, complete, write_photos
-from tests.support.training import NEVER, Ground, grounded, log_samples, metrics, recorded, seen, state
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("resume"), photos) as made:
-        yield made
+from tests.support.training import NEVER, Ground, log_samples, metrics, recorded, seen, state
 
 
 def test_twenty_steps_equal_those_of_a_run_killed_twice(ground: Ground) -> None:

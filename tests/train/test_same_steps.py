@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,10 @@ from graphbuild.store.verify import verify
 from graphbuild_train import model_setup as memory
 from tests.support.annotators import build, complete, start
 from tests.support.object_store import ObjectStore, local_content
-from tests.support.training import AVERAGED, Ground, assert_same_steps, grounded, recorded, said, state, uneven_passes
+from tests.support.training import AVERAGED, Ground, assert_same_steps, recorded, said, state, uneven_passes
 
 ONE_TASK: dict[str, Any] = {"optimiser": AVERAGED, "mix": "step"}
 """Steps that do not depend on `micro_batch`."""
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("steps"), photos) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

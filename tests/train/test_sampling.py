@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from graphbuild.tasks.sampler import PathSampler
 from graphbuild_train import cli, sampling
 from graphbuild_train.bases.flux_fill import FluxFill
 from graphbuild_train.export.lora_file import read_diffusers, save_diffusers
-from tests.support.training import Ground, grounded
+from tests.support.training import Ground
 
 OWN = """
 kinds:
@@ -35,12 +35,6 @@ paths:
   - {name: place, canvas: [[canny, image], [canny, saliency]], target: image}
   - {name: several, cells: [image], views: [2, 5], token: faceid, layout: views}
 """
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("sampling"), photos) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

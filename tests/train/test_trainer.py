@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,7 @@ from graphbuild_train.objective import Objective
 from tests.support.numerics import assert_close, rounding
 from tests.support.tiny_models import save_flex2, save_flux_dev
 from tests.support.tiny_models_other import save_flux2_klein, save_qwen_edit, save_sdxl
-from tests.support.training import AVERAGED, NEVER, Ground, grounded, recorded, state
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("loop"), photos) as made:
-        yield made
-
+from tests.support.training import AVERAGED, NEVER, Ground, recorded, state
 
 # ---- D4: noise ---------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +16,10 @@ from graphbuild_train.trainer import Trainer
 from graphbuild_train.validate import LEVELS, Validation, validate
 from tests.support.numerics import assert_close
 from tests.support.tiny_models import save_flux_dev
-from tests.support.training import Ground, grounded, metrics, said
+from tests.support.training import Ground, metrics, said
 
 FORWARD = 1000
 """Roundings of a forward pass of the small model: about ten layers with sums of about a hundred terms."""
-
-
-@pytest.fixture(scope="module")
-def ground(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("validate"), photos) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
