@@ -110,7 +110,7 @@ def test_pages_run(path: Path, folder: Path, s3: ObjectStore) -> None:
     run_page(path, run_command)
     if path.name == "README.md":
         graph = gb.Graph.open("sample-graph")
-        assert graph.kinds() == dict.fromkeys(("canny", "caption", "image", "lines"), 15) | {"foreground_mask": 12}
+        assert graph.kinds() == dict.fromkeys(("canny", "caption", "image", "lines"), 15) | {"foreground_mask": 9}
         assert verify(graph.url, "full").problems == []
         assert (folder / "sample-graph" / "snapshots" / f"{graph.digest}.parquet").is_file()
 
