@@ -54,7 +54,7 @@ OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "grounding_dino": words.tiny_grounding_dino,
     "sam3": words.tiny_sam3,
     "lsd": lambda folder: {},
-    "grabcut": lambda folder: {},
+    "grabcut": lambda folder: {"smallest": 0},
 }
 """Second annotators of a kind. They describe edits or references, as one run makes a kind of the image only once."""
 OF_REFERENCES = ("teed", "dwpose", "grounding_dino")

@@ -14,6 +14,7 @@ import numpy as np
 
 from graphbuild.annotators.base import Annotator, Derived, Request, each
 from graphbuild.annotators.canny import Canny
+from graphbuild.annotators.grabcut import Grabcut
 from graphbuild.annotators.style_picker import StylePicker
 from graphbuild.contracts import RunReport
 from tests.support.annotators import build, complete, write_photos
@@ -76,7 +77,7 @@ def viewed_graph(folder: Path) -> Path:
     everything = [
         Canny(),
         "lsd",
-        "grabcut",
+        Grabcut(smallest=0),
         "source_caption",
         StylePicker(folder=str(styles), variants=2),
         Toned(),
