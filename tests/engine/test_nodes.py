@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import math
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +17,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from rich.console import Console
 
 from graphbuild.annotators.base import Resources
 from graphbuild.annotators.canny import Canny
 from graphbuild.contracts import Shard
-from graphbuild.engine.executors import connection, probe
+from graphbuild.engine.executors import actors, connection, probe
+from graphbuild.engine.executors import ray as executor
 from graphbuild.engine.executors.actors import Handle, Pulse
 from graphbuild.engine.executors.connection import own_code, packed
 from graphbuild.engine.executors.nodes import AGAIN_SECONDS, AT_ALL, IN_A_ROW, Node, Nodes, brief
@@ -239,6 +244,23 @@ def test_four_actors_are_on_four_gpus(tmp_path: Path, photos: Path, control: Cal
     finally:
         ended(cluster)
     assert {*calls(control())} == {"0", "1", "2", "3"} and Graph.open(tmp_path / "g").kinds()["hed"] == 8
+
+
+@pytest.mark.ray
+def test_a_cluster_that_another_run_uses_is_waited_for(
+    photos: Path, tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a node that is left out as if no process could start there, which has no room for some minutes."""
+    monkeypatch.setattr(actors, "START_SECONDS", 1.0)
+    monkeypatch.setattr(executor, "CROWDED_SECONDS", 0.5)
+    holder = ray.remote(num_cpus=2)(threading.Event).remote()
+    ray.get(holder.is_set.remote())
+    later = threading.Timer(6.0, ray.kill, [holder])
+    later.start()
+    said: dict[str, Any] = {"console": Console(file=io.StringIO(), width=200), "executor": "ray"}
+    complete(build(photos, tmp_path / "g", ["canny"], address=ray_address, limit=4, **said))
+    later.join()
+    assert "waiting for 1 CPU that other runs on the cluster use" in said["console"].file.getvalue()
 
 
 def test_work_without_a_model_takes_no_gpu() -> None:

@@ -191,15 +191,19 @@ def test_two_runs_at_once(executor: str, photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["folder", "store"])
-def test_three_runs_at_once(where: str, photos: Path, tmp_path: Path, s3: ObjectStore) -> None:
+@pytest.mark.parametrize("where", ["folder", "store", pytest.param("cluster", marks=pytest.mark.ray)])
+def test_three_runs_at_once(
+    where: str, photos: Path, tmp_path: Path, s3: ObjectStore, request: pytest.FixtureRequest
+) -> None:
     """Guards against runs of some annotators in common that lose one another's kinds, or fail one another's units."""
-    out: Path | str = tmp_path / "g" if where == "folder" else s3.new_url()
+    out: Path | str = s3.new_url() if where == "store" else tmp_path / "g"
     every: list[list[Annotator | str]] = [["canny", "lsd"], ["lsd", Styles()], ["canny", Halves()]]
     options: dict[str, Any] = {"flush_s": 0.02, "shard_size": 6, "environment": s3.environment}
+    if where == "cluster":
+        options |= {"executor": "ray", "address": request.getfixturevalue("ray_address")}
     runs = [start(photos, out, annotators, **options) for annotators in every]
     for run in runs:
-        run.join()
+        run.join(240)
     assert [run.exitcode for run in runs] == [0, 0, 0]
     annotators = ["canny", "lsd", Styles(), Halves()]
     complete(build(photos, single := tmp_path / "single", annotators, shard_size=6))

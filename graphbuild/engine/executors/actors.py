@@ -95,6 +95,10 @@ class Handle:
             return False
         return True
 
+    def unborn(self) -> float:
+        """Seconds that a job has waited for its process; 0 once that is there."""
+        return time.monotonic() - self.since if self.jobs and not self.seen else 0.0
+
     @property
     def worn(self) -> bool:
         """Whether its `recycle` limit is reached, counting the units assigned to it: then a new process replaces it."""

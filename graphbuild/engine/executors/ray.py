@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from graphbuild.engine.executors.actors import Handle, remote_actor, start
 from graphbuild.engine.executors.connection import MOST_BUNDLES, Wish, connected
-from graphbuild.engine.executors.nodes import AT_ALL, REFRESH_SECONDS, Node, Nodes, brief, describe
+from graphbuild.engine.executors.nodes import AT_ALL, REFRESH_SECONDS, Amounts, Node, Nodes, brief, describe
 from graphbuild.engine.executors.probe import Requirements
 from graphbuild.engine.ingest import missing_here
 from graphbuild.engine.progress import Progress
@@ -32,6 +32,9 @@ OTHER_NODES = 2
 
 WAIT_SECONDS = 600.0
 """For a node like one that is gone."""
+
+CROWDED_SECONDS = 5.0
+"""An actor without a process after so long may wait for what other actors hold, of this run or of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +139,13 @@ class _Driver:
     # ---- giving out --------------------------------------------------------------------------------------------
 
     def _release_idle(self) -> None:
-        """Idle actors go when they are worn, or when another pool wants their CPUs, GPUs and memory."""
+        """Idle actors go when they are worn, or when their CPUs, GPUs and memory are wanted: by another pool, or by
+        another run, since which an actor of this one gets no process."""
         waiting = self.schedule.waiting_pools()
+        wanted = bool(waiting) or any(_lacking(handle) for handle in self._handles())
         for name, pool in self._pools.items():
             for handle in [handle for handle in pool if not handle.jobs]:
-                if handle.worn or handle.node.fault(name) or (waiting and not waiting[name]):
+                if handle.worn or handle.node.fault(name) or (wanted and not waiting[name]):
                     handle.end()
                     pool.remove(handle)
 
@@ -334,10 +339,25 @@ class _Driver:
                 self.progress(name, *rows)
                 if rows[1] > rows[2]:
                     self.nodes.praise(handle.node, handle.pool)
-            if handle.jobs and (why := handle.stalled()):
+            if handle.jobs and (why := handle.stalled()) and not self._crowded_out(handle):
                 self._bury(handle, why, "timeout")
         uses = ((handle, handle.pulse.gpu) for handle in self._handles())
         self.progress.gpus = {f"{h.node.name} GPU {gpu}": use for h, use in uses if use is not None for gpu in h.gpus}
+
+    def _crowded_out(self, handle: Handle) -> bool:
+        """Whether an actor has no process since other runs use the whole cluster: then it goes on waiting."""
+        if lacking := _lacking(handle):
+            handle.since = time.monotonic()
+            self.tell(f"waiting for {describe(handle.asked, lacking)} that other runs on the cluster use")
+        return bool(lacking)
+
+
+def _lacking(handle: Handle) -> list[str]:
+    """What the cluster has no more of, where an actor has waited for its process for long."""
+    if handle.unborn() < CROWDED_SECONDS:
+        return []
+    free: Amounts = ray.available_resources()  # type: ignore[no-untyped-call]
+    return [name for name, amount in handle.asked.items() if amount > free.get(name, 0.0)]
 
 
 def _sent(work: AnyUnit) -> AnyUnit:
