@@ -39,13 +39,15 @@ def draw_errors(found: Mapping[str, Figures], file: Path) -> None:
 def draw_curves(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]], file: Path) -> None:
     """One panel for each comparison: error against steps, a line for each run."""
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
-    for panel, (title, runs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (title, runs) in zip(axes, panels.items(), strict=True):
         for run, curve in runs.items():
             mean, low, high = np.array([*curve.values()]).T
             panel.errorbar([*curve], mean, (mean - low, high - mean), marker="o", capsize=2, label=run)
-        panel.set(title=title, xlabel="steps", ylabel="mean squared error, held-out tasks", yscale="log")
+        panel.set(title=title, xlabel="steps", xticks=[*curve])
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8)
+    axes[0].set(ylabel="mean squared error, held-out tasks", ylim=(0, None))
     figure.savefig(file, dpi=150)
 
 

@@ -1,4 +1,4 @@
-"""Scaling laws in small, on the CPU: `python tests/bench/proof/scaling.py [--steps 100 200 400]`.
+"""Scaling laws in small, on the CPU: `python tests/bench/proof/scaling.py [--steps 200 400 800]`.
 
 The model and the tasks of `../bench_proof.py` with `visualcloze_dev`. Printed and drawn is the mean squared error of
 the generated cell with three rows, on held-out tasks and pictures, against the steps trained:
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("incontext-scaling"))
     parser.add_argument("--items", type=int, default=2000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--steps", type=int, nargs="+", default=[200, 400, 800])
     parser.add_argument("--walks", type=int, default=128)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
