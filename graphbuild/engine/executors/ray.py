@@ -142,7 +142,7 @@ class _Driver:
         """Idle actors go when they are worn, or when their CPUs, GPUs and memory are wanted: by another pool, or by
         another run, since which an actor of this one gets no process."""
         waiting = self.schedule.waiting_pools()
-        wanted = bool(waiting) or any(_lacking(handle) for handle in self._handles())
+        wanted = bool(waiting) or bool(_lacking(self._handles()))
         for name, pool in self._pools.items():
             for handle in [handle for handle in pool if not handle.jobs]:
                 if handle.worn or handle.node.fault(name) or (wanted and not waiting[name]):
@@ -346,18 +346,17 @@ class _Driver:
 
     def _crowded_out(self, handle: Handle) -> bool:
         """Whether an actor has no process since other runs use the whole cluster: then it goes on waiting."""
-        if lacking := _lacking(handle):
+        if lacking := _lacking([handle]):
             handle.since = time.monotonic()
             self.tell(f"waiting for {describe(handle.asked, lacking)} that other runs on the cluster use")
         return bool(lacking)
 
 
-def _lacking(handle: Handle) -> list[str]:
-    """What the cluster has no more of, where an actor has waited for its process for long."""
-    if handle.unborn() < CROWDED_SECONDS:
-        return []
-    free: Amounts = ray.available_resources()  # type: ignore[no-untyped-call]
-    return [name for name, amount in handle.asked.items() if amount > free.get(name, 0.0)]
+def _lacking(handles: Iterable[Handle]) -> list[str]:
+    """What the cluster has too little left of for actors that have waited for their process for long."""
+    late = [handle for handle in handles if handle.unborn() >= CROWDED_SECONDS]
+    free: Amounts = ray.available_resources() if late else {}  # type: ignore[no-untyped-call]
+    return sorted({name for handle in late for name, amount in handle.asked.items() if amount > free.get(name, 0.0)})
 
 
 def _sent(work: AnyUnit) -> AnyUnit:
