@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -130,6 +130,22 @@ def ray_address(s3_server: ObjectStore) -> Iterator[str]:
         )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kind of every stored picture that was decoded in this process."""
+    from graphbuild.images.node import Node
+
+    seen: list[str] = []
+    decoded = Node.decoded
+
+    def counted(node: Node, *arguments: Any, **options: Any) -> Any:
+        seen.append(node.kind)
+        return decoded(node, *arguments, **options)
+
+    monkeypatch.setattr(Node, "decoded", counted)
+    return seen
 
 
 @pytest.fixture

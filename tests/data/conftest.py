@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from graphbuild.images.node import Node
 from graphbuild.store.graph import Graph
 from graphbuild.tasks.sampler import PathSampler
 from tests.support.annotators import Styles, build, complete
@@ -25,20 +24,6 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sampler(folder: Path) -> PathSampler:
     return PathSampler(Graph.open(folder), PATHS, seed=3, path_repeat=BATCH)
-
-
-@pytest.fixture
-def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kind of every stored picture that was decoded in this process."""
-    seen: list[str] = []
-    decoded = Node.decoded
-
-    def counted(node: Node, *arguments: Any, **options: Any) -> Any:
-        seen.append(node.kind)
-        return decoded(node, *arguments, **options)
-
-    monkeypatch.setattr(Node, "decoded", counted)
-    return seen
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from graphbuild.contracts import MAX_PIXELS
 from graphbuild.errors import MissingNode, UnusableImage
 from graphbuild.images.codecs import check_image
 from graphbuild.store.graph import Graph
-from tests.images.test_codecs import oriented, photo, saved
+from tests.images.test_codecs import oriented, photo
+from tests.images.test_decode import refusal, saved
 from tests.support.annotators import build, complete
 
 
@@ -71,14 +72,6 @@ _SEEDS = {
 REASONS = {None, "empty_file", "undecodable", "damaged", "too_many_scans", "too_large", "unsupported_mode"}
 
 
-def _reason(data: bytes) -> str | None:
-    try:
-        check_image(data)
-    except UnusableImage as error:
-        return error.reason
-    return None
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("name", _SEEDS)
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -91,7 +84,7 @@ def test_damaged_files_never_crash(name: str, data: st.DataObject) -> None:
         damaged[at] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(damaged)))
     for candidate in (bytes(damaged), bytes(damaged[:cut])):
-        assert _reason(candidate) in REASONS
+        assert refusal(candidate) in REASONS
 
 
 def test_every_bad_file_is_an_item(tmp_path: Path) -> None:

@@ -19,14 +19,9 @@ from PIL import Image
 from graphbuild.images.codecs import CODECS, Encoded, check_image, codec_of
 from graphbuild.images.decode import decode_image
 from graphbuild.images.node import Node
+from tests.images.test_decode import saved
 
 Pixels = NDArray[Any]
-
-
-def saved(image: Image.Image, form: str, **options: Any) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, form, **options)
-    return sink.getvalue()
 
 
 def photo(size: tuple[int, int] = (40, 24)) -> Image.Image:

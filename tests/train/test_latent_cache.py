@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from graphbuild.errors import GraphError
-from graphbuild.images.node import Node
 from graphbuild_train import preflight
 from graphbuild_train.disk_cache import DiskCache, fingerprint
 from graphbuild_train.latent_cache import LatentCache
@@ -26,20 +25,6 @@ OTHERS: dict[str, Any] = {
     "flux2_klein": (save_flux2_klein, "flux2_klein"),
     "flex2": (save_flex2, "visualcloze_fill"),
 }
-
-
-@pytest.fixture
-def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kind of every stored picture that was decoded in this process."""
-    seen: list[str] = []
-    decoded = Node.decoded
-
-    def counted(node: Node, *arguments: Any, **options: Any) -> Any:
-        seen.append(node.kind)
-        return decoded(node, *arguments, **options)
-
-    monkeypatch.setattr(Node, "decoded", counted)
-    return seen
 
 
 # ---- a run -------------------------------------------------------------------------------------------------------
