@@ -133,6 +133,14 @@ def ray_address(s3_server: ObjectStore) -> Iterator[str]:
 
 
 @pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """A folder for a Ray that a test starts: sockets need a short path, and other instances have their own."""
+    folder = tempfile.mkdtemp(prefix="gb")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kind of every stored picture that was decoded in this process."""
     from graphbuild.images.node import Node

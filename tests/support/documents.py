@@ -39,7 +39,7 @@ PARSED = {
     "accelerate launch --num_processes 8 ": "needs eight GPUs; tests/train/test_ddp.py launches two processes",
     "python tests/bench/": "takes minutes to hours; the file exists",
     "ray start ": "starts a cluster; test_plain_machines starts one",
-    "ray job submit ": "needs Ray's dashboard; what it submits is parsed",
+    "ray job submit ": "needs a cluster; test_submitted_job starts one",
 }
 """How a command begins that is parsed and not run -> why."""
 

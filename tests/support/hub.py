@@ -1,4 +1,4 @@
-"""A stand-in for the Hub's upload on a loopback port: repositories, large files, commits. It can be told to fail.
+"""A stand-in for the Hub on a loopback port: repositories, large files, commits, downloads. It can be told to fail.
 
 Only this part of the Hub is imitated, with the plain protocol of large files and not the one of chunks (Xet), which the
 Hub's library prefers where it is installed.
@@ -86,8 +86,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"error": "Invalid username or password."}, 401)
         elif self.path.endswith("/whoami-v2"):
             self._answer({"name": "me", "type": "user", "orgs": [{"name": "lab"}]})
+        elif found := re.fullmatch(r"/api/(\w+/[\w.-]+/[\w.-]+)/tree/[^?]*\?.*", self.path):
+            files = self.server.repositories[found[1]].items()
+            self._answer([{"type": "file", "path": p, "size": len(data), "oid": _blob(data)} for p, data in files])
+        elif "/resolve/" in self.path:
+            self.wfile.write(self._file())
         else:  # about a repository
             self._answer({"id": "/".join(self.path.split("/")[3:5]), "sha": "0" * 40})
+
+    def do_HEAD(self) -> None:
+        self._file()
+
+    def _file(self) -> bytes:
+        """A file of a model, whose head is sent."""
+        repository, _, rest = self.path[1:].partition("/resolve/")
+        commit, _, path = rest.partition("/")
+        data = self.server.repositories[f"models/{repository}"][path]
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(data)), "ETag": _blob(data), "X-Repo-Commit": commit}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        return data
 
     def do_POST(self) -> None:
         body = self._body()
@@ -143,6 +162,10 @@ def _oid(path: str, data: bytes | None) -> str | None:
         return None
     if path.endswith(_LARGE):
         return hashlib.sha256(data).hexdigest()
+    return _blob(data)
+
+
+def _blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
