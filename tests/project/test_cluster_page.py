@@ -21,6 +21,8 @@ import pytest
 import yaml
 
 from graphbuild.cli import weights
+from graphbuild.engine.preflight import refuse_client
+from graphbuild.errors import GraphError
 from tests.project.test_docs import page, parse
 from tests.support.annotators import build, complete, tree
 from tests.support.documents import blocks, commands
@@ -165,6 +167,14 @@ def test_submitted_job(photos: Path, tmp_path: Path, ray_folder: str) -> None:
     assert tree(tmp_path / "graph") == tree(tmp_path / "inline")
 
 
+def test_ray_client_is_told_how_to_submit() -> None:
+    """Guards against a refusal that says another command than the one that was run."""
+    (submit,) = typed("ray job submit", {})
+    with pytest.raises(GraphError) as refused:
+        refuse_client("ray://HEAD:10001")
+    assert f"ray {' '.join(submit[1 : submit.index('run') + 1])} ..." in str(refused.value)
+
+
 @pytest.mark.slow
 def test_weights_for_every_node(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against weights in a shared folder that nodes without network do not find, and against a plan that does
@@ -214,8 +224,22 @@ def test_watching(photos: Path, tmp_path: Path) -> None:
     assert told and 0 < told[0]["done"] < 18 and {"failed", "nbytes", "per_second", "seconds_left"} <= told[0].keys()
 
 
+RAY_JOB = {
+    "spec": "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
+    "entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec "
+    "runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend "
+    "ttlSecondsAfterFinished",
+    "cluster": "authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec "
+    "headServiceAnnotations managedBy rayVersion suspend upgradeStrategy workerGroupSpecs",
+    "head": "enableIngress headService labels rayStartParams resources serviceType template",
+    "worker": "groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts priority rayStartParams replicas "
+    "resources scaleStrategy suspend template",
+}
+"""Fields of KubeRay's RayJob, ray.io/v1, as its definition of August 2026 has them; others are refused or dropped."""
+
+
 def test_what_schedulers_are_given() -> None:
-    """Guards against a job that Slurm or KubeRay refuses: neither can be run here."""
+    """Guards against a job that KubeRay refuses, which cannot be run here, or Slurm, where that is not installed."""
     found = blocks(page("docs/cluster.md"))
     (slurm,) = [block.code.replace("\\\n", " ") for block in found if block.language == "bash"]
     lines = re.findall(r"\b(?:ray start|graphbuild run) [^&\n]*", slurm)
@@ -225,10 +249,16 @@ def test_what_schedulers_are_given() -> None:
     options = [word for line in re.findall(r"^#SBATCH (.*)$", slurm, re.MULTILINE) for word in line.split()]
     assert options and all(re.fullmatch(r"--[a-z-]+(=\S+)?", word) for word in options)
     job = next(yaml.safe_load(b.code) for b in found if b.language == "yaml" and "kind: RayJob" in b.code)
-    assert job["apiVersion"] == "ray.io/v1" and job["metadata"]["name"]
+    assert job.keys() == {"apiVersion", "kind", "metadata", "spec"} and job["apiVersion"] == "ray.io/v1"
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", job["metadata"]["name"])
     parse(job["spec"]["entrypoint"])
     cluster = job["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    of = [("spec", job["spec"]), ("cluster", cluster), ("head", head), *(("worker", group) for group in workers)]
+    assert [key for kind, spec in of for key in spec.keys() - set(RAY_JOB[kind].split())] == []
+    for group in (head, *workers):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        assert all({"name", "image"} <= container.keys() for container in group["template"]["spec"]["containers"])
-    assert all(0 <= group["minReplicas"] <= group["maxReplicas"] for group in cluster["workerGroupSpecs"])
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name", "image"} <= container.keys() <= {"name", "image", "envFrom", "resources"}
+    for group in workers:
+        assert group["groupName"] and 0 <= group["minReplicas"] <= group["maxReplicas"]

@@ -24,7 +24,8 @@ NUMBER = 100
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Slurm]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        programs = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
+        patch.setenv("PATH", os.pathsep.join(programs))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         with slurm() as found:
             yield found

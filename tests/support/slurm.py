@@ -43,6 +43,7 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 MailProg=/bin/true
 KillWait=5
+SchedulerParameters=sched_interval=2
 GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName=127.0.0.[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]},{ports[2]}] CPUs=64 Gres=gpu:8
