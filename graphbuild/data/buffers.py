@@ -1,8 +1,7 @@
-"""Memory of decoded cells: the buffer of a batch, a cache, and the allocator's settings."""
+"""Memory of decoded cells: the buffer of a batch, and a cache."""
 
 from __future__ import annotations
 
-import ctypes
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
@@ -14,8 +13,6 @@ from graphbuild.images.codecs import Pixels
 
 MAX_BYTES = 4 << 30
 """Memory limit for the cells of one batch, in bytes."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class PixelBuffer:
@@ -88,12 +85,3 @@ class CellCache:
             self._cells[key] = cell
             while self.nbytes > self.max_bytes:
                 self.nbytes -= self._cells.popitem(last=False)[1].nbytes
-
-
-def keep_freed_memory() -> None:
-    """Let the allocator reuse the memory of dropped pictures instead of giving it back to the system and faulting in
-    new pages for the next: a tenth of a worker's time. Does nothing where the C library is not glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)

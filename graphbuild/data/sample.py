@@ -13,9 +13,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 import xxhash
 
-from graphbuild.data.buffers import CellCache, PixelBuffer, check_bytes, keep_freed_memory
+from graphbuild.data.buffers import CellCache, PixelBuffer, check_bytes
 from graphbuild.errors import CorruptNode, GraphError, MissingNode
 from graphbuild.images.codecs import Pixels
+from graphbuild.images.memory import keep_freed_memory
 from graphbuild.kinds.registry import parents_of
 from graphbuild.tasks.config import CellConfig
 from graphbuild.tasks.grid import GridTask

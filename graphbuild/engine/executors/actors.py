@@ -16,6 +16,7 @@ from graphbuild.engine.executors.nodes import Amounts, Node
 from graphbuild.engine.executors.probe import settle_in
 from graphbuild.engine.records import Job, UnitReport
 from graphbuild.engine.worker import Worker
+from graphbuild.images.memory import keep_freed_memory
 from graphbuild.models.device import GpuUse, gpu_use
 
 START_SECONDS = 300.0
@@ -51,6 +52,7 @@ class _Actor:
 
     def __init__(self, graph: tuple[str, str, float], device: str, folder: str, path: Sequence[str]) -> None:
         settle_in(folder, path)
+        keep_freed_memory()
         self._worker = Worker(*graph, device)
         self._counts: Counts = {}
         self._beats = 0
