@@ -65,6 +65,8 @@ def read_json(files: Files, name: str, parse: Callable[[bytes], T]) -> T:
 def read_document(files: Files) -> GraphDocument:
     """`graph.json`, refused when its format or a feature is unknown."""
     if not files.exists("graph.json"):
+        if files.remote:
+            files.names(".")  # fails if it is the bucket that is not there, which an answer to HEAD does not tell
         raise GraphError(
             f"{files.url} is not a graph (no graph.json); give the folder that was --out of a run, or make one with: "
             "graphbuild run --source sample"

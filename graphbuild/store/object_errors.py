@@ -9,14 +9,18 @@ from graphbuild.errors import GraphError, Unreachable
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 _SECRET = re.compile(r"\?[^\s\"')]+")  # Azure signs in the query of a URL
-_CREDENTIALS = (
-    "credentials come from the environment, for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; "
-    "the same on every machine of a cluster"
-)
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
+}
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "InvalidToken")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _NONE = ("169.254.169.254", "metadata", "Received None from session.get_credentials")
 """Where credentials are looked for last."""
+
+_REFUSED = "the credentials are wrong, have expired or lack a right, or this machine's clock is wrong"
+"""Azure does not say which."""
 
 
 class NoAnswer(Unreachable):
@@ -31,19 +35,35 @@ def explained(error: Exception, where: str) -> GraphError | Unreachable:
     """
     text, name = str(error), type(error).__name__
     code, status = _first(_CODE, text), _first(_STATUS, text)
-    said, plain = " ".join(filter(None, (status, code))), _SECRET.sub("?...", text.partition("\n")[0])[:300]
+    said, plain, credentials = " ".join(filter(None, (status, code))), _plain(text), _credentials(where)
     answers: list[tuple[bool, type[GraphError | Unreachable], str]] = [
         (code in _NO_BUCKET, GraphError, f"there is no such bucket ({said}); make it, or correct the URL or endpoint"),
         (status == "416", GraphError, "ends before what was asked for; see graphbuild verify"),
         (name == "NotSupportedError", GraphError, f"the store cannot do this ({said or plain})"),
-        (code in _EXPIRED, Unreachable, f"the credentials have expired ({said}); renew them: {_CREDENTIALS}"),
-        (status in ("401", "403"), Unreachable, f"access denied ({said}); {_CREDENTIALS}"),
-        (status is None and any(word in text for word in _NONE), Unreachable, f"no credentials; {_CREDENTIALS}"),
+        (code in _EXPIRED, Unreachable, f"the credentials have expired ({said}); renew them: {credentials}"),
+        (code == "RequestTimeTooSkewed", Unreachable, f"the clock of this machine is wrong ({said}); set it"),
+        (status in ("401", "403"), Unreachable, f"access denied ({said}); {_REFUSED}; {credentials}"),
+        (status is None and any(word in text for word in _NONE), Unreachable, f"no credentials; {credentials}"),
         (status is None, NoAnswer, f"the store does not answer ({plain}); check the network and the endpoint"),
         (True, Unreachable, f"the store answers {said}; it may be too busy, or the endpoint may be wrong"),
     ]
     kind, why = next((kind, why) for applies, kind, why in answers if applies)
     return kind(f"{where}: {why}")
+
+
+def unusable(error: Exception, url: str) -> GraphError:
+    """The error to raise where there can be no client for a URL: nothing has been asked yet."""
+    return GraphError(f"{url}: {_plain(str(error))}; {_credentials(url)}")
+
+
+def _plain(text: str) -> str:
+    return _SECRET.sub("?...", text.partition("\n")[0])[:300]
+
+
+def _credentials(where: str) -> str:
+    scheme = where.partition(":")[0]
+    variables = f"for {scheme}:// {_VARIABLES.get(scheme, '')}"
+    return f"credentials come from the environment, {variables}; the same on every machine of a cluster"
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str | None:

@@ -24,7 +24,7 @@ from graphbuild.errors import GraphError, Unreachable, writing
 from graphbuild.hashing import checksum
 from graphbuild.store.blocks import Blocks
 from graphbuild.store.files import MOST_BYTES, AlreadyPublished, Held, LocalFiles, Scratch, Span, checksum_of
-from graphbuild.store.object_errors import NoAnswer, explained
+from graphbuild.store.object_errors import NoAnswer, explained, unusable
 from graphbuild.store.workspace import Workspace, remove_dead_workspaces
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ RETRY_SECONDS = 120
 PUT_TRIES = 3
 EVENT_BYTES = 64 << 10
 """Objects do not grow: the last object of an event file is written again until it has as many bytes."""
+
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""Where a user says which server is asked."""
 
 _WINDOW = 16 << 20
 _ALIVE = "alive"
@@ -62,14 +68,22 @@ def open_store(url: str, seconds: float) -> ObjectStore:
         from obstore.store import from_url
     except ImportError as error:
         raise GraphError(f"{url}: object stores need obstore: pip install 'graphbuild[cloud]'") from error
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    client: Any = {"timeout": f"{seconds}s", "connect_timeout": "10s", "allow_http": endpoint.startswith("http://")}
+    client: Any = {"timeout": f"{seconds}s", "connect_timeout": "10s", "allow_http": _names_plain_http(url)}
     retry: Any = {"retry_timeout": timedelta(seconds=RETRY_SECONDS)}
     try:
         provider: Any = _aws_provider() if url.startswith("s3") else None
         return from_url(url, client_options=client, retry_config=retry, credential_provider=provider)
     except (BaseError, ValueError) as error:
-        raise explained(error, url) from None
+        raise unusable(error, url) from None
+
+
+def _names_plain_http(url: str) -> bool:
+    """Whether the environment names a server without TLS, which is a user's to decide."""
+    found = {name: os.environ.get(name) for name in _ENDPOINTS.get(url.partition(":")[0], ())}
+    for name, endpoint in found.items():
+        if endpoint and not endpoint.startswith(("http://", "https://")):  # obstore panics
+            raise GraphError(f"{url}: {name} must begin with https:// or http://")
+    return any(endpoint and endpoint.startswith("http://") for endpoint in found.values())
 
 
 def _aws_provider() -> object | None:
@@ -171,7 +185,10 @@ class ObjectFiles:
     def found(self, name: str) -> Found:
         """One of them."""
         with self._asking(name) as obstore:
-            return _found(obstore.head(self._store, name))
+            try:
+                return _found(obstore.head(self._store, name))
+            except obstore.exceptions.PermissionDeniedError:  # an answer to HEAD has no text that says why
+                return _found(obstore.get(self._store, name).meta)
 
     def read(self, name: str, most: int = MOST_BYTES) -> bytes:
         with self._asking(name) as obstore:
