@@ -27,37 +27,31 @@ class NoAnswer(Unreachable):
     """Whether the store did what it was asked for is not known."""
 
 
-def explained(error: Exception, where: str) -> GraphError | Unreachable:
+def explained(error: Exception, where: str, *, asked: bool = True) -> GraphError | Unreachable:
     """The error to raise for one of obstore's, without what may hold a secret.
 
     Args:
         where: the URL of what was asked for.
+        asked: whether there was a client that could ask.
     """
     text, name = str(error), type(error).__name__
     code, status = _first(_CODE, text), _first(_STATUS, text)
-    said, plain, credentials = " ".join(filter(None, (status, code))), _plain(text), _credentials(where)
+    said, plain = " ".join(filter(None, (status, code))), _SECRET.sub("?...", text.partition("\n")[0])[:300]
+    credentials = _credentials(where)
     answers: list[tuple[bool, type[GraphError | Unreachable], str]] = [
         (code in _NO_BUCKET, GraphError, f"there is no such bucket ({said}); make it, or correct the URL or endpoint"),
         (status == "416", GraphError, "ends before what was asked for; see graphbuild verify"),
         (name == "NotSupportedError", GraphError, f"the store cannot do this ({said or plain})"),
         (code in _EXPIRED, Unreachable, f"the credentials have expired ({said}); renew them: {credentials}"),
-        (code == "RequestTimeTooSkewed", Unreachable, f"the clock of this machine is wrong ({said}); set it"),
+        (code == "RequestTimeTooSkewed", Unreachable, f"the clocks here and of the store differ ({said}); set them"),
         (status in ("401", "403"), Unreachable, f"access denied ({said}); {_REFUSED}; {credentials}"),
         (status is None and any(word in text for word in _NONE), Unreachable, f"no credentials; {credentials}"),
+        (not asked, GraphError, f"{plain}; {credentials}"),
         (status is None, NoAnswer, f"the store does not answer ({plain}); check the network and the endpoint"),
         (True, Unreachable, f"the store answers {said}; it may be too busy, or the endpoint may be wrong"),
     ]
     kind, why = next((kind, why) for applies, kind, why in answers if applies)
     return kind(f"{where}: {why}")
-
-
-def unusable(error: Exception, url: str) -> GraphError:
-    """The error to raise where there can be no client for a URL: nothing has been asked yet."""
-    return GraphError(f"{url}: {_plain(str(error))}; {_credentials(url)}")
-
-
-def _plain(text: str) -> str:
-    return _SECRET.sub("?...", text.partition("\n")[0])[:300]
 
 
 def _credentials(where: str) -> str:

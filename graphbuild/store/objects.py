@@ -24,7 +24,7 @@ from graphbuild.errors import GraphError, Unreachable, writing
 from graphbuild.hashing import checksum
 from graphbuild.store.blocks import Blocks
 from graphbuild.store.files import MOST_BYTES, AlreadyPublished, Held, LocalFiles, Scratch, Span, checksum_of
-from graphbuild.store.object_errors import NoAnswer, explained, unusable
+from graphbuild.store.object_errors import NoAnswer, explained
 from graphbuild.store.workspace import Workspace, remove_dead_workspaces
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def open_store(url: str, seconds: float) -> ObjectStore:
         provider: Any = _aws_provider() if url.startswith("s3") else None
         return from_url(url, client_options=client, retry_config=retry, credential_provider=provider)
     except (BaseError, ValueError) as error:
-        raise unusable(error, url) from None
+        raise explained(error, url, asked=False) from None
 
 
 def _names_plain_http(url: str) -> bool:
