@@ -56,6 +56,22 @@ def test_two_processes_equal_one_and_hand_over_to_it(ground: Ground) -> None:
     assert_same_steps(two, one, uneven)
 
 
+@pytest.mark.numeric
+def test_pissa_in_two_processes_equals_one_and_is_resumed(ground: Ground) -> None:
+    """Guards against processes that take other components out of their weights, at the start or when a run goes on:
+    each would train another model, and average its gradients with the other's."""
+    options = {**OPTIONS, "steps": 3, "lora": {"layers": "attn_ff", "rank": 4, "alpha": 6, "init": "pissa"}}
+    one, two = ground.trained("pissa-one", **options).out, ground.folder / "pissa-two"
+    with uneven_passes():
+        uneven = ground.trained("pissa-uneven", **options).out
+    for steps in (3, 6):
+        done = ground.launch("pissa-two", *TWO, **{**options, "steps": steps})
+        assert done.returncode == 0, done.stderr
+        ground.trained("pissa-one", **{**options, "steps": steps})
+        assert len(recorded(two, "loss")) == steps
+        assert_same_steps(two, one, uneven)
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a batch that is silently smaller than what was asked for."""
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
