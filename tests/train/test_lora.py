@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import peft
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
@@ -205,6 +206,38 @@ def test_narrow_layers_get_a_smaller_rank_at_the_same_scale() -> None:
     scales = {module.scaling["default"] for module in model.modules() if hasattr(module, "scaling")}
     assert scales == {0.25}
     assert adapter_config(model)["rank_pattern"] == {"^proj_out": 8}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [4, 8])
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # which is what is asked for
+def test_outputs_and_gradients_are_those_of_peft(dtype: torch.dtype, alpha: int) -> None:
+    """Guards against a product that is left out where the scale is not 1, another dtype, and an update that stays where
+    it is turned off or another is in use."""
+    model = flux().to(dtype)
+    add_lora(model, LoraConfig(rank=4, alpha=alpha, bias=True), layers_of(FluxFill, model, "all"))
+    stir(model)
+    (theirs := deepcopy(model)).requires_grad_(True)
+    for layer in theirs.modules():
+        vars(layer).pop("forward", None)
+    for each in (model, theirs):
+        each(**cast(inputs(each), dtype), return_dict=False)[0].float().square().mean().backward()
+    found, wanted = (
+        [each.get_parameter(name).grad for name, own in model.named_parameters() if own.requires_grad]
+        for each in (model, theirs)
+    )
+    assert found and all(torch.equal(own, other) for own, other in zip(found, wanted, strict=True))
+    for change in (
+        lambda each: None,
+        lambda each: [layer.scale_layer(2.0) for layer in each.modules() if hasattr(layer, "scale_layer")],
+        lambda each: each.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]), "other"),
+        lambda each: each.disable_adapters(),
+    ):
+        change(model), change(theirs)
+        arguments = cast(inputs(model), dtype)
+        with torch.no_grad():
+            ours, peers = (each(**arguments, return_dict=False)[0] for each in (model, theirs))
+        assert ours.dtype == dtype and torch.equal(ours, peers)
 
 
 def test_a_target_that_is_no_layer_is_refused() -> None:
