@@ -11,6 +11,7 @@ import torch
 
 from graphbuild.errors import GraphError
 from graphbuild_train import preflight
+from graphbuild_train.bases.base import RECENT
 from graphbuild_train.disk_cache import DiskCache, fingerprint
 from graphbuild_train.latent_cache import LatentCache
 from tests.support.tiny_models import save_flex2, save_flux_dev
@@ -122,6 +123,25 @@ def test_what_is_on_disk_is_not_decoded_nor_said_again(ground: Ground, decodes: 
     assert fingerprint(vae) == fingerprint(first.base.pipe.vae)
     next(vae.parameters()).data[0] += 1
     assert fingerprint(vae) != fingerprint(first.base.pipe.vae)
+
+
+def test_words_that_recur_are_encoded_once_and_forgotten_in_time(ground: Ground, monkeypatch: Any) -> None:
+    """Guards against a text encoder that runs for each task whose words were left out, words that are taken for others,
+    and a memory that grows with the captions of a graph."""
+    base = ground.trainer("words").base
+    wanted = [{name: tensor.clone() for name, tensor in base.words(prompt).items()} for prompt in ("", "a", "")]
+    asked: list[str] = []
+    encode = base.words
+    monkeypatch.setattr(base, "words", lambda prompt: asked.append(prompt) or encode(prompt))
+    for _ in range(2):
+        found = base.text(["", "a", ""])
+        for name, tensor in found.items():
+            assert torch.equal(tensor, torch.cat([own[name] for own in wanted]))
+            tensor.zero_()  # what a caller does with it is its own matter
+    assert asked == ["", "a"]
+    base.text([str(number) for number in range(RECENT)])
+    base.text([""])
+    assert asked[-1] == "" and len(asked) == RECENT + 3
 
 
 def test_instructions_that_do_not_fit_are_said_before_the_first_step(ground: Ground) -> None:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from graphbuild.data import GridBatch, GridTasks, collate
+from graphbuild.data.buffers import keep_freed_memory
 from graphbuild.errors import GraphError
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.tasks.mixture import Sampler
@@ -187,6 +188,7 @@ class Trainer(Plan):
         """Prepare the model for training, its optimiser and its data."""
         config, model = self.config, self.base.bare
         sound_attention()
+        keep_freed_memory()
         for graph in self.graphs if self.main and self.restored is None else ():
             if error := keep_snapshot(graph, "training"):
                 raise GraphError(f"{graph.url}: its snapshot cannot be kept ({error}): no run could be resumed")

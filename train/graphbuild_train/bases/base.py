@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -30,6 +30,8 @@ from graphbuild_train.quantise import keep_layout, pack, while_loading
 if TYPE_CHECKING:
     from PIL import Image
 
+RECENT = 32
+"""Instructions whose embeddings are kept: tasks whose words are left out share theirs. 4 MB each for FLUX.1."""
 UNKNOWN_LICENCE = {"license": "other", "license_name": "see-base-model"}
 
 
@@ -97,6 +99,7 @@ class Base(ABC):
         self.cache = LatentCache(0.0)
         self.texts = self.cut = 0
         self.said: DiskCache | None = None
+        self._recent = lru_cache(RECENT)(self._known_words)
         self.draws: Draws = "shared"
 
     @classmethod
@@ -235,9 +238,9 @@ class Base(ABC):
         return stacked([[posterior.sample(draws) for posterior in own] for own, draws in drawn])
 
     def text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What `words` gives for instructions, from the cache or encoded. Each is encoded alone, so that its bits
-        depend neither on the batch nor on the cache."""
-        said = [self._known_words(prompt) for prompt in prompts]
+        """What `words` gives for instructions, if it is not known from the last ones or the cache. Each is encoded
+        alone, so that its bits depend neither on the batch nor on the cache."""
+        said = [self._recent(prompt) for prompt in prompts]
         return {name: torch.cat([own[name] for own in said]).to(self.device) for name in said[0]}
 
     def words(self, prompt: str) -> dict[str, Tensor]:
@@ -246,9 +249,10 @@ class Base(ABC):
 
     @torch.no_grad()
     def _known_words(self, prompt: str) -> dict[str, Tensor]:
+        """From the cache or encoded, in main memory."""
         if (known := self.said.get(prompt) if self.said else None) is not None:
             return known
-        made = self.words(prompt)
+        made = {name: tensor.cpu() for name, tensor in self.words(prompt).items()}
         if self.said:
             self.said.put(prompt, made)
         return made
