@@ -28,12 +28,13 @@ def started(names: Sequence[str], out: Path, *, after: int) -> list[GeneralTrack
     """The trackers of a run in the folder `out`, each with a run of that folder's name.
 
     Args:
-        after: the first step that is to come; TensorBoard drops what a killed process wrote of it and later ones.
+        after: the first step that is to come, 0 for a new run; TensorBoard drops what a killed process wrote of it and
+            later ones, Trackio goes on with the last run of that name.
     """
     options: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": "", "logging_dir": str(out), "purge_step": after},
         "wandb": {"run_name": PROJECT, "name": out.resolve().name, "dir": str(out)},
-        "trackio": {"run_name": PROJECT, "name": out.resolve().name},
+        "trackio": {"run_name": PROJECT, "name": out.resolve().name, "resume": "allow" if after else "never"},
     }
     trackers = [LOGGER_TYPE_TO_CLASS[name](**options[name]) for name in names]
     for tracker in trackers:
