@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from graphbuild.data import GridBatch, GridTasks, collate
-from graphbuild.data.buffers import keep_freed_memory
 from graphbuild.errors import GraphError
+from graphbuild.images.memory import keep_freed_memory
 from graphbuild.store.pins import keep_snapshot
 from graphbuild.tasks.mixture import Sampler
 from graphbuild_train import checkpoint, lora, optimiser, pissa, preflight, resume
