@@ -232,12 +232,15 @@ def test_outputs_and_gradients_are_those_of_peft(dtype: torch.dtype, alpha: int)
         lambda each: [layer.scale_layer(2.0) for layer in each.modules() if hasattr(layer, "scale_layer")],
         lambda each: each.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]), "other"),
         lambda each: each.disable_adapters(),
+        lambda each: each.fuse_lora(),
     ):
-        change(model), change(theirs)
-        arguments = cast(inputs(model), dtype)
+        pair = deepcopy(model), deepcopy(theirs)
+        for each in pair:
+            change(each)
         with torch.no_grad():
-            ours, peers = (each(**arguments, return_dict=False)[0] for each in (model, theirs))
+            ours, peers = (each(**cast(inputs(each), dtype), return_dict=False)[0] for each in pair)
         assert ours.dtype == dtype and torch.equal(ours, peers)
+    assert torch.equal(output(model, torch.float64), output(theirs, torch.float64))  # the update in another dtype, too
 
 
 def test_a_target_that_is_no_layer_is_refused() -> None:

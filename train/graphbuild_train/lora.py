@@ -186,8 +186,8 @@ def _forward(layer: Any, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
     if special or layer.scaling[ADAPTER] != 1:
         return type(layer).forward(layer, x, *arguments, **options)  # type: ignore[no-any-return]
     frozen: Tensor = layer.base_layer(x)
-    shown = x.float() if layer.cast_input_dtype_enabled else x
-    update: Tensor = layer.lora_B[ADAPTER](layer.lora_A[ADAPTER](shown))
+    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    update: Tensor = up(down(x.to(down.weight.dtype) if layer.cast_input_dtype_enabled else x))
     return (frozen + update).to(frozen.dtype)
 
 
