@@ -27,6 +27,7 @@ import boto3
 import pytest
 
 from graphbuild.store.objects import open_store
+from tests.support.ports import free_ports
 
 BUCKET, SECRET = "my-bucket", "mb7Secret0AccessKey"
 START_SECONDS = 60
@@ -84,14 +85,8 @@ def installed(program: str) -> Path:
     return Path(found)
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
-
-
 @contextmanager
-def _running(commands: Mapping[int, Sequence[Any]], folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
+def _running(commands: Mapping[str, Sequence[Any]], folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
     """Servers by the port that each will answer on; they are stopped at the end."""
     with ExitStack() as stack:
         for port, command in commands.items():
@@ -104,11 +99,11 @@ def _running(commands: Mapping[int, Sequence[Any]], folder: Path, environment: M
         yield
 
 
-def _wait_for(port: int, log: Path) -> None:
+def _wait_for(port: str, log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while True:
         try:
-            return socket.create_connection(("127.0.0.1", port)).close()
+            return socket.create_connection(("127.0.0.1", int(port))).close()
         except OSError:
             if time.monotonic() > end:
                 raise TimeoutError(f"a server does not start: {log.read_text()[-2000:]}") from None
@@ -147,13 +142,13 @@ def swift(folder: Path) -> Iterator[Store]:
     another time."""
     proxy = installed("swift-proxy-server")
     python = proxy.with_name("python")
-    asked, ahead, *ports = _free_ports(5)
+    asked, ahead, *ports = free_ports(5)
     (folder / "devices" / "disk").mkdir(parents=True)
     (folder / "swift.conf").write_text(
         "[swift-hash]\nswift_hash_path_suffix = tests\n[storage-policy:0]\nname = one\ndefault = yes\n"
     )
-    subprocess.run([python, "-c", _RINGS, *map(str, ports)], cwd=folder, check=True, capture_output=True)
-    commands: dict[int, Sequence[Any]] = {
+    subprocess.run([python, "-c", _RINGS, *ports], cwd=folder, check=True, capture_output=True)
+    commands: dict[str, Sequence[Any]] = {
         port: [proxy.with_name(f"swift-{kind}-server"), _configured(folder, kind, port, [])]
         for kind, port in zip(_KINDS, ports, strict=True)
     }
@@ -180,7 +175,7 @@ def swift(folder: Path) -> Iterator[Store]:
         )
 
 
-def _configured(folder: Path, kind: str, port: int, filters: Sequence[str]) -> Path:
+def _configured(folder: Path, kind: str, port: str, filters: Sequence[str]) -> Path:
     """The file of settings of one of Swift's servers."""
     text = f"""
 [DEFAULT]
@@ -216,12 +211,12 @@ ACCOUNT, KEY = "tests", base64.b64encode(SECRET.encode()).decode()
 @contextmanager
 def azurite(folder: Path) -> Iterator[Store]:
     """Microsoft's emulator of Azure's blobs, with an account of its own; it checks signatures and their times."""
-    program, (port,) = installed("azurite-blob"), _free_ports(1)
+    program, (port,) = installed("azurite-blob"), free_ports(1)
     endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
     account = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ENDPOINT": endpoint}
     another = base64.b64encode(b"an0therSecret").decode()
     late, lent = (_token(time.time() + seconds) for seconds in (-3600, 3600))
-    command = [program, "--blobPort", str(port), "--location", folder, "--disableTelemetry", "--silent"]
+    command = [program, "--blobPort", port, "--location", folder, "--disableTelemetry", "--silent"]
     with _running({port: command}, folder, {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}):
         _make_container(endpoint)
         yield Store(
