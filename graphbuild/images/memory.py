@@ -13,7 +13,8 @@ _KEPT_BYTES, _BUFFER_BYTES = 256 << 20, 32 << 20
 
 def keep_freed_memory() -> None:
     """Let the allocator of this process reuse what is freed instead of giving it back to the system, which clears every
-    page before it is used again: a tenth of a worker's time. Does nothing where the C library is not glibc."""
+    page before it is used again: a tenth of the time of canny and lines, up to 3 % of a training step's on a CPU. Does
+    nothing where the C library is not glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _BUFFER_BYTES)
