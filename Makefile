@@ -19,9 +19,10 @@ demo: $(VENV)/.core
 test: $(VENV)/.all
 	$(TEST)
 
-# What compares floats, with the kernels of another processor and two threads instead of one.
+# What compares floats, with the kernels of another processor, and with two threads instead of one.
 numeric: $(VENV)/.all
-	OMP_NUM_THREADS=2 $(OTHER_KERNELS) $(TEST) -m numeric
+	$(OTHER_KERNELS) $(TEST) -m numeric
+	OMP_NUM_THREADS=2 $(TEST) -m numeric
 
 # A cluster whose workers, nodes and driver are killed twenty times makes the graph of an undisturbed process. Without
 # other tests beside it: it counts processes that start and die.
