@@ -27,9 +27,9 @@ import boto3
 import pytest
 
 from graphbuild.store.objects import open_store
+from tests.support.object_store import BUCKET, SECRET
 from tests.support.ports import free_ports
 
-BUCKET, SECRET = "my-bucket", "mb7Secret0AccessKey"
 START_SECONDS = 60
 
 
