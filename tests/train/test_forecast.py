@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +132,6 @@ def assert_like(made: Any, table: dict[str, float]) -> None:
     assert made.memory == pytest.approx(sum(table.values()), rel=0.1)
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("lora", "columns", "blocks"),
     [(("attn", 16), 12, (19, 38)), (("attn_ff", 64), 4, (6, 12)), (("all", 256), 2, (6, 12))],
@@ -148,14 +149,39 @@ def test_memory_agrees_with_a_table_by_blocks(
     assert made is not None
     tokens = columns * (384 // 16) ** 2 + TEXT
     assert_like(made, table_of("flux_fill", lora, blocks, tokens=tokens, trained=count.parameters))
-    if blocks == (19, 38):  # measured on an H200 with torch 2.11, whose norms kept float32 copies of 2 to 4 of 13
-        assert made.base + made.lora + made.activations < 61.5 * GIB
-        spared = preflight.pass_of(replace(config, checkpointing=1), planned, 1, columns)
-        assert spared is not None  # 26.2 GiB on the same GPU, of which norms were a hundredth
-        assert spared.base + spared.lora + spared.activations == pytest.approx(26.2 * GIB, rel=0.1)
 
 
-@pytest.mark.numeric
+def cast(forward: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, states: torch.Tensor) -> torch.Tensor:
+    return forward(states.to(dtype))
+
+
+def norms_within_autocast(model: nn.Module) -> None:
+    """Layer norms in float32, and every linear layer with a cast of its own: what autocast did on the GPU."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.Linear):
+            dtype = torch.float32 if isinstance(module, nn.LayerNorm) else module.weight.dtype
+            module.forward = partial(cast, module.forward, dtype)
+
+
+@pytest.mark.parametrize(
+    ("lora", "checkpointing", "compile", "took"),
+    [(("attn", 16), 0, False, 61.5), (("attn", 16), 1, False, 26.2), (("attn", 16), 0, True, 53.3),
+     (("attn_ff", 64), 0, True, 59.5)],
+)  # fmt: skip
+def test_memory_agrees_with_what_a_gpu_took(
+    tmp_path: Path, lora: tuple[str, int], checkpointing: int, compile: bool, took: float
+) -> None:
+    """Guards against a forecast that agrees with a count, and not with a GPU: the table of docs/training.md, 6,912
+    tokens on an H200 with torch 2.11. Layer norms were within autocast then; compiled code fuses their copies away."""
+    config = config_from({"lora": {"layers": lora[0], "rank": lora[1]}, "checkpointing": checkpointing})
+    planned, _ = preflight.planned(config, str(meta_models.flux_fill(tmp_path)))
+    if not compile:
+        norms_within_autocast(planned.bare)
+    made = preflight.pass_of(config, planned, 1, 12)
+    assert made is not None
+    assert made.base + made.lora + made.activations == pytest.approx(took * GIB, rel=0.1)
+
+
 @pytest.mark.parametrize("rank", [16, 64, 256])
 @pytest.mark.parametrize(("base", "blocks"), [("flux_fill", (6, 12)), ("flux2_klein", (3, 12))])
 def test_memory_agrees_with_the_table_for_every_rank_and_size(
@@ -198,7 +224,6 @@ MAPS = 5
 block the input, the branch, their sum and that scaled."""
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize("rank", [16, 64, 256])
 def test_memory_of_sdxl_agrees_with_a_table_by_layers(tmp_path: Path, rank: int) -> None:
     """Guards against a UNet forecast as if all of its blocks saw full resolution, or its VAE in half precision. Fewer
@@ -222,7 +247,6 @@ def test_memory_of_sdxl_agrees_with_a_table_by_layers(tmp_path: Path, rank: int)
         assert made.lora == 16 * count.parameters
 
 
-@pytest.mark.numeric
 def test_checkpointing_copies_and_the_vae_are_counted(tmp_path: Path) -> None:
     """Guards against a forecast without the gradients' buckets, the moving average, or what is computed again."""
     folder = meta_models.flux_fill(tmp_path, num_layers=2, num_single_layers=2)
