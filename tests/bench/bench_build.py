@@ -16,9 +16,13 @@ the uneven end are left out on every side.
 
 Sides take turns; each ratio is taken inside one round. Ray is down while the loop runs. On a machine with other work
 these ratios scatter by tens of percent. `in annotators` then says more: the share of worker time spent decoding and
-annotating. That is the same work on every side, slowed down by other work as much as the rest, so the quotient of two
-shares is the ratio of their speeds as well (`by share`), but for what Ray's daemons and the driver take from the
-workers: about 1 % of two cores.
+annotating, which other work slows down as much as the rest. The quotient of two shares (`by share`) is the ratio of
+what is left for annotators. It counts nothing of what makes them faster: workers keep freed memory, which a plain loop
+gives back to the kernel after each picture and gets anew. And it leaves out what Ray's daemons and the driver take from
+the workers: about 1 % of two cores.
+
+Large sources have shards of 1,024 photos; `--photos 4096` has shards of 512, where what a unit costs once hardly
+counts.
 """
 
 from __future__ import annotations
@@ -101,45 +105,41 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="96 photos, one round")
     parser.add_argument("--photos", type=int, default=1200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", action="append", choices=list(SIDES), help="only this side; may be given again")
     args = parser.parse_args()
     num_photos, rounds = (96, 1) if args.quick else (args.photos, args.rounds)
     folder = Path(tempfile.mkdtemp(prefix="graphbuild-bench-"))
     os.environ["GRAPHBUILD_CACHE"] = str(folder / "cache")
     try:
         photos = write_photos(folder / "photos", num_photos)
-        results = measure(photos, folder, rounds)
+        results = measure(photos, folder, rounds, args.side or list(SIDES))
     finally:
         shutil.rmtree(folder)
     show(results, num_photos)
 
 
-def measure(photos: Path, folder: Path, rounds: int) -> dict[str, list[Measured]]:
+def measure(photos: Path, folder: Path, rounds: int, names: Sequence[str]) -> dict[str, list[Measured]]:
     """Every side once a round, in an order that moves on by one each round."""
-    sides: dict[str, Callable[[Path, Path], Measured]] = {
-        "ours, from photos": ours_from_photos,
-        "loop": loop,
-        "ours, annotators only": ours_annotators,
-        "Ray Data": ray_data,
-    }
     results: dict[str, list[Measured]] = defaultdict(list)
     for number in range(rounds):
-        names = list(sides)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        start = number % len(names)
+        for name in [*names[start:], *names[:start]]:
             out = folder / "out"
-            results[name].append(sides[name](photos, out))
+            results[name].append(SIDES[name](photos, out))
             shutil.rmtree(out)
     return results
 
 
 def show(results: dict[str, list[Measured]], num_photos: int) -> None:
-    print(f"{num_photos} photos {SIDE}x{SIDE} -> canny + lines, {NUM_WORKERS} workers, {len(results['loop'])} rounds")
+    rounds = max(map(len, results.values()))
+    print(f"{num_photos} photos {SIDE}x{SIDE} -> canny + lines, {NUM_WORKERS} workers, {rounds} rounds")
     print(f"{'side':24s} {'items/s':>8s} {'min':>8s} {'max':>8s} {'in annotators':>14s}")
     for name, runs in results.items():
         rates = [run.rate for run in runs]
         share = statistics.median(run.share for run in runs)
         print(f"{name:24s} {statistics.median(rates):8.2f} {min(rates):8.2f} {max(rates):8.2f} {share:14.3f}")
     for ours in (name for name in results if name.startswith("ours")):
-        for other in ("loop", "Ray Data"):
+        for other in (name for name in results if not name.startswith("ours")):
             pairs = list(zip(results[ours], results[other], strict=True))
             ratios, shares = [a.rate / b.rate for a, b in pairs], [a.share / b.share for a, b in pairs]
             spread = f"{min(ratios):.3f}..{max(ratios):.3f}"
@@ -328,6 +328,14 @@ def _block(table: pa.Table) -> pa.Table:
         "stop": [time.time()] * len(made),
     }
     return pa.table(columns)
+
+
+SIDES: dict[str, Callable[[Path, Path], Measured]] = {
+    "ours, from photos": ours_from_photos,
+    "loop": loop,
+    "ours, annotators only": ours_annotators,
+    "Ray Data": ray_data,
+}
 
 
 if __name__ == "__main__":
