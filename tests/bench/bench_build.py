@@ -21,8 +21,8 @@ what is left for annotators. It counts nothing of what makes them faster: worker
 gives back to the kernel after each picture and gets anew. And it leaves out what Ray's daemons and the driver take from
 the workers: about 1 % of two cores.
 
-Large sources have shards of 1,024 photos; `--photos 4096` has shards of 512, where what a unit costs once hardly
-counts.
+Large sources have shards of 1,024 photos; 4,096 photos have shards of 512, where what a unit costs once hardly counts.
+Three rounds take 17 minutes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Measured(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="96 photos, one round")
-    parser.add_argument("--photos", type=int, default=1200)
+    parser.add_argument("--photos", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", action="append", choices=list(SIDES), help="only this side; may be given again")
     args = parser.parse_args()
